@@ -1,0 +1,16 @@
+"""The error that tells a user what was wrong, where, and what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class DropbnError(ValueError):
+    """A request that dropbn refuses. Its message is a sentence for the user, not for a debugger."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> DropbnError:
+    """The error for a `name` that is none of the `known` names of `what`, with the nearest one."""
+    known = list(known)
+    nearest = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
+    return DropbnError(f"Unknown {what} {name!r}. {hint}Known: {', '.join(known)}.")

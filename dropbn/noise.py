@@ -1,0 +1,240 @@
+"""Multiplicative noise: one family, `y = x * m` with `E[m] = 1` and `Var[m] = s2`.
+
+==================  =======================  =================
+noise               m                        s2 = Var[m]
+==================  =======================  =================
+`Dropout`           Bernoulli(keep) / keep   rate / (1 - rate)
+`GaussianDropout`   N(1, s2)                 rate / (1 - rate)
+`Uout`              1 + U(-beta, beta)       beta^2 / 3
+==================  =======================  =================
+
+The variance shift that a noise causes depends on s2 alone: directly before batch normalization of an
+input with mean c and variance v, real / moving variance is `v / (v + s2 (c^2 + v))` (Li et al. 2018,
+eq. 8, written for any noise). Noises are therefore compared fairly at equal s2.
+
+Each class is a drop-in for `flax.linen.Dropout`: the same `rngs={'dropout': key}`, `deterministic`,
+`broadcast_dims` and `rng=`. The amount (`rate` or `beta`) may be a traced scalar, so that one compiled
+step serves every amount.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dropbn.errors import DropbnError, unknown
+
+
+class Noise(nn.Module):
+    """What the family shares: when noise is drawn and from which key. Use a subclass.
+
+    A subclass has the fields of `flax.linen.Dropout` (its own amount first) and defines
+    `multiplier(key, shape) -> float32 m`, `amount` and `s2`.
+    """
+
+    @nn.compact
+    def __call__(
+        self, inputs: jax.Array, deterministic: bool | None = None, rng: jax.Array | None = None
+    ) -> jax.Array:
+        """`inputs * m` in training, `inputs` where `deterministic`.
+
+        Args:
+          inputs: array of any shape and floating dtype.
+          deterministic: True switches the noise off. Give it here or at construction, not in both.
+          rng: the key to draw from; by default one of the `rng_collection` stream.
+
+        Returns:
+          Array of the shape and dtype of `inputs`.
+
+        Raises:
+          DropbnError: noise is on and no `rng_collection` stream was given to `apply`. (Linen itself
+            would silently draw from the 'params' stream.) During `init` the inputs pass unchanged.
+        """
+        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        if deterministic:
+            return self.at_test(inputs)
+        if _is_number(self.amount) and self.amount == 0:
+            return inputs
+        if rng is None:
+            if not self.has_rng(self.rng_collection):
+                if self.is_initializing():
+                    return inputs
+                raise DropbnError(
+                    f"{type(self).__name__} at '{'/'.join(self.path)}' is on but got no random key: call "
+                    f"apply(..., rngs={{'{self.rng_collection}': key}}) or pass deterministic=True."
+                )
+            rng = self.make_rng(self.rng_collection)
+        shape = list(inputs.shape)
+        for dim in self.broadcast_dims:
+            shape[dim] = 1
+        return self.perturb(inputs, rng, tuple(shape))
+
+    def at_test(self, inputs):
+        return inputs
+
+    def perturb(self, inputs, rng, shape):
+        return (inputs * self.multiplier(rng, shape)).astype(inputs.dtype)
+
+
+class Dropout(Noise):
+    """Dropout: m = mask / keep with P(mask = 1) = keep = 1 - rate (Srivastava et al. 2014).
+
+    s2 = rate / (1 - rate). Draws exactly the masks of `flax.linen.Dropout` for the same key and module
+    path. At rate 1 the output is zero and its gradient is zero, not NaN.
+
+    Attributes:
+      rate: probability of dropping a unit, in [0, 1]; a Python number or a traced scalar.
+      broadcast_dims: dimensions that share one draw; (1, 2) drops whole channels of NHWC images.
+      deterministic: True switches the noise off.
+      rng_collection: name of the random stream.
+      scale_at: "train" divides kept units by keep in training (inverted dropout). "test" leaves them
+        unscaled in training and multiplies by keep in test mode, as the original dropout did. Both give
+        batch normalization the same shift ratio, because BN is blind to a constant factor.
+
+    Raises:
+      DropbnError: a rate outside [0, 1] or an unknown `scale_at`.
+    """
+
+    rate: float
+    broadcast_dims: Sequence[int] = ()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+    scale_at: str = "train"
+
+    def __post_init__(self):
+        _check("Dropout", "rate", self.rate, "[0, 1]", lambda rate: 0 <= rate <= 1)
+        if self.scale_at not in ("train", "test"):
+            raise unknown("scale_at", self.scale_at, ("train", "test"))
+        super().__post_init__()
+
+    @property
+    def amount(self):
+        return self.rate
+
+    @property
+    def s2(self):
+        """Var[m] = rate / (1 - rate); infinite at rate 1."""
+        return _odds(self.rate)
+
+    @property
+    def keep(self):
+        # Never in a bfloat16 input's dtype: there 0.9 rounds to 0.8984 and the mask is another one.
+        return jnp.asarray(1.0 - self.rate, jnp.float32)
+
+    def at_test(self, inputs):
+        return inputs if self.scale_at == "train" else inputs * self.keep.astype(inputs.dtype)
+
+    def perturb(self, inputs, rng, shape):
+        mask = jax.random.bernoulli(rng, self.keep, shape)
+        if self.scale_at == "train":
+            # The inner `where` keeps the gradient finite at keep = 0, where every unit is dropped.
+            inputs = inputs / jnp.where(self.keep > 0, self.keep, 1).astype(inputs.dtype)
+        return jnp.where(mask, inputs, jnp.zeros_like(inputs))
+
+
+class GaussianDropout(Noise):
+    """Gaussian dropout: m ~ N(1, s2) with s2 = rate / (1 - rate), the variance of Dropout(rate)'s m.
+
+    Source: Srivastava et al. 2014, section 10. Nothing is rescaled at test time.
+
+    Attributes:
+      rate: in [0, 1); a Python number or a traced scalar.
+      broadcast_dims: dimensions that share one draw.
+      deterministic: True switches the noise off.
+      rng_collection: name of the random stream.
+
+    Raises:
+      DropbnError: a rate outside [0, 1).
+    """
+
+    rate: float
+    broadcast_dims: Sequence[int] = ()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+
+    def __post_init__(self):
+        _check("GaussianDropout", "rate", self.rate, "[0, 1)", lambda rate: 0 <= rate < 1)
+        super().__post_init__()
+
+    @property
+    def amount(self):
+        return self.rate
+
+    @property
+    def s2(self):
+        """Var[m] = rate / (1 - rate)."""
+        return _odds(self.rate)
+
+    def multiplier(self, rng, shape):
+        return 1.0 + jnp.sqrt(jnp.asarray(self.s2, jnp.float32)) * jax.random.normal(rng, shape, jnp.float32)
+
+
+class Uout(Noise):
+    """Uout: m = 1 + r with r ~ U(-beta, beta), s2 = beta^2 / 3 (Li et al. 2018, eq. 15).
+
+    Attributes:
+      beta: half width of the uniform noise, in [0, 1]; a Python number or a traced scalar.
+      broadcast_dims: dimensions that share one draw.
+      deterministic: True switches the noise off.
+      rng_collection: name of the random stream.
+
+    Raises:
+      DropbnError: beta outside [0, 1].
+    """
+
+    beta: float
+    broadcast_dims: Sequence[int] = ()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+
+    def __post_init__(self):
+        _check("Uout", "beta", self.beta, "[0, 1]", lambda beta: 0 <= beta <= 1)
+        super().__post_init__()
+
+    @property
+    def amount(self):
+        return self.beta
+
+    @property
+    def s2(self):
+        """Var[m] = beta^2 / 3."""
+        return self.beta**2 / 3
+
+    def multiplier(self, rng, shape):
+        uniform = jax.random.uniform(rng, shape, jnp.float32, -1.0, 1.0)
+        return 1.0 + jnp.asarray(self.beta, jnp.float32) * uniform
+
+
+KINDS = {"dropout": Dropout, "gaussian": GaussianDropout, "uout": Uout}
+
+
+def amount(config) -> float:
+    """The amount that a config's noise uses: `beta` for uout, `rate` for dropout and gaussian.
+
+    Args:
+      config: has `kind`, `rate` and `beta` (`config.model.noise`); the field its kind does not use is
+        ignored.
+
+    Raises:
+      DropbnError: an unknown kind, or an amount outside its range.
+    """
+    if config.kind not in KINDS:
+        raise unknown("noise", config.kind, KINDS)
+    value = config.beta if config.kind == "uout" else config.rate
+    return KINDS[config.kind](value).amount
+
+
+def _is_number(value) -> bool:
+    """Whether a value is known now: a Python or NumPy number, not a traced array."""
+    return isinstance(value, (int, float, np.number))
+
+
+def _check(noise, field, value, interval, inside):
+    if _is_number(value) and not inside(value):
+        raise DropbnError(f"{noise}: {field} must lie in {interval}, got {value}.")
+
+
+def _odds(rate):
+    return float("inf") if _is_number(rate) and rate == 1 else rate / (1 - rate)

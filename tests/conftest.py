@@ -1,0 +1,36 @@
+"""Eight simulated CPU devices, the doorways' random numbers, and a data directory of the tests' own."""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+os.environ["JAX_PLATFORMS"] = "cpu"
+if "TFDS_DATA_DIR" not in os.environ:
+    os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="dropbn-data-")
+    atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
+
+import absl.logging
+import hypothesis
+import jax
+import pytest
+
+jax.config.update("jax_threefry_partitionable", False)
+absl.logging.set_verbosity(absl.logging.ERROR)
+hypothesis.settings.register_profile("dropbn", deadline=None, derandomize=True, max_examples=50)
+hypothesis.settings.load_profile("dropbn")
+
+
+@pytest.fixture
+def tiny_config():
+    """A network of three blocks, four channels wide, on digits for two epochs."""
+    from configs import digits
+
+    config = digits.get_config()
+    config.model.depth = 8
+    config.model.width = 4
+    config.duration = "2 epochs"
+    config.batch_size = 64
+    config.eval.train_examples = 300
+    return config

@@ -1,0 +1,135 @@
+"""Noise against its closed forms and against flax.linen.Dropout."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dropbn import noise
+from dropbn.errors import DropbnError
+
+KEY = {"dropout": jax.random.key(7)}
+FAMILY = [
+    (noise.Dropout(0.3), 0.3 / 0.7),
+    (noise.Dropout(0.5), 1.0),
+    (noise.Dropout(0.9), 9.0),
+    (noise.GaussianDropout(0.3), 0.3 / 0.7),
+    (noise.GaussianDropout(0.7), 0.7 / 0.3),
+    (noise.Uout(0.5), 0.25 / 3),
+    (noise.Uout(1.0), 1 / 3),
+]
+
+
+@pytest.mark.parametrize(("layer", "s2"), FAMILY, ids=lambda v: type(v).__name__)
+def test_mean_is_one_and_variance_is_s2(layer, s2):
+    number = 1_000_000
+    m = np.asarray(layer.apply({}, jnp.ones(number), deterministic=False, rngs=KEY), np.float64)
+    centred = m - 1
+    # Five standard errors of the mean and of the variance, the latter from the fourth moment.
+    assert abs(m.mean() - 1) < 5 * np.sqrt(s2 / number)
+    standard_error = np.sqrt((np.mean(centred**4) - s2**2) / number)
+    assert abs(np.mean(centred**2) - s2) < 5 * standard_error + 1e-6 * s2
+    assert layer.s2 == pytest.approx(s2)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("broadcast_dims", [(), (1,)])
+def test_dropout_draws_the_masks_of_flax(dtype, broadcast_dims):
+    x = jax.random.normal(jax.random.key(1), (200, 300), dtype)
+
+    class Model(nn.Module):
+        layer: type
+        rate: float
+
+        @nn.compact
+        def __call__(self, x):
+            x = self.layer(self.rate, broadcast_dims, name="inner")(x, deterministic=False)
+            return self.layer(self.rate, broadcast_dims)(x, deterministic=False)
+
+    for rate in (0.1, 0.3, 0.5, 0.9):
+        ours, theirs = (Model(layer, rate).apply({}, x, rngs=KEY) for layer in (noise.Dropout, nn.Dropout))
+        assert ours.dtype == theirs.dtype
+        np.testing.assert_array_equal(ours == 0, theirs == 0)
+        np.testing.assert_allclose(
+            ours.astype(jnp.float32), theirs.astype(jnp.float32), rtol=1e-6 if dtype == jnp.float32 else 2e-2
+        )
+        traced = jax.jit(lambda rate: Model(noise.Dropout, rate).apply({}, x, rngs=KEY))(rate)
+        np.testing.assert_array_equal(traced == 0, theirs == 0)
+
+
+@pytest.mark.parametrize(("layer", "s2"), FAMILY, ids=lambda v: type(v).__name__)
+def test_identity_in_test_mode_and_without_noise(layer, s2):
+    x = jax.random.normal(jax.random.key(0), (5, 3))
+    np.testing.assert_array_equal(layer.apply({}, x, deterministic=True), x)
+    off = type(layer)(0.0)
+    np.testing.assert_array_equal(off.apply({}, x, deterministic=False), x)
+    traced = jax.jit(lambda amount: type(layer)(amount).apply({}, x, deterministic=False, rngs=KEY))
+    np.testing.assert_array_equal(traced(0.0), x)
+
+
+@pytest.mark.parametrize("kind", noise.KINDS)
+def test_one_compilation_serves_every_amount(kind):
+    x = jax.random.normal(jax.random.key(0), (50,))
+    traces = []
+
+    def once(amount, key):
+        traces.append(kind)
+        return noise.KINDS[kind](amount).apply({}, x, deterministic=False, rngs={"dropout": key})
+
+    step, amounts, draws = jax.jit(once), [0.1, 0.5, 0.9], jax.random.split(jax.random.key(3), 3)
+    alone = [step(amount, key) for amount, key in zip(amounts, draws, strict=True)]
+    assert len(traces) == 1
+    assert len({float(y.sum()) for y in alone}) == 3
+    together = jax.jit(jax.vmap(once))(jnp.array(amounts), draws)
+    assert len(traces) == 2
+    np.testing.assert_allclose(together, jnp.stack(alone), rtol=1e-6)
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_gradients_at_the_ends_of_the_range(traced):
+    x = jnp.array([1.0, -2.0, 3.0])
+
+    def gradient(rate):
+        return jax.grad(lambda x: noise.Dropout(rate).apply({}, x, deterministic=False, rngs=KEY).sum())(x)
+
+    gradient = jax.jit(gradient) if traced else gradient
+    np.testing.assert_array_equal(gradient(1.0), jnp.zeros(3))
+    np.testing.assert_array_equal(gradient(0.0), jnp.ones(3))
+
+
+@pytest.mark.parametrize("kind", noise.KINDS)
+def test_a_missing_key_raises_in_apply_but_not_in_init(kind):
+    layer, x = noise.KINDS[kind](0.5), jnp.ones(4)
+    layer.init({"params": jax.random.key(0)}, x, deterministic=False)
+    with pytest.raises(DropbnError, match="no random key"):
+        layer.apply({}, x, deterministic=False, rngs={"params": jax.random.key(0)})
+    with pytest.raises(DropbnError, match="no random key"):
+        layer.apply({}, x, deterministic=False)
+    layer.apply({}, x, False, jax.random.key(0))  # rng= stands for the stream
+
+
+def test_amounts_outside_their_range_are_refused():
+    for wrong in (-0.1, 1.1, np.float32(1.5), float("nan")):
+        for kind in noise.KINDS.values():
+            with pytest.raises(DropbnError, match="must lie in"):
+                kind(wrong)
+    with pytest.raises(DropbnError, match=r"\[0, 1\)"):
+        noise.GaussianDropout(1.0)
+    with pytest.raises(DropbnError, match="Did you mean 'test'"):
+        noise.Dropout(0.5, scale_at="tests")
+
+
+def test_scaling_at_test_time_is_the_same_up_to_keep():
+    x = jax.random.normal(jax.random.key(0), (100,))
+    inverted, original = noise.Dropout(0.3), noise.Dropout(0.3, scale_at="test")
+    for deterministic in (False, True):
+        a, b = (layer.apply({}, x, deterministic=deterministic, rngs=KEY) for layer in (inverted, original))
+        np.testing.assert_allclose(0.7 * a, b, rtol=1e-6)
+
+
+def test_broadcast_dims_drop_whole_channels():
+    y = noise.Dropout(0.5, broadcast_dims=(1, 2)).apply({}, jnp.ones((8, 4, 4, 16)), False, jax.random.key(0))
+    per_channel = np.asarray(y).reshape(8, 16, 16).transpose(0, 2, 1).reshape(-1, 16)
+    assert (per_channel == per_channel[:, :1]).all()
+    assert 0 < (per_channel[:, 0] == 0).mean() < 1

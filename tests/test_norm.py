@@ -1,0 +1,118 @@
+"""BatchNorm against flax.linen.BatchNorm and float64 NumPy, on one device and on eight."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dropbn import norm
+from dropbn.errors import DropbnError
+
+
+def _variables(channels):
+    values = jax.random.normal(jax.random.key(9), (4, channels))
+    return {
+        "params": {"scale": values[0], "bias": values[1]},
+        "batch_stats": {"mean": values[2], "var": jnp.abs(values[3]) + 0.5},
+    }
+
+
+def _input(shape=(16, 3, 3, 5), mean=2.0):
+    return mean + jax.random.normal(jax.random.key(1), shape) * jnp.arange(1, shape[-1] + 1)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_whole_batch_is_flax(dtype):
+    x, variables = _input().astype(dtype), _variables(5)
+    ours = norm.BatchNorm(dtype=dtype)
+    theirs = nn.BatchNorm(momentum=0.9, epsilon=1e-5, use_fast_variance=False, dtype=dtype)
+
+    def run(layer, running):
+        def output(params):
+            y, updated = layer.apply(
+                {**variables, "params": params}, x, use_running_average=running, mutable=["batch_stats"]
+            )
+            return (y.astype(jnp.float32) ** 2 * jnp.arange(5)).sum(), (y, updated)
+
+        return jax.grad(output, has_aux=True)(variables["params"])
+
+    tolerance = 1e-5 if dtype == jnp.float32 else 2e-2
+    for running in (True, False):
+        a, b = run(ours, running), run(theirs, running)
+        assert a[1][0].dtype == dtype
+        jax.tree.map(
+            lambda p, q: np.testing.assert_allclose(
+                p.astype(jnp.float32), q.astype(jnp.float32), rtol=tolerance, atol=tolerance
+            ),
+            a,
+            b,
+        )
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e5])
+@pytest.mark.parametrize("group_size", [0, 4, 16])
+def test_groups_on_one_device_against_numpy(group_size, mean):
+    x, variables = _input(mean=mean), _variables(5)
+    y, updated = norm.BatchNorm(group_size=group_size).apply(
+        variables, x, use_running_average=False, mutable=["batch_stats"]
+    )
+    groups = np.split(np.asarray(x, np.float64), 16 // (group_size or 16))
+    means, variances = ([f(g, axis=(0, 1, 2)) for g in groups] for f in (np.mean, np.var))
+    scale, bias = (np.asarray(variables["params"][k], np.float64) for k in ("scale", "bias"))
+    wanted = [
+        (g - m) / np.sqrt(v + 1e-5) * scale + bias for g, m, v in zip(groups, means, variances, strict=True)
+    ]
+    # At mean 1e5 a float32 input itself is 0.004 coarse, relative to standard deviations of 1 to 5.
+    np.testing.assert_allclose(y, np.concatenate(wanted), atol=1e-4 if mean == 0 else 2e-2)
+    before = variables["batch_stats"]
+    for key, batch in (("mean", means), ("var", variances)):
+        running = 0.9 * np.asarray(before[key]) + 0.1 * np.mean(batch, axis=0)
+        np.testing.assert_allclose(updated["batch_stats"][key], running, rtol=1e-4)
+
+
+@pytest.mark.parametrize("group_size", [0, 1, 2, 4, 8, 16])
+def test_eight_devices_are_one(group_size):
+    x, variables = _input(), _variables(5)
+    layer = norm.BatchNorm(group_size=group_size)
+
+    def loss(variables, x, layer):
+        y, updated = layer.apply(variables, x, use_running_average=False, mutable=["batch_stats"])
+        return (jnp.sin(y) * x).sum(), (y, updated)
+
+    (_, (y, updated)), slope = jax.value_and_grad(loss, argnums=1, has_aux=True)(variables, x, layer)
+    spread = norm.BatchNorm(group_size=group_size, axis_name="batch")
+
+    @functools.partial(jax.pmap, axis_name="batch", in_axes=(None, 0))
+    def on_device(variables, x):
+        (_, (y, updated)), slope = jax.value_and_grad(loss, argnums=1, has_aux=True)(variables, x, spread)
+        return y, jax.lax.pmean(updated, "batch"), slope
+
+    y8, updated8, slope8 = on_device(variables, x.reshape(8, 2, *x.shape[1:]))
+    np.testing.assert_allclose(y8.reshape(y.shape), y, atol=1e-4)
+    np.testing.assert_allclose(slope8.reshape(x.shape), slope, atol=1e-3)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[0], b, rtol=1e-4, atol=1e-5), updated8, updated)
+
+
+def test_the_dtype_of_the_output_is_that_of_flax():
+    x = _input().astype(jnp.bfloat16)
+    for flags in ({}, {"use_scale": False}, {"use_scale": False, "use_bias": False}, {"dtype": jnp.bfloat16}):
+        ours, theirs = (
+            layer(**flags).init_with_output(jax.random.key(0), x, True)[0]
+            for layer in (norm.BatchNorm, nn.BatchNorm)
+        )
+        assert ours.dtype == theirs.dtype, flags
+
+
+def test_groups_that_do_not_fit_are_refused():
+    assert norm.split_groups(0, 16) == (1, None)
+    assert norm.split_groups(4, 16, 8) == (4, None)
+    assert norm.split_groups(8, 4, 4) == (1, [[0, 1], [2, 3]])
+    assert norm.split_groups(0, 4, 2) == (1, [[0, 1]])
+    for group_size, images, devices in [(3, 16, 1), (32, 16, 1), (24, 16, 4), (48, 16, 4), (-4, 16, 1)]:
+        with pytest.raises(DropbnError, match=f"group_size={group_size} does not fit"):
+            norm.split_groups(group_size, images, devices)
+    with pytest.raises(DropbnError, match="no mask"):
+        norm.BatchNorm().init(jax.random.key(0), jnp.ones((4, 3)), False, mask=jnp.ones((4, 1)))
