@@ -1,0 +1,18 @@
+"""A multilayer perceptron with BN and dropout on its layers."""
+
+from dropbn.layers import Size
+from dropbn.models.network import Section
+from dropbn.order import Order, parse
+
+BLOCK = "dense bn relu"
+HEAD = "dense"
+
+
+def sections(config, block: Order, head: Order) -> list[Section]:
+    """`config.depth` hidden layers of `config.width` units, each with a bias."""
+    hidden = [Section(f"layer{i + 1}", block, (Size(config.width, bias=True),)) for i in range(config.depth)]
+    return [
+        Section("input", parse("flatten")),
+        *hidden,
+        Section("head", head, (Size(config.num_classes, bias=True),)),
+    ]

@@ -1,0 +1,57 @@
+"""A result: rows that print as a table and write themselves as JSON and CSV."""
+
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+
+import rich.box
+import rich.table
+import rich.text
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """A table of numbers.
+
+    Attributes:
+      rows: one dict a row, all with the same keys.
+      title: the line above the printed table.
+    """
+
+    rows: list[dict]
+    title: str = ""
+
+    def to_json(self, path=None) -> str:
+        """The rows as JSON, also written to `path` if given."""
+        return _write(json.dumps(self.rows, indent=1), path)
+
+    def to_csv(self, path=None) -> str:
+        """The rows as CSV with a header line, also written to `path` if given."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(self.rows[0]) if self.rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return _write(text.getvalue(), path)
+
+    def __rich__(self) -> rich.table.Table:
+        table = rich.table.Table(title=self.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+        for key in self.rows[0] if self.rows else ():
+            numeric = not isinstance(self.rows[0][key], str)
+            table.add_column(key.replace("_", " "), justify="right" if numeric else "left")
+        for row in self.rows:
+            table.add_row(*map(_cell, row.values()))
+        return table
+
+
+def _cell(value):
+    if isinstance(value, str):
+        return rich.text.Text(value)  # Brackets in a plain string would be read as markup.
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _write(text, path):
+    if path is not None:
+        pathlib.Path(path).write_text(text)
+    return text
