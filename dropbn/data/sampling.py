@@ -1,0 +1,111 @@
+"""Batches taken from a dataset that lives on the device, and their augmentation there.
+
+Everything random is keyed by the epoch and an example's position in the epoch's global order, so that
+order and augmentation are the same on any number of devices.
+"""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from dropbn import keys
+from dropbn.data import Split
+
+
+def epoch_order(seed, epoch, num_examples: int) -> jax.Array:
+    """The order of the training examples in an epoch: a permutation of range(num_examples)."""
+    return jax.random.permutation(keys.key(seed, "shuffle", epoch), num_examples)
+
+
+def train_batch(
+    split: Split, order, step, seed, *, mean, std, batch_size: int, crop_padding=0, flip=False, axis_name=None
+) -> dict[str, jax.Array]:
+    """This device's share of the batch of a training step.
+
+    Args:
+      split: the training split, on the device.
+      order: `epoch_order` of the epoch that `step` belongs to.
+      step: 0-based step since the start of training.
+      seed: the run's seed.
+      mean, std: of the channels, in units of 0 to 1.
+      batch_size: images a step over all devices.
+      crop_padding, flip: see `augment`.
+      axis_name: device axis, None for one device.
+
+    Returns:
+      {"image": float32 (batch_size / devices, height, width, channels), "label": int32}.
+    """
+    epoch, step_in_epoch = jnp.divmod(step, len(order) // batch_size)
+    position = _positions(step_in_epoch, batch_size, axis_name)
+    examples = order[position]
+    images = split.images[examples]
+    if crop_padding or flip:
+        of_example = jax.vmap(lambda p: keys.key(seed, "augment", epoch, p))(position)
+        images = augment(images, of_example, crop_padding, flip)
+    return {"image": normalize(images, mean, std), "label": split.labels[examples]}
+
+
+def augment(images: jax.Array, of_example: jax.Array, crop_padding: int, flip: bool) -> jax.Array:
+    """Pads uint8 images with `crop_padding` zeros, crops at random, and flips half of them sideways.
+
+    Args:
+      images: (batch, height, width, channels).
+      of_example: a random key for each image.
+      crop_padding: pixels of zeros on each side.
+      flip: whether to flip.
+    """
+    pad = crop_padding
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+
+    def one(image, key):
+        crop_key, flip_key = jax.random.split(key)
+        top, left = jax.random.randint(crop_key, (2,), 0, 2 * pad + 1)
+        crop = lax.dynamic_slice(image, (top, left, 0), images.shape[1:])
+        return jnp.where(flip & jax.random.bernoulli(flip_key), crop[:, ::-1], crop)
+
+    return jax.vmap(one)(padded, of_example)
+
+
+def normalize(images, mean, std):
+    """uint8 images as float32, (x / 255 - mean) / std per channel."""
+    return (images.astype(np.float32) / 255 - mean) / std
+
+
+def eval_batch(split: Split, index, *, mean, std, batch_size: int, axis_name=None) -> dict[str, jax.Array]:
+    """This device's share of the `index`-th batch in the split's own order, padded at the end.
+
+    Returns:
+      {"image", "label", "mask"}: the mask is False for the padding, which repeats the last image, so
+      that every image counts exactly once.
+    """
+    position = _positions(index, batch_size, axis_name)
+    last = split.labels.shape[0] - 1
+    examples = jnp.minimum(position, last)
+    return {
+        "image": normalize(split.images[examples], mean, std),
+        "label": split.labels[examples],
+        "mask": position <= last,
+    }
+
+
+def shuffled(split: Split, seed: int) -> Split:
+    """A split on the host in a random but fixed order."""
+    order = np.asarray(epoch_order(seed, 0, len(split.labels)))
+    return Split(split.images[order], split.labels[order])
+
+
+def plain_batches(split: Split, batch_size: int, mean, std) -> Iterator[dict[str, np.ndarray]]:
+    """All images of a split on the host, in its own order; the last batch is as short as it is."""
+    for start in range(0, len(split.labels), batch_size):
+        rows = slice(start, start + batch_size)
+        yield {"image": normalize(split.images[rows], mean, std), "label": split.labels[rows]}
+
+
+def _positions(index, batch_size, axis_name):
+    """Positions in the global order of this device's share of the `index`-th batch."""
+    devices, rank = (lax.axis_size(axis_name), lax.axis_index(axis_name)) if axis_name else (1, 0)
+    share = batch_size // devices
+    return index * batch_size + rank * share + jnp.arange(share)

@@ -1,0 +1,225 @@
+"""Data: the digits themselves, and batches that do not depend on the number of devices."""
+
+import dataclasses
+import functools
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from configs import base
+from dropbn import data
+from dropbn.data import sampling
+from dropbn.errors import DropbnError
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load(base.get_config().data)
+
+
+def test_digits_are_scikit_learns(digits):
+    source = load_digits()
+    pixels = np.round(source.images * (255 / 16)).astype(np.uint8)
+    is_test = np.arange(1797) % 5 == 0
+    for split, rows in ((digits.train, ~is_test), (digits.test, is_test)):
+        assert split.images.shape == (rows.sum(), 8, 8, 1) and split.images.dtype == np.uint8
+        found = sorted((image.tobytes(), int(label)) for image, label in zip(*split, strict=True))
+        wanted = sorted((p.tobytes(), int(t)) for p, t in zip(pixels[rows], source.target[rows], strict=True))
+        assert found == wanted
+    assert digits.num_classes == 10
+    assert digits.mean == pytest.approx(pixels[~is_test].mean() / 255, rel=1e-6)
+    assert digits.std == pytest.approx(pixels[~is_test].std() / 255, rel=1e-6)
+
+
+def test_processes_that_prepare_the_data_at_once(tmp_path):
+    code = (
+        "from configs import base; from dropbn import data; c = base.get_config().data; "
+        f"c.dir = {str(tmp_path)!r}; print(len(data.load(c).train.labels))"
+    )
+    command = [sys.executable, "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(2)]
+    for process in both:
+        printed, errors = process.communicate()
+        assert printed.strip() == "1437", errors
+
+
+def test_unknown_dataset_and_unwritable_directory(tmp_path):
+    config = base.get_config().data
+    config.name = "digit"
+    with pytest.raises(DropbnError, match=r"Unknown dataset 'digit'\. Did you mean 'digits'"):
+        data.load(config)
+    config.name, config.dir = "digits", str(tmp_path / "file" / "below")
+    (tmp_path / "file").write_text("not a directory")
+    with pytest.raises(DropbnError, match="Cannot prepare or read dataset 'digits'"):
+        data.load(config)
+
+
+@pytest.mark.parametrize("name", data.STOCK)
+def test_a_prepared_stock_dataset_is_read_without_tensorflow(name, tmp_path):
+    """Random images in the layout and version of tensorflow-datasets stand in for the real archive."""
+    stock = tfds.builder(name, data_dir=tmp_path, file_format="array_record")
+    features, config = stock.info.features, base.get_config().data
+    config.name, config.dir = name, str(tmp_path)
+    with pytest.raises(DropbnError, match=f"'{name}' is not prepared .*\n  pip install tensorflow-cpu"):
+        data.load(config)
+
+    rng = np.random.default_rng(0)
+    given = {
+        split: [
+            (rng.integers(0, 256, features["image"].shape).astype(np.uint8), int(rng.integers(10)))
+            for _ in range(number)
+        ]
+        for split, number in (("train", 12), ("test", 5))
+    }
+
+    class Synthetic(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = stock.version
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in given}
+
+        def _generate_examples(self, split):
+            for i, (pixels, label) in enumerate(given[split]):
+                example = {"image": Image.fromarray(pixels.squeeze()), "label": label}
+                others = {"id": str(i), "coarse_label": 0}
+                yield i, example | {key: value for key, value in others.items() if key in features}
+
+    Synthetic.name = name
+    Synthetic(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    found = data.load(config)
+    assert "tensorflow" not in sys.modules
+    assert found.num_classes == features["label"].num_classes
+    for split, examples in given.items():
+        images, labels = getattr(found, split)
+        assert sorted((image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)) == (
+            sorted((pixels.tobytes(), label) for pixels, label in examples)
+        )
+
+
+def test_plain_images_are_spread_over_the_split(digits):
+    for number in (0, 1437, 10_000):
+        np.testing.assert_array_equal(digits.plain(number).images, digits.train.images)
+    by_class = data.Split(np.arange(100).reshape(100, 1, 1, 1).astype(np.uint8), np.repeat(np.arange(10), 10))
+    found = dataclasses.replace(digits, train=by_class).plain(30)
+    np.testing.assert_array_equal(np.bincount(found.labels), np.full(10, 3))
+    np.testing.assert_array_equal(found.images.squeeze() // 10, found.labels)
+
+
+SPLIT = data.Split(  # on the host
+    np.random.default_rng(0).integers(0, 256, (50, 6, 6, 3)).astype(np.uint8), np.arange(50, dtype=np.int32)
+)
+ON_DEVICE = jax.device_put(SPLIT)
+MEAN, STD = np.float32([0.5, 0.4, 0.3]), np.float32([0.2, 0.3, 0.4])
+
+
+def _on_devices(function, devices):
+    """The global batch that `function(axis_name)` makes on so many devices."""
+    mapped = jax.pmap(lambda _: function("batch"), "batch", devices=jax.devices()[:devices])
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), mapped(jnp.arange(devices)))
+
+
+@pytest.mark.parametrize("augmented", [False, True])
+def test_order_and_augmentation_do_not_depend_on_the_devices(augmented):
+    order = sampling.epoch_order(3, 1, 50)
+    make = functools.partial(
+        sampling.train_batch,
+        ON_DEVICE,
+        order,
+        9,
+        3,
+        mean=MEAN,
+        std=STD,
+        batch_size=8,
+        crop_padding=2 * augmented,
+        flip=augmented,
+    )
+    alone = make()
+    for devices in (2, 8):
+        spread = _on_devices(lambda name: make(axis_name=name), devices)
+        np.testing.assert_array_equal(spread["label"], alone["label"])
+        # Another program may round the last bit; another crop would differ by more than 1 / 255 / std.
+        np.testing.assert_allclose(spread["image"], alone["image"], atol=1e-5)
+
+
+def test_an_epoch_shows_every_image_once_and_epochs_differ():
+    orders = [np.asarray(sampling.epoch_order(0, epoch, 50)) for epoch in range(2)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert (orders[0] != orders[1]).any()
+    seen = [
+        sampling.train_batch(ON_DEVICE, orders[1], 5 + i, 0, mean=MEAN, std=STD, batch_size=10)["label"]
+        for i in range(5)
+    ]
+    np.testing.assert_array_equal(np.concatenate(seen), orders[1])
+
+
+def test_augmentation_crops_and_flips_each_image_by_its_own_key():
+    keys = jax.random.split(jax.random.key(0), 50)
+    out = np.asarray(sampling.augment(ON_DEVICE.images, keys, 2, True))
+    padded = np.pad(SPLIT.images, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    seen = set()
+    for i in range(50):
+        found = [
+            (top, left, flipped)
+            for top in range(5)
+            for left in range(5)
+            for flipped in (1, -1)
+            if (padded[i, top : top + 6, left : left + 6][:, ::flipped] == out[i]).all()
+        ]
+        assert len(found) == 1
+        seen.add(found[0])
+    assert len({s[0] for s in seen}) == len({s[1] for s in seen}) == 5
+    assert 10 <= sum(s[2] == 1 for s in seen) <= 40
+    unflipped = np.asarray(sampling.augment(ON_DEVICE.images, keys, 0, False))
+    np.testing.assert_array_equal(unflipped, SPLIT.images)
+
+
+def test_augmentation_differs_from_epoch_to_epoch():
+    """The same image at the same position of two epochs, in orders that are one and the same."""
+    order = jnp.arange(50)
+    make = functools.partial(
+        sampling.train_batch, ON_DEVICE, order, seed=0, mean=MEAN, std=STD, batch_size=25, crop_padding=2
+    )
+    first, second = make(0), make(2)
+    np.testing.assert_array_equal(first["label"], second["label"])
+    assert (np.abs(first["image"] - second["image"]).max((1, 2, 3)) > 0.1).mean() > 0.8
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_evaluation_counts_every_image_once(devices):
+    labels, masks = [], []
+    for i in range(4):
+        batch = _on_devices(
+            lambda name, i=i: sampling.eval_batch(
+                ON_DEVICE, i, mean=MEAN, std=STD, batch_size=16, axis_name=name
+            ),
+            devices,
+        )
+        labels.append(batch["label"])
+        masks.append(batch["mask"])
+        wanted = (SPLIT.images[batch["label"]] / 255 - MEAN) / STD
+        np.testing.assert_allclose(batch["image"], wanted, rtol=1e-5, atol=1e-6)
+    labels, masks = np.concatenate(labels), np.concatenate(masks)
+    np.testing.assert_array_equal(labels[masks], np.arange(50))
+
+
+def test_batches_on_the_host_end_short_and_shuffle_by_seed():
+    batches = list(sampling.plain_batches(SPLIT, 16, MEAN, STD))
+    assert [len(batch["label"]) for batch in batches] == [16, 16, 16, 2]
+    np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), SPLIT.labels)
+    mixed = sampling.shuffled(SPLIT, 1)
+    assert (mixed.labels != SPLIT.labels).any() and sorted(mixed.labels) == sorted(SPLIT.labels)
+    np.testing.assert_array_equal(mixed.images, SPLIT.images[mixed.labels])
