@@ -1,0 +1,131 @@
+"""Every field of a config, with its default. A study's config starts from here and changes some."""
+
+from ml_collections import ConfigDict
+
+from dropbn.errors import DropbnError, unknown
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+
+    config.seed = 0  # of the initial weights, the order of the data, the augmentation and the noise
+    config.batch_size = 128  # images a step, over all devices
+    # Durations are one number and one unit: "164 epochs", "2000 steps" or "640000 examples".
+    config.duration = "10 epochs"
+    config.checkpoint_every = "1 epochs"  # or more, to the end of an epoch; the last one is always saved
+
+    config.data = data = ConfigDict()
+    data.name = "digits"  # or "folder:PATH" with PATH/train/<class>/*.png, or "npz:PATH"
+    data.dir = ""  # where prepared data lies; "" is tensorflow-datasets' default, ~/tensorflow_datasets
+    data.crop_padding = 0  # pixels of zeros around a training image before a random crop of its size
+    data.flip = False  # flips half of the training images from left to right
+
+    config.model = model = ConfigDict()
+    model.name = "preresnet"  # a family of dropbn/models
+    model.num_classes = 0  # 0: as many as the data has
+    model.depth = 20  # as in the network's name; each family says which depths it has
+    model.width = 16  # channels of the first stage; densenet: growth rate; mlp: units
+    model.cardinality = 8  # groups of a resnext's convolutions
+    # The order of the layers of a block and of the head, "" being the published one of the model; the
+    # language is described in dropbn/order.py.
+    model.block = ""
+    model.head = ""
+    model.place = ""  # a named position for the noise (dropbn/places.py): "a", "P4", "H4", "last", ...
+    model.activation = ""  # what "act" stands for in the orders
+    model.dtype = "float32"  # or "bfloat16": computation only; parameters and statistics stay float32
+
+    model.noise = noise = ConfigDict()
+    noise.kind = "dropout"  # "dropout", "gaussian" or "uout"
+    noise.rate = 0.0  # drop probability; for dropout and gaussian
+    noise.beta = 0.0  # half width; for uout
+
+    model.bn = bn = ConfigDict()
+    bn.momentum = 0.9  # share of the old running statistics that a step keeps (PyTorch's 0.1)
+    bn.epsilon = 1e-5
+    bn.group_size = 0  # images per statistic; 0: the whole batch, over all devices
+
+    config.optimizer = optimizer = ConfigDict()
+    optimizer.learning_rate = 0.1
+    optimizer.momentum = 0.9
+    optimizer.nesterov = False
+    optimizer.weight_decay = 1e-4  # L2, on all parameters, added to the gradient
+    optimizer.schedule = "constant"  # "constant", "step" or "cosine" (to zero at the end)
+    optimizer.decay_at = ("81 epochs", "122 epochs")  # when schedule="step" multiplies by decay_factor
+    optimizer.decay_factor = 0.1
+    optimizer.warmup = "0 epochs"  # linear from zero, before any schedule
+
+    config.eval = evaluation = ConfigDict()
+    # Training images, evenly spread and without augmentation, for the accuracy in test mode after each
+    # epoch and for the tables of eval.py; 0: all of them.
+    evaluation.train_examples = 10_000
+
+    return config
+
+
+def cell(arg: str, networks: dict, *, places: tuple[str, ...], rate: float = 0.0) -> ConfigDict:
+    """One cell of a paper's table: "network,dataset[,place=...][,rate=...|,beta=...][,seed=...][,quick]".
+
+    Args:
+      arg: the cell, as after the colon of --config=configs/study.py:ARG.
+      networks: name -> {"model": fields of config.model, "training": duration, decays, weight decay and
+        batch size, "quick": fields of config.model for a laptop}.
+      places: the positions that the study knows.
+      rate: the drop probability where a place is given without one.
+
+    Raises:
+      DropbnError: a word that is none of these.
+    """
+    words = arg.split(",")
+    if len(words) < 2:
+        raise DropbnError(f"'{arg}': give network,dataset first, such as {next(iter(networks))},cifar10.")
+    (network, dataset, *rest), config = words, get_config()
+    if network not in networks:
+        raise unknown("network", network, networks)
+    config.data.name, config.data.crop_padding, config.data.flip = dataset, 4, True
+    config.model.update(networks[network]["model"])
+    training = dict(networks[network]["training"])
+    config.duration = training.pop("duration")
+    config.batch_size = training.pop("batch_size", 128)
+    config.optimizer.update(training, schedule="step")
+    for word in rest:
+        key, _, value = word.partition("=")
+        if key == "place":
+            if value not in places:
+                raise unknown("place", value, places)
+            config.model.place, config.model.noise.rate = value, config.model.noise.rate or rate
+        elif key == "rate":
+            config.model.noise.rate = _number(word)
+        elif key == "beta":
+            config.model.noise.kind, config.model.noise.beta = "uout", _number(word)
+        elif key == "seed":
+            config.seed = int(_number(word))
+        elif word == "quick":
+            config.model.update(networks[network]["quick"])
+            config.data.name, config.data.crop_padding, config.data.flip = "digits", 1, False
+            config.duration, config.batch_size, config.optimizer.schedule = "2 steps", 16, "constant"
+            config.eval.train_examples = 100
+        else:
+            raise unknown("word", word, ("place=", "rate=", "beta=", "seed=", "quick"))
+    return config
+
+
+def _number(word):
+    try:
+        return float(word.partition("=")[2])
+    except ValueError:
+        raise DropbnError(f"'{word}' gives no number.") from None
+
+
+def cells(table: dict) -> list[dict]:
+    """[{"arg": a cell that `get_config` takes, "paper": the paper's value}] of a table.
+
+    Args:
+      table: {"networks", "columns": what each column adds to "network,dataset", "paper": dataset -> a row for
+        each network with a value for each column}.
+    """
+    return [
+        {"arg": f"{network},{dataset}{column}", "paper": value}
+        for dataset, rows in table["paper"].items()
+        for network, row in zip(table["networks"], rows, strict=True)
+        for column, value in zip(table["columns"], row, strict=True)
+    ]

@@ -1,0 +1,70 @@
+"""What train.py and eval.py share: flags, settings of the process, errors as sentences."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Callable
+
+import absl.logging
+import jax
+from absl import app, flags
+
+from dropbn.errors import DropbnError
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags and calls `main()`; what the user got wrong ends in a sentence, not a traceback."""
+    absl.logging.set_verbosity(absl.logging.ERROR)
+    # Before anything is drawn: on CPU this form of threefry draws dropout masks 2 to 3 times faster and
+    # compiles several times faster. Every draw depends on it, so it is fixed once for all runs.
+    jax.config.update("jax_threefry_partitionable", False)
+
+    def guarded(argv):
+        if argv[1:]:
+            _exit(f"unexpected argument {argv[1]!r}; flags begin with -- and take their value after =", 2)
+        try:
+            main()
+        except DropbnError as error:
+            _exit(str(error), 1)
+        except KeyboardInterrupt:
+            _exit("interrupted; the same command goes on from the last checkpoint", 130)
+
+    app.run(guarded, flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def parsing():
+    """Turns errors of defining and parsing flags into a sentence.
+
+    A config flag with a default needs it around its definition, where it already reads the overrides.
+    """
+    try:
+        yield
+    except OSError as error:
+        _exit(f"cannot load the config: {str(error).strip().splitlines()[-1].strip()}", 2)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        # What get_config itself refused reaches us wrapped in its traceback.
+        cause = error
+        while cause is not None:
+            if isinstance(cause, DropbnError) and "Traceback" not in str(cause):
+                _exit(str(cause), 2)
+            cause = cause.__cause__ or cause.__context__
+        # For a key that a config lacks, ml_collections raises an AttributeError or KeyError whose text is
+        # the key, quoted once or twice, and on a second line the nearest one.
+        text = str(error.args[0] if error.args else error)
+        plain = text.replace("\\n", "\n").replace("\\'", "'").strip("'\"")
+        key = re.match(r"(\w+)'?(?:\n(.*))?$", plain)
+        _exit(f"the config has no field '{key[1]}'. {key[2] or ''}".strip() if key else text, 2)
+
+
+def _parse(argv):
+    with parsing():
+        argv = flags.FLAGS(argv)
+        if "config" in flags.FLAGS:
+            flags.FLAGS.config.lock()  # Raises what loading the file raised.
+        return argv
+
+
+def _exit(message, status):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)

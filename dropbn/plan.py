@@ -1,0 +1,82 @@
+"""What a config means for a dataset on this machine."""
+
+import functools
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import optax
+
+from dropbn import data, durations, models, norm, optimizer, parallel, steps
+from dropbn.errors import DropbnError
+
+
+class Plan(NamedTuple):
+    """What a config means for a dataset on this machine.
+
+    Attributes:
+      model: the network on one device, for evaluation.
+      tx: the optimizer.
+      devices: where it trains.
+      steps_per_epoch: full batches in an epoch.
+      total_steps: length of the run.
+      checkpoint_every: least number of steps from one checkpoint to the next.
+    """
+
+    model: nn.Module
+    tx: optax.GradientTransformation
+    devices: list[jax.Device]
+    steps_per_epoch: int
+    total_steps: int
+    checkpoint_every: int
+
+
+def make_plan(config, dataset: data.Dataset) -> Plan:
+    """Checks a config against a dataset and derives the run's numbers; fills in `model.num_classes`.
+
+    Raises:
+      DropbnError: what does not fit, before anything is written.
+    """
+    num_examples = len(dataset.train.labels)
+    for field, low, high in (
+        ("seed", 0, 2**31 - 1),
+        ("batch_size", 1, num_examples),
+        ("data.crop_padding", 0, None),
+        ("model.width", 1, None),
+        ("model.cardinality", 1, None),
+        ("model.bn.momentum", 0, 1 - 1e-6),  # at 1 the statistics would never move
+        ("model.bn.epsilon", 1e-12, None),
+        ("eval.train_examples", 0, None),
+    ):
+        value = functools.reduce(getattr, field.split("."), config)
+        if value < low or (high is not None and value > high):
+            raise DropbnError(
+                f"{field}={value}: give {low} to {high}." if high else f"{field}={value}: give {low} or more."
+            )
+    steps_per_epoch = num_examples // config.batch_size
+    config.model.num_classes = config.model.num_classes or dataset.num_classes
+    if config.model.num_classes < dataset.num_classes:
+        raise DropbnError(
+            f"model.num_classes={config.model.num_classes}, but the data has {dataset.num_classes} classes; "
+            "0 takes as many as the data has."
+        )
+    to_steps = functools.partial(durations.steps, batch_size=config.batch_size, num_examples=num_examples)
+    total_steps = to_steps(config.duration)
+    if not total_steps:
+        raise DropbnError(f"duration={config.duration!r} is less than one step.")
+    devices = parallel.devices_for(config.batch_size)
+    norm.split_groups(config.model.bn.group_size, config.batch_size // len(devices), len(devices))
+    return Plan(
+        models.create(config.model),
+        optimizer.create(config.optimizer, to_steps, total_steps),
+        devices,
+        steps_per_epoch,
+        total_steps,
+        max(1, to_steps(config.checkpoint_every)),
+    )
+
+
+def abstract_state(config, dataset: data.Dataset, plan: Plan) -> steps.TrainState:
+    """The shapes of the run's state, without computing it; refuses orders that do not fit the images."""
+    create = functools.partial(steps.create_state, plan.model, plan.tx, config.seed)
+    return jax.eval_shape(lambda: create(dataset.train.images.shape[1:]))

@@ -1,0 +1,211 @@
+"""Training: the run that a config describes."""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dropbn import checkpoint, data, models, noise, parallel, steps, workdir
+from dropbn.data import sampling
+from dropbn.errors import DropbnError
+from dropbn.plan import Plan, abstract_state, make_plan
+from dropbn.progress import Progress
+
+
+class Programs(NamedTuple):
+    """The compiled functions of a run; each takes and returns values stacked over the devices.
+
+    Attributes:
+      order: (hyper, epoch) -> the epoch's order.
+      train: (state, train split, order, hyper) -> (state, sums). The state's memory is donated.
+      batch: (split, index) -> a masked batch for `evaluate`.
+      evaluate: (state, masked batch) -> sums.
+    """
+
+    order: Callable
+    train: Callable
+    batch: Callable
+    evaluate: Callable
+
+
+def programs(config, dataset: data.Dataset, plan: Plan) -> Programs:
+    """Composes sampling and steps for the devices of the plan."""
+    axis_name = parallel.AXIS
+    sampled = {
+        "batch_size": config.batch_size,
+        "axis_name": axis_name,
+        "mean": dataset.mean,
+        "std": dataset.std,
+    }
+    augmented = {"crop_padding": config.data.crop_padding, "flip": config.data.flip}
+
+    def order(hyper, epoch):
+        return sampling.epoch_order(hyper.seed, epoch, len(dataset.train.labels))
+
+    def train(state, split, order, hyper):
+        batch = sampling.train_batch(split, order, state.step, hyper.seed, **sampled, **augmented)
+        return steps.train_step(
+            state,
+            batch,
+            hyper,
+            build=lambda hyper: models.create(config.model, hyper.amount, axis_name),
+            tx=plan.tx,
+            axis_name=axis_name,
+        )
+
+    on_each = functools.partial(parallel.on_each, devices=plan.devices)
+    return Programs(
+        on_each(order, in_axes=(0, None)),
+        on_each(train, donate=0),
+        on_each(functools.partial(sampling.eval_batch, **sampled), in_axes=(0, None)),
+        on_each(functools.partial(steps.eval_step, model=plan.model, axis_name=axis_name)),
+    )
+
+
+def train_and_evaluate(
+    config, directory, dataset: data.Dataset | None = None
+) -> tuple[steps.TrainState, list[dict]]:
+    """Runs a config in a workdir, from its last checkpoint if it has one.
+
+    After every epoch, and at the end, the training accuracy in train mode and in test mode and the test
+    accuracy go to metrics.jsonl and to the terminal. The state goes to a checkpoint at the first end of an
+    epoch that is `config.checkpoint_every` after the last one, and at the end.
+
+    Args:
+      config: a config with the fields of `configs/base.py`.
+      directory: the workdir.
+      dataset: the data, by default that of the config.
+
+    Returns:
+      (final state on the host, all records of metrics.jsonl).
+
+    Raises:
+      DropbnError: anything in the config that does not fit, before anything is written; a workdir of
+        another run, of a run under way, or of one whose checkpoints are gone; a checkpoint that cannot be
+        restored; a loss that is not finite.
+    """
+    dataset = dataset or data.load(config.data)
+    plan = make_plan(config, dataset)
+    like = abstract_state(config, dataset, plan)
+    directory = workdir.claim(directory, config)
+    with (
+        workdir.lock(directory),
+        Progress(_headline(config, dataset, plan), plan.total_steps, config.batch_size) as progress,
+        checkpoint.manager(directory / "checkpoints") as checkpoints,
+    ):
+        if checkpoints.all_steps():
+            state = checkpoint.restore(checkpoints, like)
+        else:
+            _refuse_lost_checkpoints(directory, plan)
+            state = steps.create_state(plan.model, plan.tx, config.seed, dataset.train.images.shape[1:])
+        step = saved = int(state.step)
+        progress.resume(step)
+        run = programs(config, dataset, plan)
+        replicate = functools.partial(parallel.replicate, devices=plan.devices)
+        state = replicate(state)
+        train, test = replicate(dataset.train), replicate(dataset.test)
+        plain = replicate(dataset.plain(config.eval.train_examples))
+        hyper = replicate(steps.Hyper(config.seed, noise.amount(config.model.noise), 1.0))
+        with workdir.metrics_writer(directory, step) as write:
+            while step < plan.total_steps:
+                epoch, done = divmod(step, plan.steps_per_epoch)
+                num_steps = min(plan.steps_per_epoch - done, plan.total_steps - step)
+                order = run.order(hyper, epoch)
+                state, sums, seconds = _train_steps(
+                    num_steps, run.train, state, (train, order, hyper), progress
+                )
+                losses = [part["loss"] for part in sums]
+                _refuse_nonfinite(losses, step + 1, saved)
+                step += num_steps
+                on_train = _means(sums)
+                on_plain, on_test = (
+                    _evaluate(run, state, split, config.batch_size) for split in (plain, test)
+                )
+                # The last step's update may have been the one that diverged.
+                _refuse_nonfinite([on_plain["loss"] + on_test["loss"]], step, saved)
+                record = {
+                    "step": step,
+                    "epoch": step / plan.steps_per_epoch,
+                    "train/loss": on_train["loss"],
+                    "train/accuracy": on_train["accuracy"],
+                    "train/accuracy_test_mode": on_plain["accuracy"],
+                    "test/loss": on_test["loss"],
+                    "test/accuracy": on_test["accuracy"],
+                    "images_per_second": num_steps * config.batch_size / seconds,
+                }
+                write(record)
+                progress.epoch(record)
+                if step - saved >= plan.checkpoint_every or step == plan.total_steps:
+                    checkpoint.save(checkpoints, step, parallel.first(state), record["test/accuracy"])
+                    saved = step
+    records = workdir.read_metrics(directory)
+    if not records:
+        raise DropbnError(f"The run in {directory} is finished, but its metrics.jsonl was removed.")
+    return parallel.first(state), records
+
+
+def _headline(config, dataset, plan):
+    block, head = models.orders(config.model)
+    devices = f"{len(plan.devices)} {plan.devices[0].platform} device{'s' * (len(plan.devices) > 1)}"
+    return (
+        f"{config.model.name} on {config.data.name}: {len(dataset.train.labels)} training images, "
+        f"{plan.total_steps} steps of {config.batch_size} on {devices}\n"
+        f"blocks {block}, head {head}; drop is {config.model.noise.kind} {noise.amount(config.model.noise):g}"
+    )
+
+
+def _train_steps(num_steps, train, state, inputs, progress):
+    """Takes steps; returns (state, their sums on the host, seconds they took, compilation left out)."""
+    sums = []
+    started = time.monotonic()
+    for i in range(num_steps):
+        state, new = train(state, *inputs)
+        sums.append(new)
+        if i == 0 and num_steps > 1:
+            jax.block_until_ready(new)  # The first step may compile: the others' time stands for it.
+            started = time.monotonic()
+        progress.step(sums)
+    sums = parallel.first(sums)
+    seconds = time.monotonic() - started
+    return state, sums, seconds * num_steps / max(num_steps - 1, 1)
+
+
+def _evaluate(run, state, split, batch_size):
+    num_examples = split.labels.shape[1]
+    batches = math.ceil(num_examples / batch_size)
+    sums = parallel.first([run.evaluate(state, run.batch(split, i)) for i in range(batches)])
+    counted = sum(int(part["count"]) for part in sums)
+    assert counted == num_examples, f"counted {counted} of {num_examples} images"
+    return _means(sums)
+
+
+def _means(sums):
+    total = {name: sum(float(part[name]) for part in sums) for name in ("loss", "correct", "count")}
+    return {"loss": total["loss"] / total["count"], "accuracy": total["correct"] / total["count"]}
+
+
+def _refuse_nonfinite(losses, first_step, saved):
+    bad = [i for i, loss in enumerate(losses) if not np.isfinite(loss)]
+    if bad:
+        last_good = (
+            f"the last good checkpoint is that of step {saved}" if saved else "there is no checkpoint yet"
+        )
+        raise DropbnError(
+            f"The loss is not finite at step {first_step + bad[0]}; {last_good}. Lower "
+            "optimizer.learning_rate, or give it an optimizer.warmup."
+        )
+
+
+def _refuse_lost_checkpoints(directory, plan):
+    """Starting over would overwrite the records of a run that had come far beyond its first checkpoint."""
+    records = workdir.read_metrics(directory)
+    # A kill may leave records without a checkpoint while the first is being written, but not the second.
+    if records and records[-1]["step"] >= 2 * plan.checkpoint_every + plan.steps_per_epoch:
+        raise DropbnError(
+            f"{directory} has records up to step {records[-1]['step']} but no checkpoint: its checkpoints "
+            "were removed. Choose another --workdir, or remove this one to start over."
+        )

@@ -1,0 +1,73 @@
+"""train.py and eval.py as a user runs them: what goes wrong is one sentence and changes nothing."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TRAIN, EVAL = "train.py --workdir={run} ", "eval.py "
+CASES = {
+    "unknown key": (TRAIN + "--config.modle.depth=8", 2, "no field 'modle'. Did you mean \"model\""),
+    "unknown nested key": (TRAIN + "--config.model.noise.rat=0", 2, "no field 'rat'. Did you mean \"rate\""),
+    "key of another config": (TRAIN + "--config.xyzzy=0", 2, "no field 'xyzzy'"),
+    "wrong type": (TRAIN + "--config.seed=many", 2, "--config.seed=many"),
+    "unknown flag": (TRAIN + "--confg=x", 2, "Unknown command line flag 'confg'. Did you mean: config"),
+    "no such config": (
+        TRAIN + "--config=configs/nothing.py",
+        2,
+        "No such file or directory: 'configs/nothing.py'",
+    ),
+    "cell": (TRAIN + "--config=configs/li2018.py:preresnet,cifar10", 2, "Did you mean 'preresnet110'?"),
+    "space for =": (TRAIN + "--config.seed=1 stray", 2, "unexpected argument 'stray'"),
+    "order": (TRAIN + "--config.model.block=[bn,relu", 1, "^^^"),
+    "eval without workdir": (EVAL, 2, "--workdir"),
+    "eval of nothing": (EVAL + "--workdir={run}", 1, "holds no run"),
+}
+
+
+@pytest.mark.parametrize(("command", "status", "message"), CASES.values(), ids=CASES)
+def test_mistakes_end_in_a_sentence(command, status, message, tmp_path):
+    run = tmp_path / "run"
+    script, *flags = command.format(run=run).split()
+    done = subprocess.run([sys.executable, script, *flags], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert message in done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 4
+    assert not run.exists()
+
+
+def test_train_then_eval_from_any_directory(tmp_path):
+    """The main job in small, with overrides, from another directory and into a path with a space."""
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    common = [
+        "--config.model.name=mlp",
+        "--config.model.depth=1",
+        "--config.model.head=dense",
+        "--config.duration=2 epochs",
+    ]
+
+    def go(script, *flags):
+        done = subprocess.run(
+            [sys.executable, ROOT / script, *flags],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return done.stdout
+
+    uout = ["--config.model.noise.kind=uout", "--config.model.noise.beta=0.5", "--workdir=my runs/uout"]
+    printed = go("train.py", *common, "--config.model.block=dense drop bn relu", *uout)
+    assert "epoch     2   loss" in printed and "Most shifted BN layers" in printed
+    assert "python eval.py --workdir='my runs/uout'" in printed
+    go("train.py", *common, "--config.model.block=dense bn relu", "--config.model.place=a")
+    assert (tmp_path / "runs" / "digits" / "metrics.jsonl").exists()
+    printed = go("eval.py", "--workdir=my runs/uout", "--workdir=runs/digits", "--checkpoint=best")
+    assert printed.count("Flips:") == 2
+    assert (tmp_path / "my runs" / "uout" / "eval" / "shift_overlay.png").exists()

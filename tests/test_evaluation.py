@@ -1,0 +1,168 @@
+"""Evaluation recomputes what training logged and what its tables claim."""
+
+import csv
+import itertools
+import json
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from dropbn import data, evaluation, keys, models, training
+from dropbn.data import sampling
+from dropbn.errors import DropbnError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A trained workdir, its config, final state and records."""
+    from configs import digits
+
+    config = digits.get_config()
+    config.model.depth, config.model.width = 8, 4
+    config.model.bn.group_size, config.data.crop_padding = 32, 1
+    config.duration, config.batch_size, config.eval.train_examples = "3 epochs", 64, 200
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    state, records = training.train_and_evaluate(config, directory)
+    return directory, config, state, records
+
+
+def _row(found, *cell):
+    return next(r for r in found.modes.rows if (r["dropout"], r["batch_norm"], r["split"]) == cell)
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return evaluation.evaluate(run[0])
+
+
+def test_the_report_has_the_promised_fields(run, found):
+    directory, config, state, _ = run
+    report = json.loads((directory / "eval" / "report.json").read_text())
+    assert set(report) == {"modes", "flips", "shift", "shift_li2018", "config", "checkpoint_step"}
+    assert report["config"] == json.loads(json.dumps(config.to_dict()))
+    assert report["checkpoint_step"] == int(state.step) == 66
+    cells = [(row["dropout"], row["batch_norm"], row["split"]) for row in report["modes"]]
+    assert cells == list(itertools.product(("off", "on"), ("running", "batch"), ("train", "test")))
+    fields = {"layer", "count", "moving_var", "real_var", "ratio", "mean_shift"}
+    order = [f"stage{s}_block1/bn{i}" for s in (1, 2, 3) for i in (1, 2)] + ["head/bn1"]
+    for name in ("shift", "shift_li2018"):
+        assert [row["layer"] for row in report[name]] == order
+        assert all(set(row) == fields for row in report[name])
+    read = list(csv.DictReader((directory / "eval" / "shift.csv").open()))
+    assert [float(row["ratio"]) for row in read] == [row["ratio"] for row in report["shift"]]
+    assert (directory / "eval" / "shift.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_test_mode_is_what_training_logged(run, found):
+    last = run[3][-1]
+    test, train = (_row(found, "off", "running", split) for split in ("test", "train"))
+    assert test["accuracy"] == pytest.approx(last["test/accuracy"], abs=1e-9)
+    assert test["loss"] == pytest.approx(last["test/loss"], rel=1e-4)
+    assert train["accuracy"] == pytest.approx(last["train/accuracy_test_mode"], abs=1e-9)
+
+
+def _in_groups(config, state, split, dataset, apply):
+    """Logits of a split, in groups of 32 images in the fixed random order, the last one shorter."""
+    model_config = config.model.copy_and_resolve_references()
+    model_config.bn.group_size = 0
+    model = models.create(model_config)
+    images = (split.images / np.float32(255) - dataset.mean) / dataset.std
+    starts = range(0, len(images), 32)
+    logits = [apply(model, images[start : start + 32], i)[0] for i, start in enumerate(starts)]
+    return np.concatenate(logits)
+
+
+def test_batch_mode_against_the_model_itself(run, found):
+    _, config, state, _ = run
+    dataset = data.load(config.data)
+    split = sampling.shuffled(dataset.test, config.seed)
+    flags = {"deterministic": True, "use_running_average": False, "mutable": ["batch_stats"]}
+    logits = _in_groups(
+        config, state, split, dataset, lambda model, x, i: model.apply(state.variables, x, **flags)
+    )
+    row = _row(found, "off", "batch", "test")
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
+    assert row["accuracy"] == pytest.approx((logits.argmax(-1) == split.labels).mean(), abs=1e-9)
+    assert row["loss"] == pytest.approx(float(losses.mean()), rel=1e-4)
+
+
+def test_flips_are_right_in_train_mode_and_wrong_in_test_mode(run, found):
+    _, config, state, _ = run
+    dataset = data.load(config.data)
+    split = sampling.shuffled(dataset.plain(200), config.seed)
+
+    def in_train_mode(model, x, i):
+        rngs = {"dropout": keys.key(config.seed, "noise", i)}
+        return model.apply(state.variables, x, deterministic=False, rngs=rngs, mutable=["batch_stats"])
+
+    def in_test_mode(model, x, i):
+        return (model.apply(state.variables, x),)
+
+    right, right_in_test = (
+        _in_groups(config, state, split, dataset, apply).argmax(-1) == split.labels
+        for apply in (in_train_mode, in_test_mode)
+    )
+    assert found.flips == pytest.approx((right & ~right_in_test).mean(), abs=1e-9)
+    assert found.flips > 0  # After three epochs of dropout 0.5 some images flip.
+
+
+def test_every_image_counts_in_the_shift(run, found):
+    assert found.shift.rows[0]["count"] == 200 * 64
+    assert found.shift.rows[-1]["count"] == 200 * 4
+    # One epoch of full batches.
+    assert found.shift_li2018.rows[0]["count"] == 44 * 32 * 64
+
+
+def test_li2018_averages_groups_of_augmented_images(run, found):
+    """The first BN sees a convolution of the images: its real variance, batch by batch, in NumPy."""
+    _, config, state, _ = run
+    dataset = data.load(config.data)
+    order = sampling.epoch_order(config.seed, 0, 1437)
+    split = jax.device_put(dataset.train)
+    kernel = state.params["stem"]["conv1"]["kernel"]
+    average = None
+    for step in range(44):
+        batch = sampling.train_batch(
+            split,
+            order,
+            step,
+            config.seed,
+            mean=dataset.mean,
+            std=dataset.std,
+            batch_size=32,
+            crop_padding=config.data.crop_padding,
+        )["image"]
+        h = jax.lax.conv_general_dilated(
+            batch, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        variance = np.asarray(h, np.float64).var((0, 1, 2))
+        average = variance if average is None else 0.9 * average + 0.1 * variance
+    row = found.shift_li2018.rows[0]
+    assert row["real_var"] == pytest.approx(average.mean(), rel=1e-4)
+    assert row["real_var"] != pytest.approx(found.shift.rows[0]["real_var"], rel=1e-3)
+
+
+def test_a_checkpoint_can_be_chosen(run):
+    directory, _, _, records = run
+    best = max(records, key=lambda record: record["test/accuracy"])
+    found = evaluation.evaluate(directory, "best")
+    assert found.checkpoint_step == best["step"]
+    row = _row(found, "off", "running", "test")
+    assert row["accuracy"] == pytest.approx(best["test/accuracy"], abs=1e-9)
+    with pytest.raises(DropbnError, match="No checkpoint '7'"):
+        evaluation.evaluate(directory, "7")
+
+
+def test_evaluation_changes_no_state_and_no_checkpoint(run):
+    directory = run[0]
+    files = {f: f.read_bytes() for f in (directory / "checkpoints").rglob("*") if f.is_file()}
+    evaluation.evaluate(directory)
+    assert {f: f.read_bytes() for f in (directory / "checkpoints").rglob("*") if f.is_file()} == files
+
+
+def test_no_run_no_evaluation(tmp_path):
+    with pytest.raises(DropbnError, match="holds no run"):
+        evaluation.evaluate(tmp_path / "missing")
+    assert not (tmp_path / "missing").exists()

@@ -1,0 +1,85 @@
+"""A run's directory: nothing overwritten, no torn or stale line."""
+
+import json
+
+import pytest
+from tensorboardX.proto import event_pb2
+
+from configs import digits
+from dropbn import workdir
+from dropbn.errors import DropbnError
+
+
+def _files(path):
+    return {str(file): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_workdir_is_claimed_once(tmp_path):
+    config = digits.get_config()
+    path = workdir.claim(tmp_path / "deep" / "run", config)
+    assert workdir.claim(path, config) == path
+    assert workdir.read_config(path).to_dict() == json.loads(json.dumps(config.to_dict()))
+    before = _files(path)
+    config.model.noise.rate, config.seed = 0.1, 3
+    with pytest.raises(DropbnError, match="another config") as error:
+        workdir.claim(path, config)
+    assert "model.noise.rate: 0.5 there, 0.1 now" in str(error.value) and "seed: 0 there, 3 now" in str(
+        error.value
+    )
+    assert "batch_size" not in str(error.value)
+    assert _files(path) == before
+
+
+def test_what_is_no_run_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("chapter 1")
+    before = _files(tmp_path)
+    with pytest.raises(DropbnError, match="holds no run"):
+        workdir.claim(tmp_path, digits.get_config())
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(DropbnError, match="not valid JSON"):
+        workdir.claim(tmp_path, digits.get_config())
+    for text in ('{"model_type": "bert"}', "[1]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(DropbnError, match="holds no run of dropbn"):
+            workdir.read_config(tmp_path)
+    (tmp_path / "config.json").unlink()
+    assert _files(tmp_path) == before
+    with pytest.raises(DropbnError, match="Cannot write to workdir"):
+        workdir.claim(tmp_path / "thesis.tex", digits.get_config())
+
+
+def test_lines_after_the_restored_step_are_cut_and_torn_ones_dropped(tmp_path):
+    path = tmp_path
+    lines = "".join(json.dumps({"step": step, "loss": step / 10}) + "\n" for step in (5, 10, 15))
+    (path / "metrics.jsonl").write_text(lines + '{"step": 20, "lo')
+    assert [record["step"] for record in workdir.read_metrics(path)] == [5, 10, 15]
+    with workdir.metrics_writer(path, 10) as write:
+        write({"step": 15, "loss": 0.25})
+    text = (path / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    assert [json.loads(line) for line in text.splitlines()] == [
+        {"step": 5, "loss": 0.5},
+        {"step": 10, "loss": 1.0},
+        {"step": 15, "loss": 0.25},
+    ]
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    refused = pytest.raises(DropbnError, match="Another process is training")
+    with workdir.lock(tmp_path), refused, workdir.lock(tmp_path):
+        pass
+    with workdir.lock(tmp_path):
+        pass
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path):
+    with workdir.metrics_writer(tmp_path, 0) as write:
+        write({"step": 7, "test/accuracy": 0.75})
+    raw = next(tmp_path.glob("events.*")).read_bytes()
+    scalars, at = [], 0
+    while at < len(raw):  # TFRecord: length (8 bytes), its checksum (4), the event, its checksum (4)
+        length = int.from_bytes(raw[at : at + 8], "little")
+        event = event_pb2.Event.FromString(raw[at + 12 : at + 12 + length])
+        scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        at += 16 + length
+    assert scalars == [(7, "test/accuracy", 0.75)]

@@ -1,0 +1,35 @@
+"""Trains the network of a config: python train.py --config=configs/digits.py [--config.field=value ...]"""
+
+import pathlib
+import re
+
+from absl import flags
+from ml_collections import config_flags
+
+from dropbn import doorway
+
+_DIGITS = str(pathlib.Path(__file__).parent / "configs" / "digits.py")
+with doorway.parsing():
+    _CONFIG = config_flags.DEFINE_config_file("config", _DIGITS, "The experiment: a file of configs/.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; by default runs/<config name>.")
+
+
+def main():
+    from dropbn import data, evaluation, report, training
+
+    config = _CONFIG.value
+    workdir = _WORKDIR.value or f"runs/{_name(flags.FLAGS['config'].config_filename)}"
+    dataset = data.load(config.data)
+    state, records = training.train_and_evaluate(config, workdir, dataset)
+    shift = evaluation.measure_shift(config, dataset, state)
+    report.print_run(records, shift, workdir)
+
+
+def _name(config_filename):
+    """runs/digits for configs/digits.py; runs/li2018-a-0.5 for configs/li2018.py:a,0.5."""
+    file, _, argument = config_filename.partition(":")
+    return re.sub(r"[^\w.=]+", "-", f"{pathlib.Path(file).stem} {argument}".strip())
+
+
+if __name__ == "__main__":
+    doorway.run(main)
