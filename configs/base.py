@@ -24,24 +24,30 @@ def get_config() -> ConfigDict:
     model.name = "preresnet"  # a family of dropbn/models
     model.num_classes = 0  # 0: as many as the data has
     model.depth = 20  # as in the network's name; each family says which depths it has
-    model.width = 16  # channels of the first stage; densenet: growth rate; mlp: units
+    model.width = 16  # channels of the first stage, mostly; each family says what it counts
     model.cardinality = 8  # groups of a resnext's convolutions
     # The order of the layers of a block and of the head, "" being the published one of the model; the
     # language is described in dropbn/order.py.
     model.block = ""
     model.head = ""
-    model.place = ""  # a named position for the noise (dropbn/places.py): "a", "P4", "H4", "last", ...
+    model.place = ""  # a named position (dropbn/places.py): "a", "P4", "H4", "last", ...; "before", "after"
     model.activation = ""  # what "act" stands for in the orders
+    # "he_fan_out" (dense layers: uniform, as PyTorch), "he_fan_in", "orthogonal", "lsuv" or "hendrycks".
+    model.init = "he_fan_out"
     model.dtype = "float32"  # or "bfloat16": computation only; parameters and statistics stay float32
 
     model.noise = noise = ConfigDict()
     noise.kind = "dropout"  # "dropout", "gaussian" or "uout"
     noise.rate = 0.0  # drop probability; for dropout and gaussian
     noise.beta = 0.0  # half width; for uout
+    noise.scale_at = "train"  # or "test", as the original dropout; for dropout
+    noise.restore = ""  # "sqrt_keep" or "exact" restores the variance in training; for dropout
 
     model.bn = bn = ConfigDict()
     bn.momentum = 0.9  # share of the old running statistics that a step keeps (PyTorch's 0.1)
     bn.epsilon = 1e-5
+    bn.use_scale, bn.use_bias = True, True  # whether a learned scale and bias follow
+    bn.scale_init, bn.bias_init = 1.0, 0.0
     bn.group_size = 0  # images per statistic; 0: the whole batch, over all devices
 
     config.optimizer = optimizer = ConfigDict()

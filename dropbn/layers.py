@@ -1,40 +1,71 @@
 """The Linen module that runs an order."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dropbn import initializers
+from dropbn.activations import ACTIVATIONS
 from dropbn.errors import DropbnError, unknown
-from dropbn.order import ACTIVATIONS, SIZED, Order, run
+from dropbn.noise import Noise
+from dropbn.order import SIZED, Order, run
 
 
 class Size(NamedTuple):
-    """The size of one conv, dense, maxpool or avgpool.
+    """The size of one conv, dense, se, maxpool or avgpool.
 
     Attributes:
-      features: output channels; unused by pooling.
-      kernel: side of the window, in pixels; unused by dense.
+      features: output channels; of an se the squeezed ones; unused by pooling.
+      kernel: side of the window, in pixels; of conv and pooling alone, as the next three.
       stride: step of the window, in pixels.
-      padding: zeros on each side, in pixels; None is kernel // 2 for conv and 0 for pooling.
+      padding: zeros on each side, in pixels; None is kernel // 2 for conv and 0 for pooling. "ceil" pads at
+        the right and the bottom until a last window fits, as Caffe's pooling does.
       groups: channel groups of a convolution.
       bias: whether conv or dense has a bias.
+      activation: of an se between its two layers.
     """
 
     features: int = 0
     kernel: int = 1
     stride: int = 1
-    padding: int | None = None
+    padding: int | Literal["ceil"] | None = None
     groups: int = 1
     bias: bool = False
+    activation: str = "relu"
 
 
-def uniform_fan_in(key, shape, dtype=jnp.float32):
-    """U(-1/sqrt(n), 1/sqrt(n)) for n inputs of a (n, features) kernel: PyTorch's default for Linear."""
-    bound = shape[0] ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+class SqueezeExcite(nn.Module):
+    """y = x * sigmoid(W2 f(W1 mean(x) + b1) + b2), the mean over pixels (Hu et al. 2018, eq. 2 to 4).
+
+    Attributes:
+      features: squeezed channels, rows of W1.
+      activation: f.
+      dtype: dtype of the computation.
+    """
+
+    features: int
+    activation: Callable = nn.relu
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        squeezed = nn.Dense(self.features, dtype=self.dtype, name="squeeze")(x.mean((1, 2), keepdims=True))
+        return x * nn.sigmoid(
+            nn.Dense(x.shape[-1], dtype=self.dtype, name="excite")(self.activation(squeezed))
+        )
+
+
+def local_response_norm(x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75) -> jax.Array:
+    """y_c = x_c / (1 + alpha / size * sum of x^2 over the `size` channels around c)^beta.
+
+    Krizhevsky et al. (2012, section 3.3), with the constants of Caffe's CaffeNet.
+    """
+    window = (*(1,) * (x.ndim - 1), size)
+    energy = jax.lax.reduce_window(jnp.square(x), 0.0, jax.lax.add, window, (1,) * x.ndim, "SAME")
+    return x * (1 + alpha / size * energy) ** -beta
 
 
 class Parts(NamedTuple):
@@ -45,8 +76,7 @@ class Parts(NamedTuple):
       noise: `noise(name=...)` makes what `drop` stands for.
       activation: the activation that `act` stands for, or "".
       dtype: dtype of the computation; parameters and statistics stay float32.
-      conv_init: initializer of convolution kernels; by default He's normal with fan-out,
-        N(0, 2 / (kernel^2 features)), which the papers' code uses.
+      conv_init: initializer of convolution kernels.
       dense_init: initializer of dense kernels.
     """
 
@@ -54,8 +84,8 @@ class Parts(NamedTuple):
     noise: Callable[..., nn.Module]
     activation: str = ""
     dtype: Any = jnp.float32
-    conv_init: Callable = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-    dense_init: Callable = uniform_fan_in
+    conv_init: Callable = initializers.he_fan_out
+    dense_init: Callable = initializers.uniform_fan_in
 
 
 class Layers(nn.Module):
@@ -63,7 +93,7 @@ class Layers(nn.Module):
 
     Attributes:
       order: the order.
-      sizes: one `Size` for each conv, dense, maxpool and avgpool of the order, in its order.
+      sizes: one `Size` for each conv, dense, se, maxpool and avgpool of the order, in its order.
       parts: what the layers are made of.
 
     Raises:
@@ -103,10 +133,16 @@ class Layers(nn.Module):
                 return x.mean(tuple(range(1, x.ndim - 1)))
             if word == "flatten":
                 return x.reshape(x.shape[0], -1)
+            if word == "lrn":
+                return local_response_norm(x)
             activation = self.parts.activation if word == "act" else word
             if activation not in ACTIVATIONS:
                 raise unknown("activation", activation, ACTIVATIONS)
-            return ACTIVATIONS[activation](x)
+            function = ACTIVATIONS[activation]
+            if not isinstance(function, type):
+                return function(x)
+            module = function(name=name)
+            return module(x, deterministic=deterministic) if isinstance(module, Noise) else module(x)
 
         return run(self.order, x, layer)
 
@@ -115,7 +151,7 @@ class Layers(nn.Module):
         if x.ndim != (2 if word == "dense" else 4):
             raise DropbnError(
                 f"'{name}' in '{self.order}' gets an array of shape {x.shape}: dense takes (batch, "
-                "features), as after gap or flatten; conv and pooling take images."
+                "features), as after gap or flatten; conv, se and pooling take images."
             )
         if word == "dense":
             bound = x.shape[-1] ** -0.5
@@ -127,8 +163,15 @@ class Layers(nn.Module):
                 bias_init=lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound),
                 name=name,
             )(x)
-        padding = size.padding if size.padding is not None else size.kernel // 2 * (word == "conv")
-        window = ((size.kernel, size.kernel), (size.stride, size.stride), ((padding, padding),) * 2)
+        if word == "se":
+            activation = ACTIVATIONS[size.activation]
+            return SqueezeExcite(size.features, activation, dtype=parts.dtype, name=name)(x)
+        if size.padding == "ceil":
+            padding = tuple((0, (size.kernel - side) % size.stride) for side in x.shape[1:3])
+        else:
+            width = size.padding if size.padding is not None else size.kernel // 2 * (word == "conv")
+            padding = ((width, width),) * 2
+        window = ((size.kernel, size.kernel), (size.stride, size.stride), padding)
         if word == "conv":
             return nn.Conv(
                 size.features,

@@ -17,7 +17,8 @@ Each class is a drop-in for `flax.linen.Dropout`: the same `rngs={'dropout': key
 step serves every amount.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -30,8 +31,8 @@ from dropbn.errors import DropbnError, unknown
 class Noise(nn.Module):
     """What the family shares: when noise is drawn and from which key. Use a subclass.
 
-    A subclass has the fields of `flax.linen.Dropout` (its own amount first) and defines
-    `multiplier(key, shape) -> float32 m`, `amount` and `s2`.
+    A subclass has the fields of `flax.linen.Dropout` (its own amount first) and defines `amount`, `s2` and
+    `multiplier(key, shape) -> float32 m`, or, where it is not multiplicative, `perturb` and `is_identity`.
     """
 
     @nn.compact
@@ -50,17 +51,17 @@ class Noise(nn.Module):
 
         Raises:
           DropbnError: noise is on and no `rng_collection` stream was given to `apply`. (Linen itself
-            would silently draw from the 'params' stream.) During `init` the inputs pass unchanged.
+            would silently draw from the 'params' stream.) `init` without one gives what test mode gives.
         """
         deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
         if deterministic:
             return self.at_test(inputs)
-        if _is_number(self.amount) and self.amount == 0:
+        if self.is_identity:
             return inputs
         if rng is None:
             if not self.has_rng(self.rng_collection):
                 if self.is_initializing():
-                    return inputs
+                    return self.at_test(inputs)
                 raise DropbnError(
                     f"{type(self).__name__} at '{'/'.join(self.path)}' is on but got no random key: call "
                     f"apply(..., rngs={{'{self.rng_collection}': key}}) or pass deterministic=True."
@@ -70,6 +71,11 @@ class Noise(nn.Module):
         for dim in self.broadcast_dims:
             shape[dim] = 1
         return self.perturb(inputs, rng, tuple(shape))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether even in training nothing is changed: the amount is known to be 0."""
+        return _is_number(self.amount) and self.amount == 0
 
     def at_test(self, inputs):
         return inputs
@@ -92,9 +98,12 @@ class Dropout(Noise):
       scale_at: "train" divides kept units by keep in training (inverted dropout). "test" leaves them
         unscaled in training and multiplies by keep in test mode, as the original dropout did. Both give
         batch normalization the same shift ratio, because BN is blind to a constant factor.
+      restore: a factor in training that restores the input's variance. "sqrt_keep" multiplies by sqrt(keep),
+        right where the mean c is 0, and E[m] = sqrt(keep) then. "exact" shrinks around each channel's mean,
+        c + (y - c) sqrt(v / (v + s2 (c^2 + v))), with c and v of the device's batch.
 
     Raises:
-      DropbnError: a rate outside [0, 1] or an unknown `scale_at`.
+      DropbnError: a rate outside [0, 1], an unknown `scale_at` or `restore`, both of them.
     """
 
     rate: float
@@ -102,11 +111,16 @@ class Dropout(Noise):
     deterministic: bool | None = None
     rng_collection: str = "dropout"
     scale_at: str = "train"
+    restore: str = ""
 
     def __post_init__(self):
         _check("Dropout", "rate", self.rate, "[0, 1]", lambda rate: 0 <= rate <= 1)
         if self.scale_at not in ("train", "test"):
             raise unknown("scale_at", self.scale_at, ("train", "test"))
+        if self.restore not in ("", "sqrt_keep", "exact"):
+            raise unknown("restore", self.restore, ("sqrt_keep", "exact"))
+        if self.restore and self.scale_at == "test":
+            raise DropbnError("Dropout: restore is defined for scale_at='train'; give one of them.")
         super().__post_init__()
 
     @property
@@ -128,10 +142,21 @@ class Dropout(Noise):
 
     def perturb(self, inputs, rng, shape):
         mask = jax.random.bernoulli(rng, self.keep, shape)
+        scaled = inputs
         if self.scale_at == "train":
             # The inner `where` keeps the gradient finite at keep = 0, where every unit is dropped.
-            inputs = inputs / jnp.where(self.keep > 0, self.keep, 1).astype(inputs.dtype)
-        return jnp.where(mask, inputs, jnp.zeros_like(inputs))
+            scaled = inputs / jnp.where(self.keep > 0, self.keep, 1).astype(inputs.dtype)
+        y = jnp.where(mask, scaled, jnp.zeros_like(inputs))
+        if self.restore == "sqrt_keep":
+            return y * jnp.sqrt(self.keep).astype(inputs.dtype)
+        return self._restored(inputs.astype(jnp.float32), y) if self.restore else y
+
+    def _restored(self, inputs, y):
+        channels = tuple(range(inputs.ndim - 1))
+        c, v = inputs.mean(channels), inputs.var(channels)
+        noise = self.s2 * (jnp.square(c) + v)
+        factor = jnp.sqrt(v / jnp.where(v + noise > 0, v + noise, 1))
+        return (c + (y - c) * factor).astype(y.dtype)
 
 
 class GaussianDropout(Noise):
@@ -208,6 +233,17 @@ class Uout(Noise):
 
 
 KINDS = {"dropout": Dropout, "gaussian": GaussianDropout, "uout": Uout}
+
+
+def create(config, amount) -> Callable[..., Noise]:
+    """`make(name=...)` of a config's noise.
+
+    Args:
+      config: has `kind`, and `scale_at` and `restore`, which dropout alone uses (`config.model.noise`).
+      amount: its rate or beta, possibly traced.
+    """
+    own = {"scale_at": config.scale_at, "restore": config.restore} if config.kind == "dropout" else {}
+    return functools.partial(KINDS[config.kind], amount, **own)
 
 
 def amount(config) -> float:

@@ -4,10 +4,11 @@
     [bn relu conv bn relu conv | conv]         residual: x + branch(x); after | the shortcut, on raw x,
                                                which runs only where the branch changes the shape
     {bn relu conv bn relu conv}                dense: concat(x, branch(x)) along the channels
+    {conv relu | maxpool conv relu}            parallel: concat(branch(x), branch(x), ...)
 
-Words: `conv dense bn drop maxpool avgpool gap flatten`, an activation by name, or `act` for the one that
-the configuration names. Sizes are not in the string: the model's family gives one `Size` for every
-conv, dense, maxpool and avgpool, in the order of the string.
+Words: `conv dense se bn lrn drop maxpool avgpool gap flatten`, an activation by name, or `act` for the one
+that the configuration names. Sizes are not in the string: the model's family gives one `Size` for every
+conv, dense, se (squeeze and excitation), maxpool and avgpool, in the order of the string.
 
 Layers are named by kind and count, brackets ignored: conv1, bn1, conv2, bn2; shortcut_conv1. Moving
 `drop` therefore renames no parameter, and a checkpoint trained with one placement loads into any other.
@@ -18,31 +19,20 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dropbn.activations import ACTIVATIONS
 from dropbn.errors import DropbnError, unknown
 
-ACTIVATIONS = {
-    "relu": nn.relu,
-    "relu6": nn.relu6,
-    "leaky_relu": nn.leaky_relu,
-    "elu": nn.elu,
-    "gelu": nn.gelu,
-    "silu": nn.silu,
-    "softplus": nn.softplus,
-    "sigmoid": nn.sigmoid,
-    "tanh": nn.tanh,
-}
 WEIGHTS = ("conv", "dense")
-SIZED = (*WEIGHTS, "maxpool", "avgpool")
-WORDS = (*SIZED, "bn", "drop", "gap", "flatten", "act", *ACTIVATIONS)
+SIZED = (*WEIGHTS, "se", "maxpool", "avgpool")
+WORDS = (*SIZED, "bn", "lrn", "drop", "gap", "flatten", "act", *ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """A parsed order: `items` are words, `Residual`s and `Concat`s. `str` prints it back."""
+    """A parsed order: `items` are words, `Residual`s, `Concat`s and `Parallel`s. `str` prints it back."""
 
     items: tuple
 
@@ -59,7 +49,8 @@ class Order:
                     counts[prefix + item] += 1
                     yield f"{prefix}{item}{counts[prefix + item]}", item
                     continue
-                yield from visit(item.branch, prefix)
+                for branch in item.branches if isinstance(item, Parallel) else [item.branch]:
+                    yield from visit(branch, prefix)
                 if isinstance(item, Residual) and item.shortcut:
                     yield from visit(item.shortcut, "shortcut_")
 
@@ -91,12 +82,22 @@ class Concat:
         return f"{{{self.branch}}}"
 
 
+@dataclasses.dataclass(frozen=True)
+class Parallel:
+    """concat(branch(x), branch(x), ...) along the channels (an inception block); two branches or more."""
+
+    branches: tuple[Order, ...]
+
+    def __str__(self):
+        return f"{{{' | '.join(map(str, self.branches))}}}"
+
+
 def parse(text: str) -> Order:
     """Reads an order string; `parse(str(order)) == order`.
 
     Raises:
       DropbnError: an unknown word, brackets that do not match, an empty order, branch or shortcut, a
-        bar outside [ ]. The message shows the string with a caret under the place.
+        bar outside brackets. The message shows the string with a caret under the place.
     """
     pieces = [(m.group(), m.start()) for m in re.finditer(r"[\[\]{}|]|[^\s\[\]{}|]+", text)]
     pieces.append(("", len(text)))
@@ -117,7 +118,10 @@ def parse(text: str) -> Order:
                     shortcut = read(("]",), "shortcut")
                 items.append(Residual(branch, shortcut))
             elif piece == "{":
-                items.append(Concat(read(("}",), "branch")))
+                branches = [read(("|", "}"), "branch")]
+                while pieces[position - 1][0] == "|":
+                    branches.append(read(("|", "}"), "branch"))
+                items.append(Parallel(tuple(branches)) if branches[1:] else Concat(*branches))
             elif not piece:
                 refuse(f"The order ends before its {' or '.join(map(repr, ends))}.", start)
             elif piece in "[]{}|":
@@ -151,12 +155,23 @@ def hoist(order: Order) -> Order:
     return Order(tuple(items))
 
 
+def unbracket(order: Order) -> Order:
+    """The order with its residual branches in line: a block that changes the shape and has no skip.
+
+    "[conv bn relu conv bn]" becomes "conv bn relu conv bn", as where a MobileNetV2 widens.
+    """
+    items = []
+    for item in order.items:
+        items += item.branch.items if isinstance(item, Residual) else [item]
+    return Order(tuple(items))
+
+
 def run(order: Order, x: jax.Array, layer: Callable[[str, str, jax.Array], jax.Array]) -> jax.Array:
     """Runs `order` on `x` by calling `layer(name, word, x)` for every word it comes to.
 
     Raises:
-      DropbnError: a branch changes the shape and there is no shortcut, or the shortcut's shape differs; a
-        dense branch changes more than the channels.
+      DropbnError: a branch changes the shape and there is no shortcut, or the shortcut's shape differs;
+        what is to be concatenated differs in more than the channels.
     """
     return _run(order, x, layer, iter(order.named()))
 
@@ -166,13 +181,12 @@ def _run(order, x, layer, names: Iterator):
         if isinstance(item, str):
             x = layer(*next(names), x)
             continue
+        if isinstance(item, Parallel):
+            x = _concatenate(item, [_run(branch, x, layer, names) for branch in item.branches])
+            continue
         y = _run(item.branch, x, layer, names)
         if isinstance(item, Concat):
-            if y.shape[:-1] != x.shape[:-1]:
-                raise DropbnError(
-                    f"'{item}' concatenates channels, but its branch makes {y.shape} of {x.shape}."
-                )
-            x = jnp.concatenate([x, y], axis=-1)
+            x = _concatenate(item, [x, y])
             continue
         # Taken also where the shortcut does not run, so that no later layer changes its name.
         of_shortcut = [next(names) for _ in item.shortcut.named()] if item.shortcut else []
@@ -186,3 +200,10 @@ def _run(order, x, layer, names: Iterator):
                 raise DropbnError(f"'{item}': the branch gives {y.shape}, the shortcut {x.shape}.")
         x = x + y
     return x
+
+
+def _concatenate(item, parts):
+    if len({part.shape[:-1] for part in parts}) > 1:
+        shapes = ", ".join(str(part.shape) for part in parts)
+        raise DropbnError(f"'{item}' concatenates channels, but the parts are {shapes}.")
+    return jnp.concatenate(parts, axis=-1)

@@ -1,9 +1,11 @@
-"""Named positions: where the papers put dropout, as functions from a plain order to an order."""
+"""Named positions: where the papers put dropout and BN, as functions from a plain order to an order."""
 
 import dataclasses
+import itertools
 
+from dropbn.activations import ACTIVATIONS
 from dropbn.errors import DropbnError, unknown
-from dropbn.order import ACTIVATIONS, WEIGHTS, Order
+from dropbn.order import WEIGHTS, Order, Parallel
 
 # Where a named position inserts `drop`: (words it looks for, which of them, before or after it).
 _BN, _CONV, _DENSE, _GAP, _ACTIVATION = ("bn",), ("conv",), ("dense",), ("gap",), ("act", *ACTIVATIONS)
@@ -18,7 +20,9 @@ BRANCH_PLACES = {
     "P5": (_BN, -1, "after"),
     "P6": (WEIGHTS, -1, "before"),
     "P7": (WEIGHTS, -1, "after"),
+    "P6+P7": None,  # both
     "G1": (_BN, -1, "after"),
+    "ic": None,  # moves bn too
 }
 HEAD_PLACES = {
     "last": (_DENSE, -1, "before"),
@@ -29,51 +33,79 @@ HEAD_PLACES = {
     "H5": (_GAP, 0, "after"),
     "H6": (_DENSE, -1, "after"),
 }
+NORM_PLACES = ("before", "after")
 
 
 def place(order: Order, name: str) -> Order:
-    """The plain `order` with `drop` in a named position.
+    """The plain `order` with `drop`, or `bn`, in a named position.
 
     In a block: Li et al. (2018, section 4) `a`, before the branch's last BN, and `b`, before its last
     weight layer; Kim et al. (2023, Fig. 2) `P0` on the trunk before the split, `P1` before the first BN,
     `P2` after it, `P3` after the first activation, `P4` after the first weight layer, `P5` after the
-    last BN, `P6` before the last weight layer, `P7` after it, and `G1`, their Guideline 1: after the
-    branch's last BN, pre-activation or not. In a head: Li's `last`, before the
-    classifier; Kim's (Fig. 4) `H1` and `H2` around a convolution, `H3` after BN, `H4` before global
-    average pooling, `H5` after it, `H6` after the classifier.
+    last BN, `P6` before the last weight layer, `P7` after it, `P6+P7` at both, and `G1`, their Guideline 1:
+    after the branch's last BN, pre-activation or not; Chen et al. (2019) `ic`, which moves every BN to right
+    before the next weight layer and `drop` between them. In a head: Li's `last`, before the classifier;
+    Kim's (Fig. 4) `H1` and `H2` around a convolution, `H3` after BN, `H4` before global average pooling
+    (`H3` and `H4` are their Guideline 2), `H5` after it, `H6` after the classifier.
+
+    In both, of a network without BN: caffenet-benchmark's `before` and `after`, `bn` right before or after
+    every activation. A `drop` that the order holds stays where it is.
 
     Raises:
-      DropbnError: an unknown name, an order that already holds `drop`, P0 to P7 in a branch that does
-        not begin with bn (Kim defines them for pre-activation), or no layer of the kind to stand by.
+      DropbnError: an unknown name, an order that already holds `drop` (`bn` for `before` and `after`), P0 to
+        P7 or ic in a branch that does not begin with bn (they are defined for pre-activation), or no layer
+        of the kind to stand by.
     """
-    places = BRANCH_PLACES | HEAD_PLACES
+    places = (*BRANCH_PLACES, *HEAD_PLACES, *NORM_PLACES)
     if name not in places:
         raise unknown("place", name, places)
-    if order.count("drop"):
+    word = "bn" if name in NORM_PLACES else "drop"
+    if order.count(word):
         raise DropbnError(
-            f"place {name!r} in the order '{order}', which already holds drop: give one of them."
+            f"place {name!r} in the order '{order}', which already holds {word}: give one of them."
         )
+    if name == "P6+P7":
+        return _edit(_edit(order, "P6"), "P7")
+    return _edit(order, name)
+
+
+def _edit(order, name):
     brackets = [i for i, item in enumerate(order.items) if not isinstance(item, str)]
-    if len(brackets) > 1:
+    if len(brackets) > 1 or any(isinstance(order.items[i], Parallel) for i in brackets):
         raise DropbnError(f"place {name!r} needs an order with one bracket at most, got '{order}'.")
     if not brackets or name in HEAD_PLACES:
-        return _insert(order, name, places[name])
+        return Order(_edited(order, name))
     at, bracket = brackets[0], order.items[brackets[0]]
     if name == "P0":
         return Order((*order.items[:at], "drop", *order.items[at:]))
-    branch = _insert(bracket.branch, name, places[name])
+    branch = Order(_edited(bracket.branch, name))
     return Order((*order.items[:at], dataclasses.replace(bracket, branch=branch), *order.items[at + 1 :]))
 
 
-def _insert(branch, name, rule):
+def _edited(branch, name):
+    """The items of a sequence, with the position's words in it."""
     items = branch.items
-    if name.startswith("P") and items[0] != "bn":
+    if name in NORM_PLACES:
+        around = {"before": lambda word: ("bn", word), "after": lambda word: (word, "bn")}[name]
+        return tuple(itertools.chain(*(around(i) if i in _ACTIVATION else (i,) for i in items)))
+    if (name.startswith("P") or name == "ic") and items[0] != "bn":
         raise DropbnError(f"place {name!r} is defined for a branch that begins with bn, got '{branch}'.")
-    if rule is None:
-        return Order(("drop", *items))
-    words, which, side = rule
+    if name == "P0":
+        return ("drop", *items)
+    if name == "ic":
+        return _independent_components(branch)
+    words, which, side = BRANCH_PLACES.get(name) or HEAD_PLACES[name]
     found = [i for i, item in enumerate(items) if item in words]
     if not found:
         raise DropbnError(f"place {name!r} stands {side} a {'/'.join(words)}, and '{branch}' has none.")
     at = found[which] + (side == "after")
-    return Order((*items[:at], "drop", *items[at:]))
+    return (*items[:at], "drop", *items[at:])
+
+
+def _independent_components(branch):
+    if branch.count("bn") != branch.count(*WEIGHTS):
+        raise DropbnError(f"place 'ic' needs a bn for every weight layer, and '{branch}' has another number.")
+    moved = []
+    for item in branch.items:
+        moved += [] if item == "bn" else ["bn", "drop", item] if item in WEIGHTS else [item]
+    return tuple(moved)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dropbn import checkpoint, data, models, noise, parallel, steps, workdir
+from dropbn import checkpoint, data, initializers, models, noise, parallel, steps, workdir
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
 from dropbn.plan import Plan, abstract_state, make_plan
@@ -101,7 +101,7 @@ def train_and_evaluate(
             state = checkpoint.restore(checkpoints, like)
         else:
             _refuse_lost_checkpoints(directory, plan)
-            state = steps.create_state(plan.model, plan.tx, config.seed, dataset.train.images.shape[1:])
+            state = _initial_state(config, dataset, plan)
         step = saved = int(state.step)
         progress.resume(step)
         run = programs(config, dataset, plan)
@@ -146,6 +146,16 @@ def train_and_evaluate(
     if not records:
         raise DropbnError(f"The run in {directory} is finished, but its metrics.jsonl was removed.")
     return parallel.first(state), records
+
+
+def _initial_state(config, dataset, plan):
+    state = steps.create_state(plan.model, plan.tx, config.seed, dataset.train.images.shape[1:])
+    if config.model.init != "lsuv":
+        return state
+    images = dataset.plain(config.batch_size).images
+    images = sampling.normalize(images, dataset.mean, dataset.std)
+    params = initializers.lsuv(plan.model, state.variables, images)["params"]
+    return state.replace(params=params, opt_state=plan.tx.init(params))
 
 
 def _headline(config, dataset, plan):

@@ -32,6 +32,12 @@ def _basic_blocks(depth, v1):
     return total + 2 * 64 * (not v1) + 64 * 10 + 10
 
 
+def _caffenet(width):
+    """Kernels and biases of conv1 to conv5 and fc6 to fc8; a 3x3 pool5."""
+    convs = 96 * (121 * 3 + 1) + 256 * (25 * 48 + 1) + 384 * (9 * 256 + 1) + (384 + 256) * (9 * 192 + 1)
+    return convs + (9 * 256 + 1) * width + (width + 1) * width + (width + 1) * 1000
+
+
 # family, depth, width, fields, classes -> parameters, BN layers.
 COUNTS = [
     # Li et al. 2018, Table 2: 1.70, 36.48/36.54, 34.43/34.52, 0.77/0.80 M on 10/100 classes (the 1.77 M it
@@ -53,15 +59,35 @@ COUNTS = [
     ("vgg", 16, 64, {}, 10, 14_728_266, 13),
     # 3072 * 1024 + 1024, 1024 * 1024 + 1024, two BNs, 1024 * 10 + 10.
     ("mlp", 2, 1024, {}, 10, 3_146_752 + 1_049_600 + 4_096 + 10_250, 2),
+    # 5x5 convolutions 3 -> 6 -> 12 with bias, 32x32 pooled twice, 768 -> 48 -> 10.
+    ("lenet", 2, 6, {}, 10, 456 + 1_812 + 36_912 + 490, 0),
+    # torchvision 0.29, timm 1.0.31; PreResNet-200 is pytorchcv's 64,666,280 without the BN of its stem.
+    ("preresnet_imagenet", 50, 64, {}, 1000, 25_549_352, 49),
+    ("preresnet_imagenet", 101, 64, {}, 1000, 44_541_480, 100),
+    ("preresnet_imagenet", 200, 64, {}, 1000, 64_666_280 - 2 * 64, 199),
+    ("resnet_imagenet", 50, 64, {}, 1000, 25_557_032, 53),
+    ("resnext_imagenet", 101, 4, {"cardinality": 64}, 1000, 83_455_272, 104),
+    ("senet", 152, 4, {"cardinality": 64}, 1000, 115_088_984, 157),
+    ("densenet_imagenet", 169, 32, {}, 1000, 14_149_480, 169),
+    ("mobilenetv2", 53, 100, {}, 1000, 3_504_872, 52),
+    ("mobilenetv2", 53, 140, {}, 1000, 6_108_776, 52),
+    ("efficientnet", 50, 100, {}, 1000, 5_288_548, 49),
+    # BVLC GoogLeNet without the auxiliary classifiers.
+    ("googlenet", 22, 100, {}, 1000, 6_998_552, 0),
+    # Counted by hand from the benchmark's prototxt below.
+    ("caffenet", 8, 2048, {}, 1000, _caffenet(2048), 0),
+    ("caffenet_lrn", 8, 4096, {}, 1000, _caffenet(4096), 0),
+    ("caffenet", 8, 2048, {"place": "after"}, 1000, _caffenet(2048) + 2 * (96 + 640 + 640 + 2 * 2048), 7),
 ]
 
 
 @pytest.mark.parametrize(("name", "depth", "width", "fields", "classes", "parameters", "norms"), COUNTS)
 def test_parameter_counts(name, depth, width, fields, classes, parameters, norms):
     model = models.create(_model(depth, width, classes, name=name, **fields))
-    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    size = (128 if name.startswith(("caffenet", "googlenet")) else 224) if classes == 1000 else 32
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((1, size, size, 3)))
     assert sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes["params"])) == parameters
-    assert len(jax.tree.leaves(shapes["batch_stats"])) == 2 * norms
+    assert len(jax.tree.leaves(shapes.get("batch_stats", {}))) == 2 * norms
 
 
 def test_all_tested():
@@ -178,8 +204,18 @@ def test_bfloat16_computes_low_and_keeps_high():
         ({"depth": 22, "block": preresnet.BOTTLENECK}, "it has to be 9n + 2"),
         ({"head": "bn relu gap dense dense"}, "has 2 sized layers"),
         ({"name": "wrn", "depth": 20}, "it has to be 6n + 4"),
-        ({"name": "resnext", "depth": 30}, "a depth of 9n + 2"),
-        ({"name": "resnext", "depth": 11, "block": preresnet.BLOCK}, "three convolutions"),
+        ({"name": "resnext", "depth": 30}, "it has to be 9n + 2"),
+        ({"name": "resnext", "depth": 14, "block": preresnet.BLOCK}, "three convolutions"),
+        ({"name": "senet", "depth": 51}, "senet has a depth of 14, 50, 101, 152, 200"),
+        ({"name": "mobilenetv2", "block": "conv bn relu6"}, "has a depth of 53, 23"),
+        ({"name": "mobilenetv2", "depth": 23, "block": "conv bn relu6"}, "one residual bracket"),
+        ({"name": "lenet", "depth": 2, "place": "H1"}, "has none"),
+        (
+            {"name": "lenet", "depth": 2, "block": "conv bn relu maxpool", "place": "after"},
+            "already holds bn",
+        ),
+        ({"name": "lenet", "depth": 1, "init": "lsvu"}, "Did you mean 'lsuv'"),
+        ({"name": "lenet", "depth": 1, "block": "conv prelu maxpool", "init": "hendrycks"}, "one number"),
         ({"name": "densenet", "depth": 99}, "a depth of 6n + 4"),
         ({"name": "densenet", "depth": 16, "block": "bn relu conv"}, "a dense bracket"),
         ({"name": "vgg", "depth": 12}, "a depth of 11, 13, 16, 19"),

@@ -1,7 +1,8 @@
-"""The CIFAR networks against PyTorch modules written from the code that the papers used.
+"""The CIFAR networks and CaffeNet128 against PyTorch modules written from the code that the papers used.
 
-The modules below follow bearpaw/pytorch-classification's networks layer by layer; they share nothing with
-dropbn. Both get the same weights, in the order in which the layers are called. Skipped without PyTorch.
+The modules below follow bearpaw/pytorch-classification's networks, and caffenet-benchmark's with BN after the
+activation and LRN, layer by layer; they share nothing with dropbn. Both get the same weights, in the order in
+which the layers are called. Skipped without PyTorch.
 """
 
 import jax
@@ -42,8 +43,8 @@ class _Tape:
     def bn_relu(self, x, section, name):
         return F.relu(self.bn(x, section, name))
 
-    def linear(self, x):
-        return x @ self._get("head", "dense1", "kernel") + self._get("head", "dense1", "bias")
+    def linear(self, x, name="dense1"):
+        return x @ self._get("head", name, "kernel") + self._get("head", name, "bias")
 
 
 def _preresnet(t, x, per_stage):
@@ -120,6 +121,18 @@ def _vgg(t, x, _):
     return t.linear(x.flatten(1))
 
 
+def _caffenet(t, x, _):
+    for i, (stride, padding, groups) in enumerate(((4, 0, 1), (1, 2, 2), (1, 1, 1), (1, 1, 2), (1, 1, 2)), 1):
+        x = t.bn(F.relu(t.conv(x, f"conv{i}", "conv1", stride, padding, groups)), f"conv{i}", "bn1")
+        if i in (1, 2, 5):
+            x = F.max_pool2d(x, 3, 2, ceil_mode=True)
+            x = F.local_response_norm(x, 5, 1e-4, 0.75, 1.0) if i < 5 else x
+    x = x.permute(0, 2, 3, 1).flatten(1)  # our flatten takes channels last
+    for name in ("1", "2"):
+        x = t.bn(F.relu(t.linear(x, "dense" + name)), "head", "bn" + name)
+    return t.linear(x, "dense3")
+
+
 CASES = {
     "preresnet": (_preresnet, {"depth": 20, "width": 4}, 2),
     "resnet": (_resnet, {"depth": 14, "width": 4}, 2),
@@ -127,6 +140,7 @@ CASES = {
     "resnext": (_resnext, {"depth": 20, "width": 2, "cardinality": 4}, 2),
     "densenet": (_densenet, {"depth": 16, "width": 4}, 2),
     "vgg": (_vgg, {"depth": 11, "width": 4}, 2),
+    "caffenet_lrn": (_caffenet, {"width": 16, "place": "after"}, 2),
 }
 
 
@@ -139,7 +153,7 @@ def test_the_same_weights_give_the_same_logits(name, batch_mode):
     if name == "preresnet":
         config.block = "[bn relu conv bn relu conv bn relu conv | conv]"
     model = models.create(config)
-    x = jax.random.normal(jax.random.key(0), (3, 32, 32, 3))
+    x = jax.random.normal(jax.random.key(0), (3, *((128, 128) if "caffe" in name else (32, 32)), 3))
     shapes = jax.eval_shape(model.init, jax.random.key(1), x)
     rng = np.random.default_rng(0)
 

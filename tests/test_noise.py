@@ -128,6 +128,34 @@ def test_scaling_at_test_time_is_the_same_up_to_keep():
         np.testing.assert_allclose(0.7 * a, b, rtol=1e-6)
 
 
+@pytest.mark.parametrize("mean", [0.0, 1.5])
+def test_restoring_the_variance(mean):
+    """sqrt(keep) restores v where c = 0, and else gives v + (1 - keep) c^2; the exact factor always v."""
+    n, rate = 400_000, 0.4
+    x = mean + 0.8 * jax.random.normal(jax.random.key(0), (n, 1))
+    moments = {}
+    for restore in ("sqrt_keep", "exact"):
+        layer = noise.Dropout(rate, restore=restore)
+        np.testing.assert_array_equal(layer.apply({}, x, deterministic=True), x)
+        y = layer.apply({}, x, deterministic=False, rngs=KEY)
+        moments[restore] = float(y.mean()), float(y.var())
+    v, c = float(x.var()), float(x.mean())
+    keep = 1 - rate
+    # The spread of a sample variance is below 2 v sqrt(2 / n) for these; five of them.
+    assert moments["sqrt_keep"][1] == pytest.approx(v + (1 - keep) * c**2, rel=10 * (2 / n) ** 0.5)
+    assert moments["sqrt_keep"][0] == pytest.approx(keep**0.5 * c, abs=0.01)
+    assert moments["exact"] == pytest.approx((c, v), rel=10 * (2 / n) ** 0.5, abs=0.01)
+
+
+def test_restoring_is_for_inverted_dropout_alone():
+    with pytest.raises(DropbnError, match="Did you mean 'exact'"):
+        noise.Dropout(0.5, restore="exactly")
+    with pytest.raises(DropbnError, match="give one of them"):
+        noise.Dropout(0.5, restore="exact", scale_at="test")
+    zeros = noise.Dropout(1.0, restore="exact").apply({}, jnp.zeros((4, 2)), deterministic=False, rngs=KEY)
+    np.testing.assert_array_equal(zeros, 0)
+
+
 def test_broadcast_dims_drop_whole_channels():
     y = noise.Dropout(0.5, broadcast_dims=(1, 2)).apply({}, jnp.ones((8, 4, 4, 16)), False, jax.random.key(0))
     per_channel = np.asarray(y).reshape(8, 16, 16).transpose(0, 2, 1).reshape(-1, 16)

@@ -14,7 +14,7 @@ from dropbn.errors import DropbnError
 from dropbn.layers import Layers, Parts, Size
 from dropbn.noise import Dropout
 from dropbn.norm import BatchNorm
-from dropbn.order import Concat, Order, Residual, parse
+from dropbn.order import Concat, Order, Parallel, Residual, parse
 
 BASIC = "[bn relu conv bn relu conv | conv]"
 BOTTLENECK = "[bn relu conv bn relu conv bn relu conv | conv]"
@@ -28,7 +28,9 @@ _words = st.sampled_from(order.WORDS)
 _items = st.recursive(
     _words,
     lambda items: st.one_of(
-        st.builds(Residual, _orders(items), st.none() | _orders(items)), st.builds(Concat, _orders(items))
+        st.builds(Residual, _orders(items), st.none() | _orders(items)),
+        st.builds(Concat, _orders(items)),
+        st.builds(Parallel, st.lists(_orders(items), min_size=2, max_size=3).map(tuple)),
     ),
     max_leaves=8,
 )
@@ -56,10 +58,11 @@ def test_any_text_parses_or_is_refused_in_our_words(text):
         ("bn rulu conv", "Did you mean 'relu'?", 3),
         ("[bn relu conv", "ends before its '|' or ']'", 13),
         ("[bn | conv", "ends before its ']'", 10),
-        ("{bn conv", "ends before its '}'", 8),
+        ("{bn conv", "ends before its '|' or '}'", 8),
+        ("{bn | conv", "ends before its '|' or '}'", 10),
         ("bn ] conv", "']' has no place", 3),
         ("bn | conv", "'|' has no place", 3),
-        ("{bn | conv}", "'|' has no place", 4),
+        ("{bn | }", "An empty branch", 6),
         ("[bn | conv | conv]", "'|' has no place", 11),
         ("[bn } conv]", "'}' has no place", 4),
         ("bn [] conv", "An empty branch", 4),
@@ -124,6 +127,9 @@ def _trace(text, place):
         # Li et al. 2018, section 4: right before the last BN; before the last convolution.
         ("a", "bn relu conv drop bn relu conv"),
         ("b", "bn relu conv bn relu drop conv"),
+        # Kim et al., supplement G; Chen et al. 2019: ReLU, then the IC layer (BN, dropout), then the weights.
+        ("P6+P7", "bn relu conv bn relu drop conv drop"),
+        ("ic", "relu bn drop conv relu bn drop conv"),
     ],
 )
 def test_places_in_a_basic_block(place, executed):
@@ -161,6 +167,18 @@ def test_places_around_a_head_with_a_convolution():
     assert _trace("conv bn relu gap dense", "H2") == "conv drop bn relu gap dense"
 
 
+@pytest.mark.parametrize(
+    ("place", "block", "head"),
+    [
+        ("before", "conv bn relu", "flatten dense bn relu drop dense bn relu drop dense"),
+        ("after", "conv relu bn", "flatten dense relu bn drop dense relu bn drop dense"),
+    ],
+)
+def test_places_of_bn(place, block, head):
+    assert _trace("conv relu", place) == block
+    assert _trace("flatten dense relu drop dense relu drop dense", place) == head
+
+
 def test_places_look_at_their_own_level():
     assert str(places.place(parse("[bn relu conv] bn relu gap dense"), "last")) == (
         "[bn relu conv] bn relu gap drop dense"
@@ -182,6 +200,9 @@ def test_p0_is_on_the_trunk_and_p1_in_the_branch():
         ("bn relu gap dense", "H1", "has none"),
         (f"{BASIC} {BASIC}", "a", "one bracket"),
         ("[bn relu] gap", "H6", "has none"),
+        ("{conv bn | conv bn}", "a", "one bracket"),
+        ("[bn relu conv relu conv]", "ic", "a bn for every weight layer"),
+        ("conv bn relu", "after", "already holds bn"),
     ],
 )
 def test_places_that_do_not_exist_are_refused(text, place, message):
@@ -241,6 +262,45 @@ def test_layers_compute_what_the_string_says():
     np.testing.assert_allclose(run("act"), np.tanh(x), rtol=1e-6)
     np.testing.assert_array_equal(run("[relu]"), x + np.maximum(x, 0))
     np.testing.assert_array_equal(run("{relu}"), np.concatenate([x, np.maximum(x, 0)], -1))
+    np.testing.assert_allclose(
+        run("{relu | tanh}"), np.concatenate([np.maximum(x, 0), np.tanh(x)], -1), rtol=1e-6
+    )
+
+
+def test_pooling_up_to_the_border_as_caffe():
+    """3x3 windows at 0, 2, 4: the last one hangs over the border of 6 pixels, and fits 5."""
+    x = np.asarray(jax.random.normal(jax.random.key(0), (1, 6, 6, 1)))
+    layers = Layers(parse("maxpool"), (Size(kernel=3, stride=2, padding="ceil"),), PARTS)
+    for side, number in ((6, 3), (5, 2)):
+        image = x[:, :side, :side]
+        wanted = [
+            [image[0, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3].max() for j in range(number)]
+            for i in range(number)
+        ]
+        np.testing.assert_array_equal(layers.apply({}, image)[0, ..., 0], wanted)
+
+
+def test_local_response_normalization_is_krizhevskys():
+    x = 30 * np.asarray(jax.random.normal(jax.random.key(0), (2, 3, 3, 7)))
+    y = Layers(parse("lrn"), (), PARTS).apply({}, x)
+    for c in range(7):
+        energy = (x[..., max(0, c - 2) : c + 3] ** 2).sum(-1)
+        np.testing.assert_allclose(y[..., c], x[..., c] / (1 + 1e-4 / 5 * energy) ** 0.75, rtol=1e-5)
+
+
+def test_squeeze_and_excitation_is_hus():
+    x = np.asarray(jax.random.normal(jax.random.key(0), (2, 3, 3, 4)))
+    layers = Layers(parse("se"), (Size(2, activation="silu"),), PARTS)
+    variables = layers.init(jax.random.key(1), x)
+    key = iter(jax.random.split(jax.random.key(2), 9))
+    variables = jax.tree.map(lambda leaf: jax.random.normal(next(key), leaf.shape), variables)
+    squeeze, excite = (
+        {k: np.asarray(v) for k, v in variables["params"]["se1"][name].items()}
+        for name in ("squeeze", "excite")
+    )
+    hidden = x.mean((1, 2)) @ squeeze["kernel"] + squeeze["bias"]
+    gate = 1 / (1 + np.exp(-((hidden / (1 + np.exp(-hidden))) @ excite["kernel"] + excite["bias"])))
+    np.testing.assert_allclose(layers.apply(variables, x), x * gate[:, None, None], rtol=1e-5, atol=1e-6)
 
 
 def test_strided_convolution_pads_both_sides():
@@ -285,3 +345,7 @@ def test_refusals_of_the_executor():
 )
 def test_hoisting_shares_the_pre_activation(text, hoisted):
     assert str(order.hoist(parse(text))) == hoisted
+
+
+def test_unbracketing_drops_the_skip():
+    assert str(order.unbracket(parse("relu [conv bn {relu} | conv] relu"))) == "relu conv bn {relu} relu"

@@ -3,26 +3,51 @@
 import functools
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dropbn import noise, norm, places
+from dropbn import initializers, noise, norm, places
+from dropbn.activations import ACTIVATIONS
 from dropbn.errors import DropbnError, unknown
 from dropbn.layers import Parts
-from dropbn.models import densenet, mlp, preresnet, resnet, resnext, vgg, wrn
+from dropbn.models import (
+    caffenet,
+    densenet,
+    googlenet,
+    inverted,
+    lenet,
+    mlp,
+    preresnet,
+    resnet,
+    resnext,
+    senet,
+    vgg,
+    wrn,
+)
 from dropbn.models.network import Network
-from dropbn.order import ACTIVATIONS, Order, parse
+from dropbn.order import Order, parse
 from dropbn.results import Result
 
-# Each has `sections(config, block, head)` and the orders BLOCK and HEAD that its paper published.
 FAMILIES = {
-    "preresnet": preresnet,
-    "resnet": resnet,
-    "wrn": wrn,
-    "resnext": resnext,
-    "densenet": densenet,
-    "vgg": vgg,
-    "mlp": mlp,
+    "preresnet": preresnet.SMALL,
+    "resnet": resnet.SMALL,
+    "wrn": wrn.FAMILY,
+    "resnext": resnext.SMALL,
+    "densenet": densenet.SMALL,
+    "vgg": vgg.FAMILY,
+    "lenet": lenet.FAMILY,
+    "mlp": mlp.FAMILY,
+    "preresnet_imagenet": preresnet.IMAGENET,
+    "resnet_imagenet": resnet.IMAGENET,
+    "resnext_imagenet": resnext.IMAGENET,
+    "senet": senet.FAMILY,
+    "densenet_imagenet": densenet.IMAGENET,
+    "mobilenetv2": inverted.MOBILENETV2_FAMILY,
+    "efficientnet": inverted.EFFICIENTNET_FAMILY,
+    "caffenet": caffenet.FAMILY,
+    "caffenet_lrn": caffenet.LRN,
+    "googlenet": googlenet.FAMILY,
 }
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -51,19 +76,28 @@ def create(config, amount=None, axis_name: str | None = None) -> Network:
             f"model.noise is {config.noise.kind} {default_amount:g}, but no order says where: put drop into "
             f"model.block ('{block}') or model.head ('{head}'), give a model.place, or make it 0."
         )
-    dtype = DTYPES[config.dtype]
+    dtype, constant = DTYPES[config.dtype], nn.initializers.constant
+    conv_init, dense_init = initializers.create(
+        config.init, config.activation or _activation(block), 1 - config.noise.rate
+    )
     parts = Parts(
         norm=functools.partial(
             norm.BatchNorm,
             momentum=config.bn.momentum,
             epsilon=config.bn.epsilon,
             group_size=config.bn.group_size,
+            use_scale=config.bn.use_scale,
+            use_bias=config.bn.use_bias,
+            scale_init=constant(config.bn.scale_init),
+            bias_init=constant(config.bn.bias_init),
             axis_name=axis_name,
             dtype=dtype,
         ),
-        noise=functools.partial(noise.KINDS[config.noise.kind], default_amount if amount is None else amount),
+        noise=noise.create(config.noise, default_amount if amount is None else amount),
         activation=config.activation,
         dtype=dtype,
+        conv_init=conv_init,
+        dense_init=dense_init,
     )
     return Network(tuple(FAMILIES[config.name].sections(config, block, head)), parts)
 
@@ -78,12 +112,14 @@ def orders(config) -> tuple[Order, Order]:
     if config.name not in FAMILIES:
         raise unknown("model", config.name, FAMILIES)
     family = FAMILIES[config.name]
-    block, head = parse(config.block or family.BLOCK), parse(config.head or family.HEAD)
-    if config.place and block.count("drop") + head.count("drop"):
+    block, head = parse(config.block or family.block), parse(config.head or family.head)
+    if config.place in places.NORM_PLACES:
+        block, head = places.place(block, config.place), places.place(head, config.place)
+    elif config.place and block.count("drop") + head.count("drop"):
         raise DropbnError(
             f"model.place={config.place!r} and a drop in the orders ('{block}', '{head}'): give one of them."
         )
-    if config.place in places.HEAD_PLACES:
+    elif config.place in places.HEAD_PLACES:
         head = places.place(head, config.place)
     elif config.place:
         block = places.place(block, config.place)
@@ -95,6 +131,10 @@ def orders(config) -> tuple[Order, Order]:
             f"('{block}', '{head}'): give both or neither."
         )
     return block, head
+
+
+def _activation(block):
+    return next((word for _, word in block.named() if word in ACTIVATIONS), "identity")
 
 
 def describe(config, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Result:
@@ -110,6 +150,7 @@ def describe(config, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Result:
       the total.
     """
     network = create(config)
+    noises = ("drop", "rrelu", *(["act"] if config.activation == "rrelu" else []))
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.ones((1, *image_shape)))
     rows = []
 
@@ -129,7 +170,7 @@ def describe(config, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Result:
                 "order": str(order),
                 "parameters": sum(weight.size for weight in weights),
                 "batch_norms": len(statistics) // 2,  # of the shortcuts that run
-                "noises": len(names) * order.count("drop"),
+                "noises": len(names) * order.count(*noises),
             }
         )
     counted = ("number", "parameters", "batch_norms", "noises")

@@ -1,21 +1,29 @@
-"""DenseNet-BC for small images (Huang et al. 2017), after bearpaw's `models/cifar/densenet.py`.
+"""DenseNet-BC (Huang et al. 2017).
 
-DenseNet-BC(L=100, k=12): a 3x3 convolution to 2k channels, three dense blocks of (L - 4) / 6 layers, each
-a 1x1 convolution to 4k and a 3x3 convolution to k channels whose output is concatenated to its input;
-between the blocks "bn relu conv avgpool" halves channels and resolution. 769,162 parameters on 10 classes,
-99 BN layers (Li et al. 2018, Table 2 and Fig. 4).
+A layer is a 1x1 convolution to 4k and a 3x3 convolution to k channels whose output is concatenated to its
+input; between the blocks of layers "bn relu conv avgpool" halves channels and resolution.
+
+`densenet`, for small images, after bearpaw's `models/cifar/densenet.py`: a 3x3 convolution to 2k channels and
+three blocks of (L - 4) / 6 layers. DenseNet-BC(L=100, k=12) has 769,162 parameters on 10 classes and 99 BN
+layers (Li et al. 2018, Table 2 and Fig. 4).
+
+`densenet_imagenet`: a 7x7 convolution to 2k channels with BN and max pooling, and four blocks. DenseNet-169
+(k = 32) has 14,149,480 parameters (torchvision).
 """
 
 from dropbn.errors import DropbnError
 from dropbn.layers import Size
-from dropbn.models.network import Section
+from dropbn.models.network import Family, Section, by_depth, classifier
 from dropbn.order import Concat, Order, parse
 
 BLOCK = "{bn relu conv bn relu conv}"
 HEAD = "bn relu gap dense"
 
+# Layers in each block of the networks for ImageNet, by depth. 13 is for tests.
+IMAGENET_LAYERS = {13: (1, 1, 1, 1), 121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
 
-def sections(config, block: Order, head: Order) -> list[Section]:
+
+def small(config, block: Order, head: Order) -> list[Section]:
     """`config.depth` is 6n + 4, `config.width` the growth rate k.
 
     Raises:
@@ -26,12 +34,30 @@ def sections(config, block: Order, head: Order) -> list[Section]:
         raise DropbnError(
             f"model.depth={config.depth}: a DenseNet-BC has a depth of 6n + 4, such as 40 or 100."
         )
+    stem = Section("stem", parse("conv"), (Size(2 * config.width, 3),))
+    return [stem, *_blocks(config, [layers] * 3, block), classifier(config, head)]
+
+
+def imagenet(config, block: Order, head: Order) -> list[Section]:
+    """`config.depth` is a key of `IMAGENET_LAYERS`, `config.width` the growth rate k.
+
+    Raises:
+      DropbnError: another depth, a block that is no dense bracket.
+    """
+    numbers = by_depth(config, IMAGENET_LAYERS)
+    stem = (Size(2 * config.width, 7, 2), Size(kernel=3, stride=2, padding=1))
+    return [
+        Section("stem", parse("conv bn relu maxpool"), stem),
+        *_blocks(config, numbers, block),
+        classifier(config, head),
+    ]
+
+
+def _blocks(config, numbers, block):
     if not any(isinstance(item, Concat) for item in block.items):
         raise DropbnError(f"A DenseNet block is a dense bracket, such as '{BLOCK}'; got '{block}'.")
-    growth = config.width
-    channels = 2 * growth
-    rows = [Section("stem", parse("conv"), (Size(channels, 3),))]
-    for stage in range(3):
+    growth, channels, rows = config.width, 2 * config.width, []
+    for stage, layers in enumerate(numbers):
         if stage:
             channels //= 2
             halving = (Size(channels), Size(kernel=2, stride=2))
@@ -39,4 +65,8 @@ def sections(config, block: Order, head: Order) -> list[Section]:
         for i in range(layers):
             rows.append(Section(f"stage{stage + 1}_block{i + 1}", block, (Size(4 * growth), Size(growth, 3))))
         channels += layers * growth
-    return [*rows, Section("head", head, (Size(config.num_classes, bias=True),))]
+    return rows
+
+
+SMALL = Family(small, BLOCK, HEAD)
+IMAGENET = Family(imagenet, BLOCK, HEAD)

@@ -1,7 +1,7 @@
 """A multilayer perceptron with BN and dropout on its layers."""
 
 from dropbn.layers import Size
-from dropbn.models.network import Section
+from dropbn.models.network import Family, Section, classifier
 from dropbn.order import Order, parse
 
 BLOCK = "dense bn relu"
@@ -14,5 +14,8 @@ def sections(config, block: Order, head: Order) -> list[Section]:
     return [
         Section("input", parse("flatten")),
         *hidden,
-        Section("head", head, (Size(config.num_classes, bias=True),)),
+        classifier(config, head),
     ]
+
+
+FAMILY = Family(sections, BLOCK, HEAD)

@@ -1,10 +1,12 @@
 """A network as a list of named orders."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 
+from dropbn.errors import DropbnError
 from dropbn.layers import Layers, Parts, Size
 from dropbn.order import Order
 
@@ -15,12 +17,45 @@ class Section(NamedTuple):
     Attributes:
       name: name of its module, as in "stage1_block1".
       order: its layers.
-      sizes: a `Size` for each conv, dense, maxpool and avgpool of the order.
+      sizes: a `Size` for each conv, dense, se, maxpool and avgpool of the order.
     """
 
     name: str
     order: Order
     sizes: tuple[Size, ...] = ()
+
+
+class Family(NamedTuple):
+    """Networks of one kind.
+
+    Attributes:
+      sections: (config.model, order of a block, order of the head) -> the network's sections.
+      block: the published order of a block.
+      head: the published order of the head.
+    """
+
+    sections: Callable[..., list[Section]]
+    block: str
+    head: str
+
+
+def classifier(config, head: Order, hidden: int = 0) -> Section:
+    """The head: its dense layers have `hidden` units, the last one a unit for each class; all a bias."""
+    before = (Size(hidden, bias=True),) * (head.count("dense") - 1) if hidden else ()
+    return Section("head", head, (*before, Size(config.num_classes, bias=True)))
+
+
+def by_depth(config, numbers: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
+    """`numbers[config.depth]`, of a network that exists in a few depths.
+
+    Raises:
+      DropbnError: another depth.
+    """
+    if config.depth not in numbers:
+        raise DropbnError(
+            f"model.depth={config.depth}: {config.name} has a depth of {', '.join(map(str, numbers))}."
+        )
+    return numbers[config.depth]
 
 
 class Network(nn.Module):

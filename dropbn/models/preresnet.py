@@ -1,35 +1,32 @@
-"""Pre-activation ResNet for small images (He et al. 2016, "Identity mappings in deep residual networks").
+"""Pre-activation ResNet (He et al. 2016, "Identity mappings in deep residual networks").
 
-The variant of the papers' code (bearpaw/pytorch-classification, `models/cifar/preresnet.py`): a 3x3
-convolution, three stages of `width` x 1, 2, 4 channels whose second and third halve the resolution,
-and the head "bn relu gap dense". Convolutions have no bias; a 1x1 shortcut convolution without BN acts on
-the raw input where the shape changes.
+`preresnet`, for small images, is the variant of the papers' code (bearpaw/pytorch-classification,
+`models/cifar/preresnet.py`): a 3x3 convolution, three stages of `config.width` x 1, 2, 4 channels whose
+second and third halve the resolution, and the head "bn relu gap dense". Convolutions have no bias; a 1x1
+shortcut convolution without BN acts on the raw input where the shape changes.
 
-The block's order decides its kind: two convolutions are a basic block (3x3, 3x3), three are a bottleneck
-(1x1, 3x3, 1x1 with four times the channels). Mind the names: "PreResNet-110" is 54 basic blocks for Kim et
-al. (2023), depth 110 here, but 54 bottlenecks for Li et al. (2018), depth 164 here: the bearpaw code of
-January 2018 built bottlenecks for every depth of 44 or more (163 BN layers, 1,703,258 parameters on 10
-classes, as the paper's figures and Table 2 have it).
+The block's order decides its kind: two convolutions are a basic block (depth 6n + 2), three are a bottleneck
+(depth 9n + 2). Mind the names: "PreResNet-110" is 54 basic blocks for Kim et al. (2023), depth 110 here, but
+54 bottlenecks for Li et al. (2018), depth 164 here: the bearpaw code of January 2018 built bottlenecks for
+every depth of 44 or more (163 BN layers, 1,703,258 parameters on 10 classes, as the paper's figures and
+Table 2 have it).
+
+`preresnet_imagenet`: a 7x7 convolution and max pooling, then four stages of bottlenecks, depth 50, 101, 152
+or 200, width 64. Depth 200 is Li's "ResNet-200 (pre-activation)". With the stride in the 3x3 convolution and
+the pre-activation of a stage's first block before its shortcut too, they are timm's resnetv2_50 and
+resnetv2_101 (25,549,352 and 44,541,480 parameters), which Kim et al. trained on Caltech-101 and Oxford-IIIT
+Pet.
 """
 
-from dropbn.layers import Size
+import functools
+
 from dropbn.models import residual
-from dropbn.models.network import Section
-from dropbn.order import Order, parse
+from dropbn.models.network import Family
+from dropbn.order import hoist
 
 BLOCK = "[bn relu conv bn relu conv | conv]"
 BOTTLENECK = "[bn relu conv bn relu conv bn relu conv | conv]"
 HEAD = "bn relu gap dense"
 
-
-def sections(config, block: Order, head: Order) -> list[Section]:
-    """`config.depth` is 6n + 2 of basic blocks or 9n + 2 of bottlenecks; `config.width` the first stage's.
-
-    Raises:
-      DropbnError: a depth that is no such number, or a block that is neither kind.
-    """
-    return [
-        Section("stem", parse("conv"), (Size(config.width, 3),)),
-        *residual.stages(config, block),
-        Section("head", head, (Size(config.num_classes, bias=True),)),
-    ]
+SMALL = Family(functools.partial(residual.small, stem="conv"), BLOCK, HEAD)
+IMAGENET = Family(functools.partial(residual.imagenet, stem="conv maxpool", opening=hoist), BOTTLENECK, HEAD)

@@ -1,58 +1,133 @@
-"""What the residual networks for small images share: three stages of equal blocks."""
+"""What the residual networks share: stages of equal blocks behind a stem."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dropbn.errors import DropbnError
 from dropbn.layers import Size
-from dropbn.models.network import Section
-from dropbn.order import WEIGHTS, Order, Residual
+from dropbn.models.network import Section, by_depth, classifier
+from dropbn.order import WEIGHTS, Order, Residual, parse
+
+# Blocks in each stage of the networks for ImageNet, by depth in bottlenecks. 14 is for tests.
+IMAGENET = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 
 
-def stages(
-    config, block: Order, *, others: int = 2, opening: Callable[[Order], Order] = lambda block: block
-) -> list[Section]:
-    """Three stages of `config.width` x 1, 2, 4 channels; the second and third halve the resolution.
+def plain_sizes(config, block: Order, stage: int, stride: int) -> tuple[Size, ...]:
+    """Sizes of a basic block (3x3, 3x3) or a bottleneck (1x1, 3x3, 1x1 to four times the channels).
 
-    Args:
-      config: `config.model`: depth and width.
-      block: order of a block: two convolutions in the branch make it basic, three a bottleneck.
-      others: layers of `config.depth` that stand outside the blocks.
-      opening: makes the order of a stage's first block from that of the others.
+    `config.width` channels in the first stage and twice that in each next.
 
     Raises:
-      DropbnError: a block of neither kind, or a depth that does not divide into such blocks.
+      DropbnError: a block of neither kind.
     """
-    num_convs = _convs(block)
-    blocks, rest = divmod(config.depth - others, 3 * num_convs)
-    if rest or blocks < 1:
-        raise DropbnError(
-            f"model.depth={config.depth}: with {num_convs} convolutions in each block's branch it has to be "
-            f"{3 * num_convs}n + {others}, such as {3 * num_convs + others} or {9 * num_convs + others}."
-        )
-    return [
-        Section(
-            f"stage{stage + 1}_block{i + 1}",
-            block if i else opening(block),
-            block_sizes(block, config.width * 2**stage, 2 if stage and not i else 1),
-        )
-        for stage in range(3)
-        for i in range(blocks)
-    ]
-
-
-def block_sizes(block: Order, channels: int, stride: int) -> tuple[Size, ...]:
-    """Sizes of a basic block (3x3, 3x3) or a bottleneck (1x1, 3x3, 1x1 to four times the channels)."""
+    channels = config.width * 2**stage
     if _convs(block) == 2:
         branch = (Size(channels, 3, stride), Size(channels, 3))
     else:
         branch = (Size(channels, 1), Size(channels, 3, stride), Size(4 * channels, 1))
-    return with_shortcut(block, branch, stride)
+    return branch + shortcut(block, branch, stride)
 
 
-def with_shortcut(block: Order, branch: tuple[Size, ...], stride: int) -> tuple[Size, ...]:
-    """The branch's sizes and those of the 1x1 shortcut convolution, if the order has one."""
-    shortcut = (Size(branch[-1].features, 1, stride),) if bracket(block).shortcut else ()
-    return branch + shortcut
+def grouped_sizes(config, block: Order, stage: int, stride: int) -> tuple[Size, ...]:
+    """Sizes of a ResNeXt bottleneck, to 256 channels in the first stage (Xie et al. 2017, Table 1).
+
+    Its 3x3 convolution has `config.cardinality` groups of `config.width` channels in the first stage and
+    twice that in each next.
+
+    Raises:
+      DropbnError: a branch without three convolutions.
+    """
+    if _convs(block) != 3:
+        raise DropbnError(f"A block of {config.name} has three convolutions in its branch; got '{block}'.")
+    inner, outer = config.cardinality * config.width * 2**stage, 256 * 2**stage
+    branch = (Size(inner), Size(inner, 3, stride, groups=config.cardinality), Size(outer))
+    return branch + shortcut(block, branch, stride)
+
+
+Sizes = Callable[..., tuple[Size, ...]]
+
+
+def small(
+    config,
+    block: Order,
+    head: Order,
+    *,
+    stem: str,
+    stem_width: int = 0,
+    sizes: Sizes = plain_sizes,
+    others: int = 2,
+    opening: Callable[[Order], Order] = lambda block: block,
+) -> list[Section]:
+    """A network for small images: a 3x3 convolution and three stages of equally many blocks.
+
+    Args:
+      config: `config.model`; its depth counts layers.
+      block, head: orders.
+      stem: order of the stem.
+      stem_width: channels of the stem; 0 is `config.width`.
+      sizes: (config, block, stage from 0, stride) -> sizes of a block.
+      others: layers of `config.depth` that stand outside the blocks.
+      opening: makes the order of a stage's first block from that of the others.
+
+    Raises:
+      DropbnError: a depth that does not divide into such blocks, a block that `sizes` refuses.
+    """
+    per_block = 3 * _convs(block)
+    number, rest = divmod(config.depth - others, per_block)
+    if rest or number < 1:
+        raise DropbnError(
+            f"model.depth={config.depth}: with {per_block // 3} convolutions in each block's branch it has "
+            f"to be {per_block}n + {others}, such as {per_block + others} or {3 * per_block + others}."
+        )
+    start = Section("stem", parse(stem), (Size(stem_width or config.width, 3),))
+    return [start, *stages(config, [number] * 3, block, sizes, opening), classifier(config, head)]
+
+
+def imagenet(
+    config,
+    block: Order,
+    head: Order,
+    *,
+    stem: str,
+    stem_width: int = 0,
+    sizes: Sizes = plain_sizes,
+    opening: Callable[[Order], Order] = lambda block: block,
+) -> list[Section]:
+    """A network for ImageNet: a 7x7 convolution, max pooling and four stages, as `small` else.
+
+    Raises:
+      DropbnError: a depth that is no key of `IMAGENET`, a block that `sizes` refuses.
+    """
+    start = (Size(stem_width or config.width, 7, 2), Size(kernel=3, stride=2, padding=1))
+    numbers = by_depth(config, IMAGENET)
+    return [
+        Section("stem", parse(stem), start),
+        *stages(config, numbers, block, sizes, opening),
+        classifier(config, head),
+    ]
+
+
+def stages(
+    config,
+    numbers: Sequence[int],
+    block: Order,
+    sizes: Sizes,
+    opening: Callable[[Order], Order] = lambda block: block,
+) -> list[Section]:
+    """Stages of `numbers` blocks; the first block of every stage but the first halves the resolution."""
+    return [
+        Section(
+            f"stage{stage + 1}_block{i + 1}",
+            block if i else opening(block),
+            sizes(config, block, stage, 2 if stage and not i else 1),
+        )
+        for stage, number in enumerate(numbers)
+        for i in range(number)
+    ]
+
+
+def shortcut(block: Order, branch: tuple[Size, ...], stride: int, kernel: int = 1) -> tuple[Size, ...]:
+    """The size of the shortcut's convolution, if the order has a shortcut."""
+    return (Size(branch[-1].features, kernel, stride),) if bracket(block).shortcut else ()
 
 
 def bracket(block: Order) -> Residual:

@@ -5,9 +5,8 @@ is the unit around one convolution, so that "conv bn relu" and "conv relu bn" ar
 activation. VGG-16 has 14,728,266 parameters on 10 classes.
 """
 
-from dropbn.errors import DropbnError
 from dropbn.layers import Size
-from dropbn.models.network import Section
+from dropbn.models.network import Family, Section, by_depth, classifier
 from dropbn.order import Order, parse
 
 BLOCK = "conv bn relu"
@@ -25,11 +24,12 @@ def sections(config, block: Order, head: Order) -> list[Section]:
     Raises:
       DropbnError: another depth.
     """
-    if config.depth not in GROUPS:
-        raise DropbnError(f"model.depth={config.depth}: a VGG has a depth of {', '.join(map(str, GROUPS))}.")
     rows = []
-    for group, number in enumerate(GROUPS[config.depth], 1):
+    for group, number in enumerate(by_depth(config, GROUPS), 1):
         size = Size(config.width * min(2 ** (group - 1), 8), 3, bias=True)
         rows += [Section(f"group{group}_conv{i + 1}", block, (size,)) for i in range(number)]
         rows.append(Section(f"group{group}_pool", parse("maxpool"), (Size(kernel=2, stride=2),)))
-    return [*rows, Section("head", head, (Size(config.num_classes, bias=True),))]
+    return [*rows, classifier(config, head)]
+
+
+FAMILY = Family(sections, BLOCK, HEAD)

@@ -1,0 +1,34 @@
+"""A small convolutional network after LeNet-5 (LeCun et al. 1998), whose pooling is part of the order.
+
+The block is one convolution with all that follows it, pooling included, and the head holds the dense layers:
+so noise and BN can stand before and after pooling, in convolutions alone, or in dense layers alone.
+"""
+
+from dropbn.layers import Size
+from dropbn.models.network import Family, Section, classifier
+from dropbn.order import SIZED, Order
+
+BLOCK = "conv relu maxpool"
+HEAD = "flatten dense relu dense"
+
+
+def sections(config, block: Order, head: Order) -> list[Section]:
+    """`config.depth` blocks of 5x5 convolutions with bias, `config.width` x 1, 2, 4, ... channels.
+
+    A pooling is 2x2. The head's hidden dense layers have eight times `config.width` units.
+    """
+    return [
+        *(
+            Section(f"block{i + 1}", block, _sizes(block, Size(config.width * 2**i, 5, bias=True)))
+            for i in range(config.depth)
+        ),
+        classifier(config, head, 8 * config.width),
+    ]
+
+
+def _sizes(block, conv):
+    pool = Size(kernel=2, stride=2, padding="ceil")
+    return tuple(conv if word == "conv" else pool for _, word in block.named() if word in SIZED)
+
+
+FAMILY = Family(sections, BLOCK, HEAD)

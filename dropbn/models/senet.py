@@ -1,0 +1,39 @@
+"""SENet-154 (Hu et al. 2018), after the authors' network.
+
+ResNeXt-152's bottlenecks of 64 groups with squeeze and excitation before the addition (a 16th of the
+channels), three 3x3 convolutions for the stem, half the channels in each bottleneck's 1x1 convolution, and
+3x3 shortcut convolutions where the resolution halves. 115,088,984 parameters at depth 152, width 4,
+cardinality 64 (timm's legacy_senet154); its published errors are those of Li's "SENet" (2018, Table 5).
+"""
+
+from dropbn.layers import Size
+from dropbn.models import residual
+from dropbn.models.network import Family, Section, by_depth, classifier
+from dropbn.order import Order, parse
+
+BLOCK = "[conv bn relu conv bn relu conv bn se | conv bn] relu"
+HEAD = "gap dense"
+
+
+def sections(config, block: Order, head: Order) -> list[Section]:
+    """`config.depth` is a key of `residual.IMAGENET`; width and cardinality are as in `resnext`.
+
+    Raises:
+      DropbnError: another depth, a branch without three convolutions.
+    """
+    stem = (Size(64, 3, 2), Size(64, 3), Size(128, 3), Size(kernel=3, stride=2, padding="ceil"))
+    return [
+        Section("stem", parse("conv bn relu conv bn relu conv bn relu maxpool"), stem),
+        *residual.stages(config, by_depth(config, residual.IMAGENET), block, _sizes),
+        classifier(config, head),
+    ]
+
+
+def _sizes(config, block, stage, stride):
+    _, grouped, last, *_ = residual.grouped_sizes(config, block, stage, stride)
+    branch = (Size(grouped.features // 2), grouped, last)
+    squeeze = (Size(last.features // 16),) * block.count("se")
+    return branch + squeeze + residual.shortcut(block, branch, stride, kernel=3 if stride == 2 else 1)
+
+
+FAMILY = Family(sections, BLOCK, HEAD)
