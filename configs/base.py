@@ -17,8 +17,17 @@ def get_config() -> ConfigDict:
     config.data = data = ConfigDict()
     data.name = "digits"  # or "folder:PATH" with PATH/train/<class>/*.png, or "npz:PATH"
     data.dir = ""  # where prepared data lies; "" is tensorflow-datasets' default, ~/tensorflow_datasets
+    data.image_size = 0  # pixels of a side; 0: in memory as they are; else streamed, decoded as needed
+    # Of images in memory, in training:
     data.crop_padding = 0  # pixels of zeros around a training image before a random crop of its size
-    data.flip = False  # flips half of the training images from left to right
+    data.flip = False  # flips half of the training images from left to right; of streamed ones too
+    # Of streamed images (dropbn/data/photos.py):
+    data.resize = 256  # pixels of the shorter side before the crop to image_size
+    data.crop_scale = ()  # in training, (least, largest) share of the area of a random part; (): the whole
+    data.rotation = 0.0  # in training, largest angle, degrees
+    data.jitter = 0.0  # in training, of brightness, contrast and saturation
+    data.split = ""  # "70:15:15" divides all images anew into train, validation and test; "": as published
+    data.workers = 0  # processes that read images; 0: threads
 
     config.model = model = ConfigDict()
     model.name = "preresnet"  # a family of dropbn/models

@@ -11,7 +11,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from dropbn.errors import DropbnError
 
-_METRIC = "test/accuracy"
+_METRIC = "accuracy"
 
 
 @contextlib.contextmanager
@@ -20,7 +20,7 @@ def manager(directory, read_only: bool = False) -> Iterator[ocp.CheckpointManage
 
     Read-only it leaves the directory of a run that is still training alone.
 
-    The latest checkpoint and the best by test accuracy are kept. (Orbax's `max_to_keep` with `best_fn`
+    The latest checkpoint and the best by accuracy are kept. (Orbax's `max_to_keep` with `best_fn`
     would delete the latest one.)
     """
     options = ocp.CheckpointManagerOptions(
@@ -44,10 +44,10 @@ def manager(directory, read_only: bool = False) -> Iterator[ocp.CheckpointManage
         opened.wait_until_finished()
 
 
-def save(opened: ocp.CheckpointManager, step: int, state, test_accuracy: float) -> None:
+def save(opened: ocp.CheckpointManager, step: int, state, accuracy: float) -> None:
     """Saves a state (a pytree of arrays, one device's copy) in the background."""
     arrays = jax.tree.map(np.asarray, state)  # Orbax takes no NumPy scalars.
-    opened.save(step, args=ocp.args.StandardSave(arrays), metrics={_METRIC: float(test_accuracy)}, force=True)
+    opened.save(step, args=ocp.args.StandardSave(arrays), metrics={_METRIC: float(accuracy)}, force=True)
 
 
 def restore(opened: ocp.CheckpointManager, like, which: str | int = "latest"):

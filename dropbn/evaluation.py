@@ -1,6 +1,5 @@
 """Evaluation of a run: the table of modes, the flips, the shift of every BN layer."""
 
-import functools
 import itertools
 import json
 import pathlib
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dropbn import checkpoint, data, keys, models, modes, shift, steps, workdir
+from dropbn import checkpoint, data, feeds, keys, models, modes, parallel, shift, steps, workdir
 from dropbn.data import sampling
 from dropbn.plan import abstract_state, make_plan
 from dropbn.results import Result
@@ -99,20 +98,20 @@ def mode_table(config, dataset: data.Dataset, state: steps.TrainState) -> tuple[
     model_config.bn.group_size = 0  # Batches are cut to the size of a group, so each is one group.
     model = models.create(model_config)
     batch_size = config.model.bn.group_size or config.batch_size
-    splits = {
-        name: sampling.shuffled(split, config.seed)  # The images of a batch must not be of one class.
-        for name, split in (("train", dataset.plain(config.eval.train_examples)), ("test", dataset.test))
-    }
+    splits = {"train": dataset.plain(config.eval.train_examples), "test": dataset.test}
     rows, right = [], {}
     for noise_on, source in itertools.product((False, True), ("running", "batch")):
         mode = modes.Mode(noise_on, source, update=False)
         pad_to = batch_size if source == "running" else 0  # A padded batch would have other statistics.
         predict = _predictor(model, mode, state, config.seed, pad_to)
         for name, split in splits.items():
-            batches = sampling.plain_batches(split, batch_size, dataset.mean, dataset.std)
-            logits = np.concatenate([predict(batch["image"], i) for i, batch in enumerate(batches)])
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
-            correct = right[noise_on, source, name] = logits.argmax(-1) == split.labels
+            # The images of a batch must not be of one class.
+            order = sampling.epoch_order(config.seed, 0, split.num_examples)
+            batches = sampling.plain_batches(split, batch_size, dataset.mean, dataset.std, order)
+            predicted = [(predict(batch["image"], i), batch["label"]) for i, batch in enumerate(batches)]
+            logits, labels = (np.concatenate(parts) for parts in zip(*predicted, strict=True))
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            correct = right[noise_on, source, name] = logits.argmax(-1) == labels
             rows.append(
                 {
                     "dropout": "on" if noise_on else "off",
@@ -146,19 +145,12 @@ def _predictor(model, mode, state, seed, pad_to):
 
 
 def _augmented_epoch(config, dataset) -> Iterator[jax.Array]:
-    num_examples = len(dataset.train.labels)
-    batch_size = config.model.bn.group_size or config.batch_size
-    order = sampling.epoch_order(config.seed, 0, num_examples)
-    batch = jax.jit(
-        functools.partial(
-            sampling.train_batch,
-            batch_size=batch_size,
-            mean=dataset.mean,
-            std=dataset.std,
-            crop_padding=config.data.crop_padding,
-            flip=config.data.flip,
-        )
-    )
-    split = jax.device_put(dataset.train)
-    for step in range(num_examples // batch_size):
-        yield batch(split, order, step, config.seed)
+    config = config.copy_and_resolve_references()
+    config.batch_size = config.model.bn.group_size or config.batch_size
+    devices = jax.local_devices()[:1]
+    feed = feeds.create(config, dataset, devices)
+    batch = parallel.on_each(feed.train_batch, devices, in_axes=(0, None, None))
+    for step, inputs in enumerate(
+        feed.train_inputs(0, range(dataset.train.num_examples // config.batch_size))
+    ):
+        yield jax.tree.map(lambda leaf: leaf[0], batch(inputs, step, config.seed))

@@ -32,8 +32,7 @@ def on_each(
 
 def replicate(tree, devices: Sequence[jax.Device]):
     """A copy of every leaf on every device, stacked along a new first axis."""
-    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
-    sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))
+    sharding = _sharding(devices)
 
     def put(leaf):
         leaf = np.asarray(leaf)
@@ -42,6 +41,19 @@ def replicate(tree, devices: Sequence[jax.Device]):
     return jax.tree.map(put, tree)
 
 
+def spread(tree, devices: Sequence[jax.Device]):
+    """Each device's share of every leaf's first axis, (devices, share, ...)."""
+    sharding = _sharding(devices)
+    return jax.tree.map(
+        lambda leaf: jax.device_put(leaf.reshape(len(devices), -1, *leaf.shape[1:]), sharding), tree
+    )
+
+
 def first(tree):
     """The first device's value of every leaf, as NumPy arrays; for trees that are equal on all."""
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], tree)
+
+
+def _sharding(devices):
+    mesh = jax.sharding.Mesh(np.array(devices), (AXIS,))
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(AXIS))

@@ -37,7 +37,7 @@ def make_plan(config, dataset: data.Dataset) -> Plan:
     Raises:
       DropbnError: what does not fit, before anything is written.
     """
-    num_examples = len(dataset.train.labels)
+    num_examples = dataset.train.num_examples
     for field, low, high in (
         ("seed", 0, 2**31 - 1),
         ("batch_size", 1, num_examples),
@@ -79,4 +79,4 @@ def make_plan(config, dataset: data.Dataset) -> Plan:
 def abstract_state(config, dataset: data.Dataset, plan: Plan) -> steps.TrainState:
     """The shapes of the run's state, without computing it; refuses orders that do not fit the images."""
     create = functools.partial(steps.create_state, plan.model, plan.tx, config.seed)
-    return jax.eval_shape(lambda: create(dataset.train.images.shape[1:]))
+    return jax.eval_shape(lambda: create(dataset.train.image_shape))

@@ -11,9 +11,16 @@ from dropbn.shift import Shift
 def print_run(records: list[dict], shift: Shift, workdir, console=None) -> None:
     """The closing summary of a training run: final numbers, most shifted layers, what to run next."""
     console = console or rich.console.Console(highlight=False, markup=False)
-    final, best = records[-1], max(record["test/accuracy"] for record in records)
+    final = records[-1]
+    validated = "validation/accuracy" in final
+    chosen_by, label = (
+        ("validation/accuracy", "at best validation") if validated else ("test/accuracy", "best")
+    )
+    best = max(records, key=lambda record: record[chosen_by])["test/accuracy"]
     console.print(f"\nAfter {final['epoch']:.4g} epochs ({final['step']} steps):")
-    console.print(f"  test accuracy                       {final['test/accuracy']:.2%}   (best {best:.2%})")
+    console.print(
+        f"  test accuracy                       {final['test/accuracy']:.2%}   ({label} {best:.2%})"
+    )
     console.print(f"  training accuracy, in train mode    {final['train/accuracy']:.2%}")
     console.print(f"  training accuracy, in test mode     {final['train/accuracy_test_mode']:.2%}")
     if shift.rows:

@@ -1,7 +1,6 @@
 """Training: the run that a config describes."""
 
 import functools
-import math
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from dropbn import checkpoint, data, initializers, models, noise, parallel, steps, workdir
+from dropbn import checkpoint, data, feeds, initializers, models, noise, parallel, steps, workdir
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
 from dropbn.plan import Plan, abstract_state, make_plan
@@ -20,37 +19,24 @@ class Programs(NamedTuple):
     """The compiled functions of a run; each takes and returns values stacked over the devices.
 
     Attributes:
-      order: (hyper, epoch) -> the epoch's order.
-      train: (state, train split, order, hyper) -> (state, sums). The state's memory is donated.
-      batch: (split, index) -> a masked batch for `evaluate`.
+      train: (state, the feed's train inputs, hyper) -> (state, sums). The state's memory is donated.
+      batch: the feed's eval inputs -> a masked batch for `evaluate`.
       evaluate: (state, masked batch) -> sums.
     """
 
-    order: Callable
     train: Callable
     batch: Callable
     evaluate: Callable
 
 
-def programs(config, dataset: data.Dataset, plan: Plan) -> Programs:
-    """Composes sampling and steps for the devices of the plan."""
+def programs(config, feed: feeds.Resident | feeds.Streamed, plan: Plan) -> Programs:
+    """Composes feed and steps for the devices of the plan."""
     axis_name = parallel.AXIS
-    sampled = {
-        "batch_size": config.batch_size,
-        "axis_name": axis_name,
-        "mean": dataset.mean,
-        "std": dataset.std,
-    }
-    augmented = {"crop_padding": config.data.crop_padding, "flip": config.data.flip}
 
-    def order(hyper, epoch):
-        return sampling.epoch_order(hyper.seed, epoch, len(dataset.train.labels))
-
-    def train(state, split, order, hyper):
-        batch = sampling.train_batch(split, order, state.step, hyper.seed, **sampled, **augmented)
+    def train(state, inputs, hyper):
         return steps.train_step(
             state,
-            batch,
+            feed.train_batch(inputs, state.step, hyper.seed),
             hyper,
             build=lambda hyper: models.create(config.model, hyper.amount, axis_name),
             tx=plan.tx,
@@ -59,9 +45,8 @@ def programs(config, dataset: data.Dataset, plan: Plan) -> Programs:
 
     on_each = functools.partial(parallel.on_each, devices=plan.devices)
     return Programs(
-        on_each(order, in_axes=(0, None)),
         on_each(train, donate=0),
-        on_each(functools.partial(sampling.eval_batch, **sampled), in_axes=(0, None)),
+        on_each(feed.eval_batch),
         on_each(functools.partial(steps.eval_step, model=plan.model, axis_name=axis_name)),
     )
 
@@ -104,43 +89,41 @@ def train_and_evaluate(
             state = _initial_state(config, dataset, plan)
         step = saved = int(state.step)
         progress.resume(step)
-        run = programs(config, dataset, plan)
+        feed = feeds.create(config, dataset, plan.devices)
+        run = programs(config, feed, plan)
         replicate = functools.partial(parallel.replicate, devices=plan.devices)
         state = replicate(state)
-        train, test = replicate(dataset.train), replicate(dataset.test)
-        plain = replicate(dataset.plain(config.eval.train_examples))
         hyper = replicate(steps.Hyper(config.seed, noise.amount(config.model.noise), 1.0))
+        measured = {"train": dataset.plain(config.eval.train_examples), "test": dataset.test}
+        if dataset.validation:
+            measured["validation"] = dataset.validation
+        chosen_by = "validation/accuracy" if dataset.validation else "test/accuracy"
         with workdir.metrics_writer(directory, step) as write:
             while step < plan.total_steps:
                 epoch, done = divmod(step, plan.steps_per_epoch)
                 num_steps = min(plan.steps_per_epoch - done, plan.total_steps - step)
-                order = run.order(hyper, epoch)
-                state, sums, seconds = _train_steps(
-                    num_steps, run.train, state, (train, order, hyper), progress
-                )
+                inputs = feed.train_inputs(epoch, range(done, done + num_steps))
+                state, sums, seconds = _train_steps(run.train, state, inputs, hyper, progress)
                 losses = [part["loss"] for part in sums]
                 _refuse_nonfinite(losses, step + 1, saved)
                 step += num_steps
                 on_train = _means(sums)
-                on_plain, on_test = (
-                    _evaluate(run, state, split, config.batch_size) for split in (plain, test)
-                )
+                found = {name: _evaluate(run, feed, state, split) for name, split in measured.items()}
                 # The last step's update may have been the one that diverged.
-                _refuse_nonfinite([on_plain["loss"] + on_test["loss"]], step, saved)
+                _refuse_nonfinite([sum(means["loss"] for means in found.values())], step, saved)
                 record = {
                     "step": step,
                     "epoch": step / plan.steps_per_epoch,
                     "train/loss": on_train["loss"],
                     "train/accuracy": on_train["accuracy"],
-                    "train/accuracy_test_mode": on_plain["accuracy"],
-                    "test/loss": on_test["loss"],
-                    "test/accuracy": on_test["accuracy"],
+                    "train/accuracy_test_mode": found.pop("train")["accuracy"],
+                    **{f"{name}/{key}": means[key] for name, means in found.items() for key in _MEANS},
                     "images_per_second": num_steps * config.batch_size / seconds,
                 }
                 write(record)
                 progress.epoch(record)
                 if step - saved >= plan.checkpoint_every or step == plan.total_steps:
-                    checkpoint.save(checkpoints, step, parallel.first(state), record["test/accuracy"])
+                    checkpoint.save(checkpoints, step, parallel.first(state), record[chosen_by])
                     saved = step
     records = workdir.read_metrics(directory)
     if not records:
@@ -149,7 +132,7 @@ def train_and_evaluate(
 
 
 def _initial_state(config, dataset, plan):
-    state = steps.create_state(plan.model, plan.tx, config.seed, dataset.train.images.shape[1:])
+    state = steps.create_state(plan.model, plan.tx, config.seed, dataset.train.image_shape)
     if config.model.init != "lsuv":
         return state
     images = dataset.plain(config.batch_size).images
@@ -162,35 +145,37 @@ def _headline(config, dataset, plan):
     block, head = models.orders(config.model)
     devices = f"{len(plan.devices)} {plan.devices[0].platform} device{'s' * (len(plan.devices) > 1)}"
     return (
-        f"{config.model.name} on {config.data.name}: {len(dataset.train.labels)} training images, "
+        f"{config.model.name} on {config.data.name}: {dataset.train.num_examples} training images, "
         f"{plan.total_steps} steps of {config.batch_size} on {devices}\n"
         f"blocks {block}, head {head}; drop is {config.model.noise.kind} {noise.amount(config.model.noise):g}"
     )
 
 
-def _train_steps(num_steps, train, state, inputs, progress):
+def _train_steps(train, state, inputs, hyper, progress):
     """Takes steps; returns (state, their sums on the host, seconds they took, compilation left out)."""
     sums = []
     started = time.monotonic()
-    for i in range(num_steps):
-        state, new = train(state, *inputs)
+    for given in inputs:
+        state, new = train(state, given, hyper)
         sums.append(new)
-        if i == 0 and num_steps > 1:
+        if len(sums) == 1:
             jax.block_until_ready(new)  # The first step may compile: the others' time stands for it.
-            started = time.monotonic()
+            compiled = time.monotonic()
         progress.step(sums)
+    number, sums = len(sums), parallel.first(sums)
+    seconds = time.monotonic() - (compiled if number > 1 else started)
+    return state, sums, seconds * number / max(number - 1, 1)
+
+
+def _evaluate(run, feed, state, split):
+    sums = [run.evaluate(state, run.batch(inputs)) for inputs in feed.eval_inputs(split)]
     sums = parallel.first(sums)
-    seconds = time.monotonic() - started
-    return state, sums, seconds * num_steps / max(num_steps - 1, 1)
-
-
-def _evaluate(run, state, split, batch_size):
-    num_examples = split.labels.shape[1]
-    batches = math.ceil(num_examples / batch_size)
-    sums = parallel.first([run.evaluate(state, run.batch(split, i)) for i in range(batches)])
     counted = sum(int(part["count"]) for part in sums)
-    assert counted == num_examples, f"counted {counted} of {num_examples} images"
+    assert counted == split.num_examples, f"counted {counted} of {split.num_examples} images"
     return _means(sums)
+
+
+_MEANS = ("loss", "accuracy")
 
 
 def _means(sums):

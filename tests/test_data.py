@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 
 from configs import base
 from dropbn import data
-from dropbn.data import sampling
+from dropbn.data import prepare, sampling, stock
 from dropbn.errors import DropbnError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -65,11 +65,83 @@ def test_unknown_dataset_and_unwritable_directory(tmp_path):
         data.load(config)
 
 
-@pytest.mark.parametrize("name", data.STOCK)
+def test_the_command_that_prepares_a_dataset(tmp_path, capsys, monkeypatch):
+    prepare.main(["digits", str(tmp_path)])
+    assert capsys.readouterr().out == f"digits is prepared in {tmp_path}/digits/1.0.0\n"
+    config = base.get_config().data
+    config.dir = str(tmp_path)
+    assert data.load(config).train.num_examples == 1437
+
+    def fails(error):
+        def download_and_prepare(builder, **_):
+            raise error
+
+        monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", download_and_prepare)
+
+    for arguments, error, message in (
+        (["cifar1"], None, "Did you mean 'cifar10'"),
+        ([], None, "usage: python -m dropbn.data.prepare"),
+        (["cifar10", str(tmp_path)], OSError("no network"), "cifar10 cannot be prepared: no network"),
+        (["cifar10", str(tmp_path)], ImportError(name="tensorflow"), "needs tensorflow: pip install"),
+    ):
+        fails(error)
+        with pytest.raises(SystemExit, match=message):
+            prepare.main(arguments)
+
+
+def _prepare_synthetic(stock_builder, given, directory):
+    """Writes examples, split -> [(image or file, label)], in the layout of a stock dataset."""
+    features = stock_builder.info.features
+    fillers = {"coarse_label": 0, "species": 0, "head_bbox": tfds.features.BBox(0.0, 0.0, 1.0, 1.0)}
+    fillers |= dict.fromkeys(("id", "file_name", "image/file_name"), "name")
+    fillers["segmentation_mask"] = Image.fromarray(np.zeros((4, 4), np.uint8))
+
+    class Synthetic(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = stock_builder.version
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(split) for split in given}
+
+        def _generate_examples(self, split):
+            for i, (image, label) in enumerate(given[split]):
+                others = {key: value for key, value in fillers.items() if key in features}
+                yield i, {"image": image, "label": label, **others}
+
+    Synthetic.name = stock_builder.name
+    Synthetic(data_dir=directory, file_format="array_record").download_and_prepare()
+
+
+@pytest.mark.parametrize("name", stock.PHOTOS)
+def test_prepared_photographs_are_read_without_tensorflow(name, tmp_path):
+    """Photographs of random sizes, each the JPEG file that was given, in the split that is tested on."""
+    stock_builder = tfds.builder(name, data_dir=tmp_path, file_format="array_record")
+    rng, given, config = np.random.default_rng(0), {}, base.get_config().data
+    config.name, config.dir, config.image_size, config.resize = name, str(tmp_path), 8, 10
+    with pytest.raises(DropbnError, match=f"'{name}' is not prepared .*\n  pip install tensorflow-cpu"):
+        data.load(config)
+    for split, number in (("train", 6), (stock.NAMES[name], 3)):
+        given[split] = [(tmp_path / f"{split}{i}.jpg", int(rng.integers(30))) for i in range(number)]
+        for file, _ in given[split]:
+            pixels = rng.integers(0, 256, (*rng.integers(9, 30, 2), 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(file)
+    _prepare_synthetic(stock_builder, given, tmp_path)
+    found = data.load(config)
+    assert "tensorflow" not in sys.modules
+    assert found.num_classes == {"caltech101": 102, "oxford_iiit_pet": 37, "imagenet2012": 1000}[name]
+    for split, theirs in (("train", "train"), ("test", stock.NAMES[name])):
+        part = getattr(found, split).take(slice(None))
+        wanted = [(found.train.view.test(np.asarray(Image.open(f))).tobytes(), n) for f, n in given[theirs]]
+        assert sorted((x.tobytes(), int(n)) for x, n in zip(*part, strict=True)) == sorted(wanted)
+
+
+@pytest.mark.parametrize("name", [name for name in stock.NAMES if name not in ("digits", *stock.PHOTOS)])
 def test_a_prepared_stock_dataset_is_read_without_tensorflow(name, tmp_path):
     """Random images in the layout and version of tensorflow-datasets stand in for the real archive."""
-    stock = tfds.builder(name, data_dir=tmp_path, file_format="array_record")
-    features, config = stock.info.features, base.get_config().data
+    stock_builder = tfds.builder(name, data_dir=tmp_path, file_format="array_record")
+    features, config = stock_builder.info.features, base.get_config().data
     config.name, config.dir = name, str(tmp_path)
     with pytest.raises(DropbnError, match=f"'{name}' is not prepared .*\n  pip install tensorflow-cpu"):
         data.load(config)
@@ -83,23 +155,11 @@ def test_a_prepared_stock_dataset_is_read_without_tensorflow(name, tmp_path):
         for split, number in (("train", 12), ("test", 5))
     }
 
-    class Synthetic(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = stock.version
-
-        def _info(self):
-            return tfds.core.DatasetInfo(builder=self, features=features)
-
-        def _split_generators(self, dl_manager):
-            return {split: self._generate_examples(split) for split in given}
-
-        def _generate_examples(self, split):
-            for i, (pixels, label) in enumerate(given[split]):
-                example = {"image": Image.fromarray(pixels.squeeze()), "label": label}
-                others = {"id": str(i), "coarse_label": 0}
-                yield i, example | {key: value for key, value in others.items() if key in features}
-
-    Synthetic.name = name
-    Synthetic(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    examples = {
+        split: [(Image.fromarray(pixels.squeeze()), label) for pixels, label in pairs]
+        for split, pairs in given.items()
+    }
+    _prepare_synthetic(stock_builder, examples, tmp_path)
     found = data.load(config)
     assert "tensorflow" not in sys.modules
     assert found.num_classes == features["label"].num_classes
@@ -216,10 +276,12 @@ def test_evaluation_counts_every_image_once(devices):
     np.testing.assert_array_equal(labels[masks], np.arange(50))
 
 
-def test_batches_on_the_host_end_short_and_shuffle_by_seed():
+def test_batches_on_the_host_end_short_and_follow_an_order():
     batches = list(sampling.plain_batches(SPLIT, 16, MEAN, STD))
     assert [len(batch["label"]) for batch in batches] == [16, 16, 16, 2]
     np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), SPLIT.labels)
-    mixed = sampling.shuffled(SPLIT, 1)
-    assert (mixed.labels != SPLIT.labels).any() and sorted(mixed.labels) == sorted(SPLIT.labels)
-    np.testing.assert_array_equal(mixed.images, SPLIT.images[mixed.labels])
+    order = np.asarray(sampling.epoch_order(1, 0, 50))
+    mixed = list(sampling.plain_batches(SPLIT, 16, MEAN, STD, order))
+    np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in mixed]), SPLIT.labels[order])
+    wanted = sampling.normalize(SPLIT.images[order[:16]], MEAN, STD)
+    np.testing.assert_array_equal(mixed[0]["image"], wanted)

@@ -18,7 +18,7 @@ import optax
 import pytest
 import rich.console
 
-from dropbn import data, evaluation, noise, parallel, report, steps, training, workdir
+from dropbn import data, evaluation, feeds, noise, parallel, report, steps, training, workdir
 from dropbn.errors import DropbnError
 from dropbn.plan import make_plan
 
@@ -44,15 +44,15 @@ def _few_steps(config, devices, number=3, amount=None):
     """State and sums after some steps on the first `devices` devices, by the run's own programs."""
     dataset = data.load(config.data)
     plan = make_plan(config, dataset)._replace(devices=jax.devices()[:devices])
-    run = training.programs(config, dataset, plan)
+    feed = feeds.create(config, dataset, plan.devices)
+    run = training.programs(config, feed, plan)
     replicate = functools.partial(parallel.replicate, devices=plan.devices)
     amount = noise.amount(config.model.noise) if amount is None else amount
     hyper = replicate(steps.Hyper(config.seed, amount, 1.0))
     state = replicate(steps.create_state(plan.model, plan.tx, config.seed, dataset.train.images.shape[1:]))
-    split, order = replicate(dataset.train), run.order(hyper, 0)
     sums = []
-    for _ in range(number):
-        state, new = run.train(state, split, order, hyper)
+    for inputs in feed.train_inputs(0, range(number)):
+        state, new = run.train(state, inputs, hyper)
         sums.append(parallel.first(new))
     return parallel.first(state), sums
 
@@ -111,10 +111,10 @@ def test_masks_differ_by_device_step_and_seed_and_repeat():
 def test_nothing_compiles_after_the_first_step_whatever_the_amount(tiny_config):
     dataset = data.load(tiny_config.data)
     plan = make_plan(tiny_config, dataset)
-    run = training.programs(tiny_config, dataset, plan)
+    feed = feeds.create(tiny_config, dataset, plan.devices)
+    run = training.programs(tiny_config, feed, plan)
     replicate = functools.partial(parallel.replicate, devices=plan.devices)
     state = replicate(steps.create_state(plan.model, plan.tx, 0, (8, 8, 1)))
-    split = replicate(dataset.train)
     hypers = [replicate(steps.Hyper(seed, rate, 1.0)) for seed, rate in ((0, 0.5), (1, 0.0), (2, 1.0))]
     compiled = []
     losses = []
@@ -123,9 +123,8 @@ def test_nothing_compiles_after_the_first_step_whatever_the_amount(tiny_config):
             jax.monitoring.register_event_duration_secs_listener(
                 lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
             )
-        order = run.order(hyper, epoch)
-        for _ in range(2):
-            state, sums = run.train(state, split, order, hyper)
+        for inputs in feed.train_inputs(epoch, range(2)):
+            state, sums = run.train(state, inputs, hyper)
         losses.append(parallel.first(sums)["loss"])
     assert compiled == []
     jax.jit(lambda x: x + 1)(jnp.zeros(3))

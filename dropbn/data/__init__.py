@@ -1,146 +1,128 @@
-"""Datasets by name, as arrays in memory."""
+"""Datasets by name: small images as arrays in memory, photographs as streams."""
 
-import contextlib
 import dataclasses
-import functools
-import os
-from typing import NamedTuple
 
 import numpy as np
 
-from dropbn.data import files
+from dropbn.data import files, stock
+from dropbn.data.photos import View
+from dropbn.data.splits import Split
+from dropbn.data.streams import Stream
 from dropbn.errors import DropbnError, unknown
 
-
-class Split(NamedTuple):
-    """Images uint8 (examples, height, width, channels) and labels int32 (examples,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
+# Of ImageNet's training images, which the studies on photographs normalize by.
+PHOTO_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+PHOTO_STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """A dataset in memory.
+    """A dataset.
 
     Attributes:
       train: training split.
       test: test split.
       num_classes: labels lie in [0, num_classes).
-      mean: mean of the training images' channels, in units of 0 to 1, shape (channels,).
+      mean: mean of the training images' channels, in units of 0 to 1, shape (channels,); of streams,
+        ImageNet's.
       std: standard deviation likewise.
+      validation: the split that the best checkpoint is chosen by; None: the test split is.
     """
 
-    train: Split
-    test: Split
+    train: Split | Stream
+    test: Split | Stream
     num_classes: int
     mean: np.ndarray
     std: np.ndarray
+    validation: Split | Stream | None = None
 
     def plain(self, number: int) -> Split:
-        """`number` training images (0: all) at equal distances, to be looked at without augmentation.
+        """`number` training images (0: all) at equal distances, as in test, in memory.
 
         Not the first ones: a folder's images lie class by class.
         """
-        total = len(self.train.labels)
+        total = self.train.num_examples
         number = min(number or total, total)
-        rows = np.arange(number) * total // number
-        return Split(*(part[rows] for part in self.train))
+        return self.train.take(np.arange(number) * total // number)
 
 
 def load(config) -> Dataset:
     """The dataset of `config.data`.
 
-    `name` is "digits", prepared on first use with tensorflow-datasets (no TensorFlow); one of `STOCK`, which
-    tensorflow-datasets prepared before; or "folder:PATH" or "npz:PATH", one's own images (see
-    `dropbn.data.files`).
+    `name` is one of `stock.NAMES`, which tensorflow-datasets prepared before ("digits" is prepared on first
+    use), or "folder:PATH" or "npz:PATH", one's own images (see `dropbn.data.files`). With `image_size` the
+    splits are streams (see `dropbn.data.photos`), else arrays in memory, the images at their own size.
 
     Raises:
       DropbnError: an unknown name, a stock dataset that is not prepared, a place that cannot be read or
-        written.
+        written, a `split` or an augmentation that does not fit.
     """
     kind, colon, path = config.name.partition(":")
-    if colon and kind in FILES:
-        return FILES[kind](path)
-    if config.name not in ("digits", *STOCK):
-        raise unknown("dataset", config.name, ["digits", *STOCK, *(f"{kind}:PATH" for kind in FILES)])
-    data_dir = os.path.expanduser(config.dir) or None
-    try:
-        return _digits(data_dir) if config.name == "digits" else _stock(config.name, data_dir)
-    except OSError as error:
-        where = config.dir or "the default data directory"
-        raise DropbnError(f"Cannot prepare or read dataset {config.name!r} in {where}: {error}.") from error
-
-
-def _digits(data_dir):
-    import tensorflow_datasets as tfds
-
-    from dropbn.data.digits import Digits
-
-    tfds.disable_progress_bar()
-    open_builder = functools.partial(Digits, data_dir=data_dir, file_format="array_record")
-    builder = open_builder()
-    try:
-        with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
-            builder.download_and_prepare()
-    except OSError:
-        builder = open_builder()
-        if not builder.is_prepared():  # Else another process has just prepared it.
-            raise
-    return _from_builder(builder)
-
-
-def _stock(name, data_dir):
-    import tensorflow_datasets as tfds
-
-    builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    if not builder.is_prepared():
-        where = "" if data_dir is None else f"data_dir={data_dir!r}, "
+    if colon and kind in files.OPENERS:
+        sources, num_classes = files.OPENERS[kind](path)
+    elif config.name in stock.NAMES:
+        sources, num_classes = stock.sources(config.name, config.dir)
+    else:
+        raise unknown("dataset", config.name, [*stock.NAMES, *(f"{kind}:PATH" for kind in files.OPENERS)])
+    if not config.image_size:
+        return _in_memory(config, sources, num_classes)
+    if config.crop_padding:
         raise DropbnError(
-            f"Dataset {name!r} is not prepared in {builder.data_dir}. Prepare it once, with TensorFlow "
-            "(reading it needs none):\n"
-            '  pip install tensorflow-cpu && python -c "import tensorflow_datasets as tfds; '
-            f"tfds.builder('{name}', {where}file_format='array_record').download_and_prepare()\""
+            f"data.crop_padding={config.crop_padding} is for images in memory: with data.image_size, "
+            "data.resize and data.crop_scale say how they are cropped."
         )
-    return _from_builder(builder)
+    if config.resize < config.image_size:
+        raise DropbnError(f"data.resize={config.resize} is less than data.image_size={config.image_size}.")
+    view = View(
+        config.image_size,
+        config.resize,
+        tuple(config.crop_scale),
+        config.rotation,
+        config.jitter,
+        config.flip,
+    )
+    splits = {name: Stream(source, rows, view) for name, (source, rows) in _divided(config, sources).items()}
+    return Dataset(num_classes=num_classes, mean=PHOTO_MEAN, std=PHOTO_STD, **splits)
 
 
-def _folder(path):
-    splits, classes = files.from_folder(path)
-    return _dataset(splits, len(classes))
+def _divided(config, sources):
+    """(source, rows) of train, test and, with `config.split`, validation."""
+    if not config.split:
+        return {name: (source, np.arange(len(source))) for name, source in sources.items()}
+    shares = [int(part) if part.isdecimal() else 0 for part in config.split.split(":")]
+    if len(shares) != 3 or not all(shares):
+        raise DropbnError(
+            f"data.split={config.split!r}: give train:validation:test, such as 70:15:15, or ''."
+        )
+    together = files.Joined(tuple(sources.values()))
+    # One division for all seeds of a run: they differ in the order and the weights.
+    rows = np.random.default_rng(0).permutation(len(together))
+    ends = np.cumsum(shares)[:2] * len(rows) // sum(shares)
+    parts = zip(("train", "validation", "test"), np.split(rows, ends), strict=True)
+    return {name: (together, part) for name, part in parts}
 
 
-def _npz(path):
-    return _dataset(*files.from_npz(path))
-
-
-# Stock datasets of small images; preparing them needs TensorFlow, reading them does not.
-STOCK = ("mnist", "fashion_mnist", "cifar10", "cifar100", "svhn_cropped")
-FILES = {"folder": _folder, "npz": _npz}
-
-
-def _from_builder(builder):
+def _in_memory(config, sources, num_classes):
+    given = {field: config[field] for field in ("rotation", "jitter", "split", "workers") if config[field]}
+    if config.name in stock.PHOTOS or given:
+        raise DropbnError(
+            f"data.name={config.name!r} with {given or 'images of any size'} is a stream: give "
+            "data.image_size, such as 224."
+        )
     splits = {}
-    for name in ("train", "test"):
-        source = builder.as_data_source(split=name)
+    for name, source in sources.items():
         examples = source.__getitems__(range(len(source)))
         images = np.stack([example["image"] for example in examples])
-        splits[name] = images, np.array([example["label"] for example in examples], np.int32)
-    return _dataset(splits, builder.info.features["label"].num_classes)
-
-
-def _dataset(splits, num_classes):
-    train, test = (
-        Split(images, labels.astype(np.int32)) for images, labels in (splits["train"], splits["test"])
-    )
+        splits[name] = Split(images, np.array([example["label"] for example in examples], np.int32))
     # Moments of the bytes, in float64 channel by channel, so that no float copy of all images is made.
-    channels = [
-        np.bincount(train.images[..., c].ravel(), minlength=256) for c in range(train.images.shape[-1])
-    ]
+    images = splits["train"].images
+    channels = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]
     values = np.arange(256) / 255
     mean = np.array([np.average(values, weights=counts) for counts in channels])
     square = np.array([np.average(values**2, weights=counts) for counts in channels])
     std = np.sqrt(np.maximum(square - mean**2, 0))
     if not std.all():
         raise DropbnError("A channel of the training images is constant: there is nothing to learn from it.")
-    return Dataset(train, test, num_classes, mean.astype(np.float32), std.astype(np.float32))
+    return Dataset(
+        num_classes=num_classes, mean=mean.astype(np.float32), std=std.astype(np.float32), **splits
+    )

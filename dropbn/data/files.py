@@ -1,7 +1,11 @@
 """One's own images: folders of image files, or an .npz archive of arrays."""
 
+import bisect
 import concurrent.futures
+import dataclasses
+import itertools
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,43 +15,107 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "test")
 
 
-def from_folder(path) -> tuple[dict, list[str]]:
-    """Reads `path/train/<class>/*.png|jpg` and `path/test/<class>/...`, all images of one size.
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Examples that lie in image files; each is read when it is asked for.
 
-    Classes are numbered in the order of their names; files are read in the order of theirs.
+    Attributes:
+      files: the files.
+      labels: their classes.
+    """
+
+    files: tuple[pathlib.Path, ...]
+    labels: tuple[int, ...]
+
+    def __len__(self):
+        return len(self.files)
+
+    def __getitem__(self, row) -> dict:
+        """The example of a row.
+
+        Raises:
+          DropbnError: a file that cannot be read as an image; the message names it.
+        """
+        return {"image": _read(self.files[row]), "label": self.labels[row]}
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict]:
+        """The examples of some rows, all images of one shape.
+
+        Raises:
+          DropbnError: an image whose size or number of channels differs from the first; the message names it.
+        """
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            examples = list(pool.map(self.__getitem__, rows))
+        shapes = [example["image"].shape for example in examples]
+        for row, shape in zip(rows, shapes, strict=True):
+            if shape != shapes[0]:
+                raise DropbnError(
+                    f"{self.files[row]} is {shape} (height, width, channels), {self.files[rows[0]]} is "
+                    f"{shapes[0]}: all images of a folder have one shape, or data.image_size gives them one."
+                )
+        return examples
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrays:
+    """Examples that lie in arrays: images uint8 (examples, height, width, channels), integer labels."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, row) -> dict:
+        return {"image": self.images[row], "label": int(self.labels[row])}
+
+    def __getitems__(self, rows) -> list[dict]:
+        return [self[row] for row in rows]
+
+
+@dataclasses.dataclass(frozen=True)
+class Joined:
+    """Examples of several sources, one source after another."""
+
+    sources: tuple[Sequence, ...]
+
+    def __len__(self):
+        return sum(map(len, self.sources))
+
+    def __getitem__(self, row) -> dict:
+        ends = list(itertools.accumulate(map(len, self.sources)))
+        index = bisect.bisect(ends, row)
+        return self.sources[index][row - ends[index] + len(self.sources[index])]
+
+
+def from_folder(path) -> tuple[dict[str, Files], int]:
+    """Finds `path/train/<class>/*.png|jpg` and `path/test/<class>/...`.
+
+    Classes are numbered in the order of their names; files are in the order of theirs.
 
     Returns:
-      ({"train": (images uint8 (examples, height, width, channels), labels), "test": ...}, class names).
+      ({"train": Files, "test": Files}, number of classes).
 
     Raises:
-      DropbnError: a missing or empty folder, classes that differ between the splits, a file that is no
-        image or has another size or number of channels than the first; the message names it.
+      DropbnError: a missing or empty folder, classes that differ between the splits; the message names it.
     """
     root = pathlib.Path(path).expanduser()
-    classes = {split: _class_folders(root / split) for split in SPLITS}
-    names = [folder.name for folder in classes["train"]]
-    if unpaired := set(names) ^ {folder.name for folder in classes["test"]}:
+    folders = {split: _class_folders(root / split) for split in SPLITS}
+    names = {split: {folder.name for folder in found} for split, found in folders.items()}
+    if unpaired := names["train"] ^ names["test"]:
         raise DropbnError(f"{root}: train and test differ in the classes {', '.join(sorted(unpaired))}.")
     splits = {}
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for split, folders in classes.items():
-            files = [(file, label) for label, folder in enumerate(folders) for file in _files(folder)]
-            images = list(pool.map(_read, (file for file, _ in files)))
-            for (file, _), image in zip(files, images, strict=True):
-                if image.shape != images[0].shape:
-                    raise DropbnError(
-                        f"{file} is {image.shape} (height, width, channels), {files[0][0]} is "
-                        f"{images[0].shape}: all images of a folder dataset have one shape."
-                    )
-            splits[split] = np.stack(images), np.array([label for _, label in files], np.int32)
-    return splits, names
+    for split, found in folders.items():
+        pairs = [(file, label) for label, folder in enumerate(found) for file in _files(folder)]
+        splits[split] = Files(*zip(*pairs, strict=True))
+    return splits, len(folders["train"])
 
 
-def from_npz(path) -> tuple[dict, int]:
+def from_npz(path) -> tuple[dict[str, Arrays], int]:
     """Reads train_images, train_labels, test_images, test_labels from an .npz; nothing is unpickled.
 
     Returns:
-      ({"train": (images, labels), "test": (images, labels)}, number of classes).
+      ({"train": Arrays, "test": Arrays}, number of classes).
 
     Raises:
       DropbnError: a file that cannot be read, a missing array, images that are not uint8 (examples,
@@ -85,7 +153,10 @@ def from_npz(path) -> tuple[dict, int]:
         raise DropbnError(
             f"{path}: test_labels reach {arrays['test'][1].max()}, train_labels {num_classes - 1}."
         )
-    return arrays, num_classes
+    return {split: Arrays(*pair) for split, pair in arrays.items()}, num_classes
+
+
+OPENERS = {"folder": from_folder, "npz": from_npz}
 
 
 def _class_folders(folder):

@@ -12,7 +12,8 @@ import numpy as np
 from jax import lax
 
 from dropbn import keys
-from dropbn.data import Split
+from dropbn.data.splits import Split
+from dropbn.data.streams import Stream
 
 
 def epoch_order(seed, epoch, num_examples: int) -> jax.Array:
@@ -91,17 +92,21 @@ def eval_batch(split: Split, index, *, mean, std, batch_size: int, axis_name=Non
     }
 
 
-def shuffled(split: Split, seed: int) -> Split:
-    """A split on the host in a random but fixed order."""
-    order = np.asarray(epoch_order(seed, 0, len(split.labels)))
-    return Split(split.images[order], split.labels[order])
+def plain_batches(
+    split: Split | Stream, batch_size: int, mean, std, order=None
+) -> Iterator[dict[str, np.ndarray]]:
+    """All images of a split on the host; the last batch is as short as it is.
 
-
-def plain_batches(split: Split, batch_size: int, mean, std) -> Iterator[dict[str, np.ndarray]]:
-    """All images of a split on the host, in its own order; the last batch is as short as it is."""
-    for start in range(0, len(split.labels), batch_size):
-        rows = slice(start, start + batch_size)
-        yield {"image": normalize(split.images[rows], mean, std), "label": split.labels[rows]}
+    Args:
+      split: the split.
+      batch_size: images in each batch.
+      mean, std: of the channels, in units of 0 to 1.
+      order: a permutation of the split's examples; None is its own order.
+    """
+    order = np.arange(split.num_examples) if order is None else np.asarray(order)
+    for start in range(0, len(order), batch_size):
+        part = split.take(order[start : start + batch_size])
+        yield {"image": normalize(part.images, mean, std), "label": part.labels}
 
 
 def _positions(index, batch_size, axis_name):

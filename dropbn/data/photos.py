@@ -1,0 +1,84 @@
+"""Photographs as squares of one size: crops and augmentation of the 224-pixel studies, with Pillow."""
+
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+
+class View(NamedTuple):
+    """How an image of any size becomes a square.
+
+    In training: a random part of the image at `resize` x `resize` (`scale`), or the whole image with its
+    shorter side at `resize`; then rotation, flip, a crop of `size` (in the middle of a random part, at random
+    of a whole image), and colour jitter. In test: the shorter side at `resize`, and the middle.
+
+    Attributes:
+      size: pixels of a side.
+      resize: pixels of the shorter side before the crop.
+      scale: least and largest share of the area of a random part, whose sides are between 3:4 and 4:3
+        (Szegedy et al. 2015, section 6); empty for none.
+      rotation: largest angle to either side, in degrees; the corners are filled with black.
+      jitter: j; brightness, contrast and saturation are each scaled by U(1 - j, 1 + j), in this order.
+      flip: whether to flip half of the images from left to right.
+    """
+
+    size: int
+    resize: int
+    scale: tuple[float, ...] = ()
+    rotation: float = 0.0
+    jitter: float = 0.0
+    flip: bool = False
+
+    def test(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 (height, width, 1 or 3) as uint8 (size, size, 3)."""
+        return np.asarray(_crop(_shorter_side(_image(pixels), self.resize), self.size, 0.5, 0.5))
+
+    def train(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """As `test`, augmented; every image draws the same numbers, used or not."""
+        left, top, angle, flipped = rng.random(4)
+        image = _image(pixels)
+        if self.scale:
+            box = _random_part(image.size, self.scale, rng)
+            image = image.resize((self.resize,) * 2, Image.Resampling.BILINEAR, box)
+            left = top = 0.5
+        else:
+            image = _shorter_side(image, self.resize)
+        if self.rotation:
+            image = image.rotate(self.rotation * (2 * angle - 1), Image.Resampling.BILINEAR)
+        image = _crop(image, self.size, left, top)
+        if self.flip and flipped < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            factor = 1 + self.jitter * (2 * rng.random() - 1)
+            image = enhance(image).enhance(factor) if self.jitter else image
+        return np.asarray(image)
+
+
+def _image(pixels):
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
+
+
+def _shorter_side(image, length):
+    factor = length / min(image.size)
+    return image.resize([max(length, round(side * factor)) for side in image.size], Image.Resampling.BILINEAR)
+
+
+def _crop(image, size, left, top):
+    """A square, its corner at the shares `left` and `top` of what is free."""
+    x, y = (round((side - size) * share) for side, share in zip(image.size, (left, top), strict=True))
+    return image.crop((x, y, x + size, y + size))
+
+
+def _random_part(size, scale, rng):
+    """A box of the wanted area and sides, or after ten boxes that do not fit the largest in the middle."""
+    width, height = size
+    for _ in range(10):
+        area = width * height * rng.uniform(*scale)
+        ratio = np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
+        w, h = (area * ratio) ** 0.5, (area / ratio) ** 0.5
+        if w <= width and h <= height:
+            x, y = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return (x, y, x + w, y + h)
+    w, h = min(width, height * 4 / 3), min(height, width * 4 / 3)
+    return ((width - w) / 2, (height - h) / 2, (width + w) / 2, (height + h) / 2)

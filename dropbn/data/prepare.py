@@ -1,0 +1,30 @@
+"""Downloads and prepares a stock dataset once.
+
+    python -m dropbn.data.prepare cifar10 [DIR]
+
+All but digits need TensorFlow for that (`pip install tensorflow-cpu`); reading them does not.
+"""
+
+import sys
+
+from dropbn.data import stock
+from dropbn.errors import DropbnError
+
+
+def main(arguments: list[str]) -> None:
+    """Prepares the dataset named on the command line."""
+    if len(arguments) not in (1, 2):
+        sys.exit("usage: python -m dropbn.data.prepare NAME [DIR]")
+    try:
+        builder = stock.prepare(*arguments)
+    except DropbnError as error:
+        sys.exit(f"error: {error}")
+    except ImportError as error:
+        sys.exit(f"error: preparing {arguments[0]} needs {error.name}: pip install tensorflow-cpu")
+    except OSError as error:
+        sys.exit(f"error: {arguments[0]} cannot be prepared: {error}")
+    print(f"{arguments[0]} is prepared in {builder.data_dir}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,82 @@
+"""Datasets of tensorflow-datasets, read as array_record without TensorFlow."""
+
+import contextlib
+import os
+from collections.abc import Sequence
+
+from dropbn.errors import DropbnError, unknown
+
+# Name -> the split to test on.
+NAMES = {
+    "digits": "test",  # ours
+    "mnist": "test",
+    "fashion_mnist": "test",
+    "cifar10": "test",
+    "cifar100": "test",
+    "svhn_cropped": "test",
+    "caltech101": "test",
+    "oxford_iiit_pet": "test",
+    "imagenet2012": "validation",
+}
+PHOTOS = ("caltech101", "oxford_iiit_pet", "imagenet2012")
+
+
+def sources(name: str, directory: str = "") -> tuple[dict[str, Sequence], int]:
+    """The examples of a prepared dataset; digits is prepared on first use.
+
+    Args:
+      name: one of `NAMES`.
+      directory: where prepared data lies; "" is tensorflow-datasets' default.
+
+    Returns:
+      ({"train", "test": examples {"image": uint8 (height, width, channels), "label"}}, number of classes).
+
+    Raises:
+      DropbnError: a dataset that is not prepared, a directory that cannot be read or written.
+    """
+    try:
+        prepared = prepare(name, directory) if name == "digits" else _builder(name, directory)
+        if not prepared.is_prepared():
+            at = f" {directory}" if directory else ""
+            raise DropbnError(
+                f"Dataset {name!r} is not prepared in {prepared.data_dir}. Prepare it once, with TensorFlow "
+                "(reading it needs none):\n"
+                f"  pip install tensorflow-cpu && python -m dropbn.data.prepare {name}{at}"
+            )
+        opened = {
+            ours: prepared.as_data_source(split=theirs)
+            for ours, theirs in (("train", "train"), ("test", NAMES[name]))
+        }
+    except OSError as error:
+        where = directory or "the default data directory"
+        raise DropbnError(f"Cannot prepare or read dataset {name!r} in {where}: {error}.") from error
+    return opened, prepared.info.features["label"].num_classes
+
+
+def prepare(name: str, directory: str = ""):
+    """Downloads and prepares a dataset where that has not been done; returns its tfds builder."""
+    if name not in NAMES:
+        raise unknown("dataset", name, NAMES)
+    import tensorflow_datasets as tfds
+
+    tfds.disable_progress_bar()
+    builder = _builder(name, directory)
+    try:
+        with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+            builder.download_and_prepare()
+    except OSError:
+        builder = _builder(name, directory)
+        if not builder.is_prepared():  # Else another process has just prepared it.
+            raise
+    return builder
+
+
+def _builder(name, directory):
+    import tensorflow_datasets as tfds
+
+    where = {"data_dir": os.path.expanduser(directory) or None, "file_format": "array_record"}
+    if name != "digits":
+        return tfds.builder(name, **where)
+    from dropbn.data.digits import Digits
+
+    return Digits(**where)

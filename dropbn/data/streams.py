@@ -1,0 +1,97 @@
+"""Splits that are too large for the memory: images are read and prepared when they are asked for."""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from absl import flags
+
+from dropbn.data.photos import View
+from dropbn.data.splits import Split
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """A split that stands where a `Split` would, with its images in `source`.
+
+    Attributes:
+      source: examples by row, {"image": uint8 (height, width, 1 or 3), "label": int}.
+      rows: the rows of `source` that are the split's, in its order.
+      view: what becomes of an image.
+    """
+
+    source: Sequence[dict]
+    rows: np.ndarray
+    view: View
+
+    @property
+    def num_examples(self) -> int:
+        return len(self.rows)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        return (self.view.size, self.view.size, 3)
+
+    def take(self, positions) -> Split:
+        """The examples at some positions (a slice or an array), in memory, as in test."""
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            images, labels = zip(*pool.map(self._plain, self.rows[positions]), strict=True)
+        return Split(np.stack(images), np.array(labels))
+
+    def _plain(self, row):
+        example = self.source[int(row)]
+        return self.view.test(example["image"]), np.int32(example["label"])
+
+    def epoch(
+        self,
+        order: np.ndarray,
+        positions: np.ndarray,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        workers: int = 0,
+    ) -> Iterator[Split]:
+        """Augmented batches of an epoch, read ahead by grain.
+
+        An image's augmentation follows from seed, epoch and position alone.
+
+        Args:
+          order: of the epoch, as positions of this split.
+          positions: the places in that order that are wanted, one batch after another.
+          batch_size: how many of them make a batch.
+          seed: of the run.
+          epoch: the epoch.
+          workers: processes that read; 0 reads in threads.
+        """
+        import grain
+
+        read = _Augmented(self, order, seed, epoch)
+        batches = grain.MapDataset.source(positions).map(read).batch(batch_size, drop_remainder=True)
+        ahead = grain.ReadOptions(num_threads=16, prefetch_buffer_size=4)
+        reader = batches.to_iter_dataset(ahead)
+        if workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain reads its flags; a program without absl has none.
+            reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+        for batch in reader:
+            yield Split(batch["image"], batch["label"])
+
+
+@dataclasses.dataclass(frozen=True)
+class _Augmented:
+    """Reads and augments the example at a position of an epoch; travels to worker processes."""
+
+    stream: Stream
+    order: np.ndarray
+    seed: int
+    epoch: int
+
+    def __call__(self, position):
+        example = self.stream.source[int(self.stream.rows[self.order[position]])]
+        rng = np.random.default_rng((self.seed, self.epoch, int(position)))
+        return {
+            "image": self.stream.view.train(example["image"], rng),
+            "label": np.int32(example["label"]),
+        }

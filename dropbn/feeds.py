@@ -1,0 +1,109 @@
+"""How a dataset reaches the devices: from their own memory, or read ahead by the host.
+
+Both feeds have the same methods. `*_inputs` run on the host and yield what a program takes, stacked over the
+devices; `*_batch` run inside the program and make this device's batch of it.
+"""
+
+import collections
+import itertools
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from dropbn import data, parallel
+from dropbn.data import sampling
+from dropbn.data.splits import Split
+
+
+def create(config, dataset: data.Dataset, devices: list[jax.Device]) -> "Resident | Streamed":
+    """The feed of a config's dataset."""
+    return (Resident if isinstance(dataset.train, Split) else Streamed)(config, dataset, devices)
+
+
+class Resident:
+    """Images live on every device; batches are gathered and augmented there."""
+
+    def __init__(self, config, dataset, devices):
+        self._config, self._devices = config, devices
+        self._statics = {
+            "batch_size": config.batch_size,
+            "axis_name": parallel.AXIS,
+            "mean": dataset.mean,
+            "std": dataset.std,
+        }
+        self._train = parallel.replicate(dataset.train, devices)
+        self._measured = {}  # id of a split -> (the split, its copy on the devices)
+        num_examples = dataset.train.num_examples
+        self._seed = parallel.replicate(config.seed, devices)
+        self._order = parallel.on_each(
+            lambda seed, epoch: sampling.epoch_order(seed, epoch, num_examples), devices, in_axes=(0, None)
+        )
+
+    def train_inputs(self, epoch: int, steps: range) -> Iterator:
+        """What `train_batch` takes at each of some steps of an epoch."""
+        return itertools.repeat((self._train, self._order(self._seed, epoch)), len(steps))
+
+    def train_batch(self, inputs, step, seed) -> dict[str, jax.Array]:
+        """The batch {"image", "label"} of a step since the start of training."""
+        config = self._config.data
+        augmented = {"crop_padding": config.crop_padding, "flip": config.flip}
+        return sampling.train_batch(*inputs, step, seed, **self._statics, **augmented)
+
+    def eval_inputs(self, split: Split) -> Iterator:
+        """What `eval_batch` takes, until every image of a split was there once."""
+        if id(split) not in self._measured:
+            self._measured[id(split)] = split, parallel.replicate(split, self._devices)
+        _, on_devices = self._measured[id(split)]
+        for i in range(math.ceil(split.num_examples / self._config.batch_size)):
+            yield on_devices, np.full(len(self._devices), i)
+
+    def eval_batch(self, inputs) -> dict[str, jax.Array]:
+        """The batch {"image", "label", "mask"}; see `sampling.eval_batch`."""
+        return sampling.eval_batch(*inputs, **self._statics)
+
+
+class Streamed:
+    """Batches are read by the host, a few ahead of the devices."""
+
+    def __init__(self, config, dataset, devices):
+        self._config, self._devices = config, devices
+        self._train, self._mean, self._std = dataset.train, dataset.mean, dataset.std
+
+    def train_inputs(self, epoch: int, steps: range) -> Iterator:
+        """What `train_batch` takes at each of some steps of an epoch."""
+        size, seed = self._config.batch_size, self._config.seed
+        order = np.asarray(sampling.epoch_order(seed, epoch, self._train.num_examples))
+        positions = np.arange(steps.start * size, steps.stop * size)
+        workers = self._config.data.workers
+        batches = self._train.epoch(order, positions, size, seed=seed, epoch=epoch, workers=workers)
+        return self._ahead({"image": batch.images, "label": batch.labels} for batch in batches)
+
+    def train_batch(self, inputs, step, seed) -> dict[str, jax.Array]:
+        """The batch {"image", "label"}; its step and seed were the host's."""
+        return inputs | {"image": sampling.normalize(inputs["image"], self._mean, self._std)}
+
+    def eval_inputs(self, split) -> Iterator:
+        """What `eval_batch` takes, until every image of a split was there once."""
+        return self._ahead(self._padded(split))
+
+    def eval_batch(self, inputs) -> dict[str, jax.Array]:
+        """The batch {"image", "label", "mask"}; the mask is False for the padding."""
+        return self.train_batch(inputs, None, None)
+
+    def _padded(self, split):
+        size = self._config.batch_size
+        for start in range(0, split.num_examples, size):
+            positions = np.arange(start, start + size)
+            part = split.take(np.minimum(positions, split.num_examples - 1))
+            yield {"image": part.images, "label": part.labels, "mask": positions < split.num_examples}
+
+    def _ahead(self, batches, number=2):
+        """Puts batches on the devices while the one before is in use."""
+        waiting = collections.deque()
+        for batch in batches:
+            waiting.append(parallel.spread(batch, self._devices))
+            if len(waiting) > number:
+                yield waiting.popleft()
+        yield from waiting
