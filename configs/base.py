@@ -1,5 +1,7 @@
 """Every field of a config, with its default. A study's config starts from here and changes some."""
 
+import functools
+
 from ml_collections import ConfigDict
 
 from dropbn.errors import DropbnError, unknown
@@ -13,6 +15,8 @@ def get_config() -> ConfigDict:
     # Durations are one number and one unit: "164 epochs", "2000 steps" or "640000 examples".
     config.duration = "10 epochs"
     config.checkpoint_every = "1 epochs"  # or more, to the end of an epoch; the last one is always saved
+
+    config.task = "classify"  # or "reconstruct": outputs are pixels, "accuracy" is the variance explained
 
     config.data = data = ConfigDict()
     data.name = "digits"  # or "folder:PATH" with PATH/train/<class>/*.png, or "npz:PATH"
@@ -31,7 +35,7 @@ def get_config() -> ConfigDict:
 
     config.model = model = ConfigDict()
     model.name = "preresnet"  # a family of dropbn/models
-    model.num_classes = 0  # 0: as many as the data has
+    model.num_classes = 0  # outputs; 0: as many as the data has classes
     model.depth = 20  # as in the network's name; each family says which depths it has
     model.width = 16  # channels of the first stage, mostly; each family says what it counts
     model.cardinality = 8  # groups of a resnext's convolutions
@@ -59,6 +63,10 @@ def get_config() -> ConfigDict:
     bn.scale_init, bn.bias_init = 1.0, 0.0
     bn.group_size = 0  # images per statistic; 0: the whole batch, over all devices
 
+    model.sparsity = sparsity = ConfigDict()
+    sparsity.target = 0.05  # mean activation that "sparse" in an order asks of every unit
+    sparsity.weight = 0.01  # of its penalty
+
     config.optimizer = optimizer = ConfigDict()
     optimizer.learning_rate = 0.1
     optimizer.momentum = 0.9
@@ -77,56 +85,77 @@ def get_config() -> ConfigDict:
     return config
 
 
-def cell(arg: str, networks: dict, *, places: tuple[str, ...], rate: float = 0.0) -> ConfigDict:
+# What the words of a cell set, in every study.
+WORDS = {"place": "model.place", "rate": "model.noise.rate", "beta": "model.noise.beta", "seed": "seed"}
+# What `quick` sets for every network, before the network's own: two steps of a laptop, on digits.
+QUICK = {
+    "data.name": "digits",
+    "data.crop_padding": 0,
+    "data.split": "",
+    "duration": "2 steps",
+    "batch_size": 16,
+    "optimizer.schedule": "constant",
+    "optimizer.warmup": "0 epochs",
+    "eval.train_examples": 100,
+}
+PHOTOS = {"data.image_size": 32, "data.resize": 36}  # of QUICK, for networks that halve more often
+
+
+def cell(arg: str, networks: dict, *, places: tuple[str, ...], rate: float = 0.0, words: dict | None = None):
     """One cell of a paper's table: "network,dataset[,place=...][,rate=...|,beta=...][,seed=...][,quick]".
 
     Args:
       arg: the cell, as after the colon of --config=configs/study.py:ARG.
-      networks: name -> {"model": fields of config.model, "training": duration, decays, weight decay and
-        batch size, "quick": fields of config.model for a laptop}.
+      networks: name -> {"fields": of the config, by dotted path, "quick": those for a laptop}.
       places: the positions that the study knows.
       rate: the drop probability where a place is given without one.
+      words: further words of the study -> the field that they set, by dotted path.
 
     Raises:
       DropbnError: a word that is none of these.
     """
-    words = arg.split(",")
-    if len(words) < 2:
+    given = arg.split(",")
+    if len(given) < 2:
         raise DropbnError(f"'{arg}': give network,dataset first, such as {next(iter(networks))},cifar10.")
-    (network, dataset, *rest), config = words, get_config()
+    (network, dataset, *rest), config = given, get_config()
     if network not in networks:
         raise unknown("network", network, networks)
-    config.data.name, config.data.crop_padding, config.data.flip = dataset, 4, True
-    config.model.update(networks[network]["model"])
-    training = dict(networks[network]["training"])
-    config.duration = training.pop("duration")
-    config.batch_size = training.pop("batch_size", 128)
-    config.optimizer.update(training, schedule="step")
+    words = WORDS | (words or {})
+    config.update_from_flattened_dict({"data.name": dataset, **networks[network]["fields"]})
     for word in rest:
-        key, _, value = word.partition("=")
-        if key == "place":
-            if value not in places:
-                raise unknown("place", value, places)
-            config.model.place, config.model.noise.rate = value, config.model.noise.rate or rate
-        elif key == "rate":
-            config.model.noise.rate = _number(word)
-        elif key == "beta":
-            config.model.noise.kind, config.model.noise.beta = "uout", _number(word)
-        elif key == "seed":
-            config.seed = int(_number(word))
-        elif word == "quick":
-            config.model.update(networks[network]["quick"])
-            config.data.name, config.data.crop_padding, config.data.flip = "digits", 1, False
-            config.duration, config.batch_size, config.optimizer.schedule = "2 steps", 16, "constant"
-            config.eval.train_examples = 100
-        else:
-            raise unknown("word", word, ("place=", "rate=", "beta=", "seed=", "quick"))
+        set_word(config, word, words, QUICK | networks[network]["quick"])
+    place = config.model.place
+    if place and place not in places:
+        raise unknown("place", place, places)
+    if place and not config.model.noise.rate:
+        config.model.noise.rate = rate
+    if config.model.noise.beta:
+        config.model.noise.kind = "uout"
     return config
 
 
-def _number(word):
+def set_word(config: ConfigDict, word: str, words: dict, quick: dict) -> None:
+    """Sets what a word of a cell says.
+
+    Args:
+      config: the config, changed in place.
+      word: "key=value", or "quick".
+      words: key -> the field that it sets, by dotted path.
+      quick: the fields that "quick" sets.
+
+    Raises:
+      DropbnError: a word that is none of these, a value that is no number where one is wanted.
+    """
+    key, equals, value = word.partition("=")
+    if word == "quick":
+        config.update_from_flattened_dict(quick)
+        return
+    if not equals or key not in words:
+        raise unknown("word", word, (*(f"{key}=" for key in words), "quick"))
+    *parents, field = words[key].split(".")
+    group = functools.reduce(getattr, parents, config)
     try:
-        return float(word.partition("=")[2])
+        group[field] = type(group[field])(value)
     except ValueError:
         raise DropbnError(f"'{word}' gives no number.") from None
 
@@ -136,11 +165,12 @@ def cells(table: dict) -> list[dict]:
 
     Args:
       table: {"networks", "columns": what each column adds to "network,dataset", "paper": dataset -> a row for
-        each network with a value for each column}.
+        each network with a value for each column, None where the paper ran no such cell}.
     """
     return [
         {"arg": f"{network},{dataset}{column}", "paper": value}
         for dataset, rows in table["paper"].items()
         for network, row in zip(table["networks"], rows, strict=True)
         for column, value in zip(table["columns"], row, strict=True)
+        if value is not None
     ]

@@ -1,45 +1,111 @@
 """Kim et al. 2023, "How to use dropout correctly on residual networks with batch normalization" (UAI).
 
-CIFAR-10 and CIFAR-100 (their Tables 1 and 3 and supplementary Table 1), dropout 0.2 in a named position:
+Dropout 0.2 in a named position of a residual branch or a head:
 
     python train.py --config=configs/kim2023.py:preresnet110,cifar100,place=P6
-    python train.py --config=configs/kim2023.py:resnet50,cifar10,place=G1
+    python train.py --config=configs/kim2023.py:resnetv2_50,caltech101,place=H4
     python train.py --config=configs/kim2023.py:wrn28_2,cifar10,place=P5,quick
 
-The first word is a network (`NETWORKS`), the second a dataset; then place (P0 to P7, or G1, Guideline 1:
-after the branch's last BN, which is P5 under pre-activation and the end of the branch in ResNetV1), rate,
-seed, and `quick`, which shrinks the run for a laptop and takes digits. Settings (section 4 and the authors'
-code): 164 epochs, SGD with momentum 0.9, learning rate 0.1 divided by 10 at epochs 81 and 122, weight decay
-1e-4, batch 128, pad-4 crop and flip.
+The first word is a network (`NETWORKS`), the second a dataset; then place (P0 to P7, P6+P7, H1 to H6, or G1,
+Guideline 1: after the branch's last BN, which is P5 under pre-activation and the end of the branch in
+ResNetV1; Guideline 2 is H3 or H4), rate, seed, and `quick`, which shrinks the run for a laptop and takes
+digits. Settings (section 4, supplement and the authors' code):
 
-`sweep(table)` lists the cells of "table1", "table3" and "supplement1" with the paper's test accuracy in %,
-the mean of three seeds.
+- CIFAR: 164 epochs, SGD with momentum 0.9, learning rate 0.1 divided by 10 at epochs 81 and 122, weight decay
+  1e-4, batch 128, pad-4 crop and flip.
+- Caltech-101 and Oxford-IIIT Pet: all images divided 70:15:15, 224 pixels, random parts of 80 to 100 % of the
+  area, rotation 15, jitter 0.4, flip; 200 epochs from scratch, learning rate 0.1, cosine, weight decay 2e-3,
+  batch 128; the test accuracy is that of the checkpoint with the best validation accuracy.
+- ImageNet: learning rate 0.6, 240 epochs, cosine after 5 epochs of warm-up, weight decay 1e-4. Batch 768 is
+  ours (the paper gives none); its label smoothing, random erasing and RandAugment are not implemented.
+
+`sweep(table)` lists the cells of "table1" (positions), "supplement_g" (two at once), "table2" (other training
+and blocks), "table3" (ResNetV1), "table4" (photographs), "table5" and "table6" (heads) and "supplement1"
+(widths), with the paper's test accuracy in %, the mean of three seeds.
 """
 
 from configs import base
+from dropbn.models import preresnet
 
-_TRAINING = {"duration": "164 epochs", "decay_at": ("81 epochs", "122 epochs"), "weight_decay": 1e-4}
+_CIFAR = {
+    "data.crop_padding": 4,
+    "data.flip": True,
+    "duration": "164 epochs",
+    "optimizer.schedule": "step",
+    "optimizer.decay_at": ("81 epochs", "122 epochs"),
+    "optimizer.weight_decay": 1e-4,
+}
+_PHOTOS = {
+    "data.image_size": 224,
+    "data.resize": 256,
+    "data.crop_scale": (0.8, 1.0),
+    "data.rotation": 15.0,
+    "data.jitter": 0.4,
+    "data.flip": True,
+    "data.split": "70:15:15",
+    "duration": "200 epochs",
+    "optimizer.schedule": "cosine",
+    "optimizer.weight_decay": 2e-3,
+}
+_IMAGENET = {
+    "data.image_size": 224,
+    "data.crop_scale": (0.08, 1.0),
+    "data.flip": True,
+    "duration": "240 epochs",
+    "batch_size": 768,
+    "optimizer.schedule": "cosine",
+    "optimizer.learning_rate": 0.6,
+    "optimizer.warmup": "5 epochs",
+    "optimizer.weight_decay": 1e-4,
+}
 
 
-def _network(name, depth, width, quick_depth=8):
+def _network(name, depth, width, training, quick_depth=8, quick_width=4):
+    quick = {"model.depth": quick_depth, "model.width": quick_width}
     return {
-        "model": {"name": name, "depth": depth, "width": width},
-        "training": _TRAINING,
-        "quick": {"depth": quick_depth, "width": 4},
+        "fields": {"model.name": name, "model.depth": depth, "model.width": width, **training},
+        "quick": quick | (base.PHOTOS if "data.image_size" in training else {}),
     }
+
+
+def _preresnet50(**fields):
+    network = _network("preresnet", 50, 16, _CIFAR)
+    return network | {"fields": network["fields"] | fields}
 
 
 NETWORKS = {
     **{
-        f"{name}{depth}": _network(name, depth, 16) for name in ("preresnet", "resnet") for depth in (50, 110)
+        f"{name}{depth}": _network(name, depth, 16, _CIFAR)
+        for name in ("preresnet", "resnet")
+        for depth in (50, 110)
     },
-    **{f"wrn28_{k}": _network("wrn", 28, 16 * k, quick_depth=10) for k in (10, 5, 2, 1)},
+    **{f"wrn28_{k}": _network("wrn", 28, 16 * k, _CIFAR, quick_depth=10) for k in (10, 5, 2, 1)},
+    # Table 2: preresnet50 with one thing changed. Its bottleneck network's depth is not given; 9n + 2.
+    "preresnet50_wd1e-3": _preresnet50(**{"optimizer.weight_decay": 1e-3}),
+    "preresnet50_wd1e-5": _preresnet50(**{"optimizer.weight_decay": 1e-5}),
+    "preresnet50_bottleneck": {
+        "fields": {**_preresnet50()["fields"], "model.block": preresnet.BOTTLENECK, "model.depth": 56},
+        "quick": {"model.depth": 11, "model.width": 4},
+    },
+    "preresnet50_elu": _preresnet50(
+        **{"model.block": "[bn elu conv bn elu conv | conv]", "model.head": "bn elu gap dense"}
+    ),
+    # Tables 4 and 5.
+    **{
+        f"resnetv2_{depth}": _network("preresnet_imagenet", depth, 64, _PHOTOS, quick_depth=14)
+        for depth in (50, 101)
+    },
+    # Table 6.
+    "mobilenetv2_140": _network("mobilenetv2", 53, 140, _IMAGENET, quick_depth=23, quick_width=10),
+    "efficientnet_b0": _network("efficientnet", 50, 100, _IMAGENET, quick_depth=23, quick_width=10),
+    "resnet50_imagenet": _network("resnet_imagenet", 50, 64, _IMAGENET, quick_depth=14),
+    "densenet169": _network("densenet_imagenet", 169, 32, _IMAGENET, quick_depth=13),
 }
 
 
 def get_config(arg="preresnet110,cifar10"):
-    places = (*(f"P{i}" for i in range(8)), "G1")
-    return base.cell(arg, NETWORKS, places=places, rate=0.2)
+    positions = [*(f"P{i}" for i in range(8)), "P6+P7", "G1", *(f"H{i}" for i in range(1, 7))]
+    return base.cell(arg, NETWORKS, places=tuple(positions), rate=0.2)
 
 
 def sweep(table):
@@ -76,6 +142,46 @@ TABLES = {
         "columns": ("", ",place=G1"),
         "paper": {
             "cifar10": ((96.1667, 96.2433), (95.7733, 96.1233), (94.9100, 94.9367), (93.0433, 93.2433)),
+        },
+    },
+    "supplement_g": {
+        "networks": ("preresnet50", "preresnet110"),
+        "columns": (",place=P6+P7",),
+        "paper": {"cifar10": ((93.4867,), (94.1833,)), "cifar100": ((72.04,), (73.6667,))},
+    },
+    "table2": {
+        "networks": tuple(name for name in NETWORKS if name.startswith("preresnet50_")),
+        "columns": ("", ",place=G1"),
+        "paper": {
+            "cifar10": ((93.2100, 93.3567), (92.3733, 92.8133), (93.7667, 93.7933), (92.6100, 92.7433))
+        },
+    },
+    "table4": {
+        "networks": ("resnetv2_50", "resnetv2_101"),
+        "columns": ("", ",place=G1"),
+        "paper": {
+            "caltech101": ((83.3212, 83.7831), (83.8074, 84.1964)),
+            "oxford_iiit_pet": ((83.8147, 83.9049), (84.5668, 85.5897)),
+        },
+    },
+    "table5": {
+        "networks": ("resnetv2_50", "resnetv2_101"),
+        "columns": ("", ",place=H4", ",place=H5"),
+        "paper": {
+            "caltech101": ((83.321, 83.978, 83.005), (83.807, 84.999, 83.662)),
+            "oxford_iiit_pet": ((83.815, 84.988, 84.416), (84.567, 85.229, 85.259)),
+        },
+    },
+    "table6": {
+        "networks": ("mobilenetv2_140", "efficientnet_b0", "resnet50_imagenet", "densenet169"),
+        "columns": ("", ",place=H4", ",place=H5"),
+        "paper": {
+            "imagenet2012": (
+                (75.714, 75.820, 75.718),
+                (77.156, 77.240, 76.976),
+                (78.834, 78.932, 78.546),
+                (79.066, 79.152, 79.036),
+            )
         },
     },
 }

@@ -1,5 +1,6 @@
 """Initial weights: the schemes that the studies used."""
 
+import functools
 from collections.abc import Callable
 
 import flax
@@ -69,6 +70,7 @@ def hendrycks(forward: float, backward: float, keep: float) -> Callable:
     return init
 
 
+@functools.cache
 def second_moments(activation: str) -> tuple[float, float]:
     """(E[f(z)^2], E[f'(z)^2]) of an activation f for z ~ N(0, 1), by the trapezoidal rule."""
     function = ACTIVATIONS.get(activation)
@@ -78,7 +80,8 @@ def second_moments(activation: str) -> tuple[float, float]:
         )
     z = np.linspace(-12, 12, 24_000)  # An even number: no node at 0, where some have a kink.
     density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    values, slopes = jax.vmap(jax.value_and_grad(function))(jnp.asarray(z, jnp.float32))
+    with jax.ensure_compile_time_eval():  # A model may be made within a traced step.
+        values, slopes = jax.vmap(jax.value_and_grad(function))(jnp.asarray(z, jnp.float32))
     return tuple(float(np.trapezoid(np.square(y, dtype=np.float64) * density, z)) for y in (values, slopes))
 
 

@@ -68,6 +68,16 @@ def local_response_norm(x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: 
     return x * (1 + alpha / size * energy) ** -beta
 
 
+def sparsity_penalty(x: jax.Array, target: float, weight: float) -> jax.Array:
+    """weight * sum over units of KL(target || mean of x over all but the channels), for x in [0, 1].
+
+    KL(t || m) = t log(t / m) + (1 - t) log((1 - t) / (1 - m)).
+    """
+    mean = jnp.clip(x.astype(jnp.float32).mean(tuple(range(x.ndim - 1))), 1e-6, 1 - 1e-6)
+    kl = target * jnp.log(target / mean) + (1 - target) * jnp.log((1 - target) / (1 - mean))
+    return weight * kl.sum()
+
+
 class Parts(NamedTuple):
     """What a model's layers are made of, the same all over a network.
 
@@ -76,6 +86,7 @@ class Parts(NamedTuple):
       noise: `noise(name=...)` makes what `drop` stands for.
       activation: the activation that `act` stands for, or "".
       dtype: dtype of the computation; parameters and statistics stay float32.
+      sparsity: (target, weight) of `sparse`, see `sparsity_penalty`.
       conv_init: initializer of convolution kernels.
       dense_init: initializer of dense kernels.
     """
@@ -84,6 +95,7 @@ class Parts(NamedTuple):
     noise: Callable[..., nn.Module]
     activation: str = ""
     dtype: Any = jnp.float32
+    sparsity: tuple[float, float] = (0.05, 1.0)
     conv_init: Callable = initializers.he_fan_out
     dense_init: Callable = initializers.uniform_fan_in
 
@@ -98,7 +110,7 @@ class Layers(nn.Module):
 
     Raises:
       DropbnError: another number of sizes than the order asks for, `act` without an activation, images
-        where a layer wants features or the reverse.
+        where a layer wants features or the reverse, groups that do not divide the channels.
     """
 
     order: Order
@@ -133,6 +145,9 @@ class Layers(nn.Module):
                 return x.mean(tuple(range(1, x.ndim - 1)))
             if word == "flatten":
                 return x.reshape(x.shape[0], -1)
+            if word == "sparse":
+                self.sow("losses", name, sparsity_penalty(x, *self.parts.sparsity))
+                return x
             if word == "lrn":
                 return local_response_norm(x)
             activation = self.parts.activation if word == "act" else word
@@ -172,6 +187,11 @@ class Layers(nn.Module):
             width = size.padding if size.padding is not None else size.kernel // 2 * (word == "conv")
             padding = ((width, width),) * 2
         window = ((size.kernel, size.kernel), (size.stride, size.stride), padding)
+        if word == "conv" and (x.shape[-1] % size.groups or size.features % size.groups):
+            raise DropbnError(
+                f"'{name}' in '{self.order}' has {size.groups} groups, which do not divide its {x.shape[-1]} "
+                f"input and {size.features} output channels."
+            )
         if word == "conv":
             return nn.Conv(
                 size.features,

@@ -6,8 +6,8 @@
     {bn relu conv bn relu conv}                dense: concat(x, branch(x)) along the channels
     {conv relu | maxpool conv relu}            parallel: concat(branch(x), branch(x), ...)
 
-Words: `conv dense se bn lrn drop maxpool avgpool gap flatten`, an activation by name, or `act` for the one
-that the configuration names. Sizes are not in the string: the model's family gives one `Size` for every
+Words: `conv dense se bn lrn drop sparse maxpool avgpool gap flatten`, an activation by name, or `act` for the
+one that the configuration names. Sizes are not in the string: the model's family gives one `Size` for every
 conv, dense, se (squeeze and excitation), maxpool and avgpool, in the order of the string.
 
 Layers are named by kind and count, brackets ignored: conv1, bn1, conv2, bn2; shortcut_conv1. Moving
@@ -27,7 +27,7 @@ from dropbn.errors import DropbnError, unknown
 
 WEIGHTS = ("conv", "dense")
 SIZED = (*WEIGHTS, "se", "maxpool", "avgpool")
-WORDS = (*SIZED, "bn", "lrn", "drop", "gap", "flatten", "act", *ACTIVATIONS)
+WORDS = (*SIZED, "bn", "lrn", "drop", "sparse", "gap", "flatten", "act", *ACTIVATIONS)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,14 +1,15 @@
 """What a config means for a dataset on this machine."""
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import optax
 
-from dropbn import data, durations, models, norm, optimizer, parallel, steps
-from dropbn.errors import DropbnError
+from dropbn import data, durations, losses, models, norm, optimizer, parallel, steps
+from dropbn.errors import DropbnError, unknown
 
 
 class Plan(NamedTuple):
@@ -17,6 +18,7 @@ class Plan(NamedTuple):
     Attributes:
       model: the network on one device, for evaluation.
       tx: the optimizer.
+      task: loss and score of images.
       devices: where it trains.
       steps_per_epoch: full batches in an epoch.
       total_steps: length of the run.
@@ -25,6 +27,7 @@ class Plan(NamedTuple):
 
     model: nn.Module
     tx: optax.GradientTransformation
+    task: Callable
     devices: list[jax.Device]
     steps_per_epoch: int
     total_steps: int
@@ -53,6 +56,8 @@ def make_plan(config, dataset: data.Dataset) -> Plan:
             raise DropbnError(
                 f"{field}={value}: give {low} to {high}." if high else f"{field}={value}: give {low} or more."
             )
+    if config.task not in losses.TASKS:
+        raise unknown("task", config.task, losses.TASKS)
     steps_per_epoch = num_examples // config.batch_size
     config.model.num_classes = config.model.num_classes or dataset.num_classes
     if config.model.num_classes < dataset.num_classes:
@@ -69,6 +74,7 @@ def make_plan(config, dataset: data.Dataset) -> Plan:
     return Plan(
         models.create(config.model),
         optimizer.create(config.optimizer, to_steps, total_steps),
+        losses.TASKS[config.task],
         devices,
         steps_per_epoch,
         total_steps,

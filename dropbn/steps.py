@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from dropbn import keys
+from dropbn import keys, losses
 
 
 @flax.struct.dataclass
@@ -62,9 +62,10 @@ def train_step(
     *,
     build: Callable[[Hyper], nn.Module],
     tx: optax.GradientTransformation,
+    task: Callable = losses.classify,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
-    """One step of SGD on the mean cross-entropy of a batch.
+    """One step of SGD on the mean loss of a batch and what layers add to it in the collection "losses".
 
     Gradients and running statistics are averaged over `axis_name`. The noise's key is made of the seed,
     the step and the device's index, so masks differ between devices and steps and a resumed run draws
@@ -77,25 +78,30 @@ def train_step(
       hyper: traced scalars.
       build: makes the module from `hyper`.
       tx: the optimizer.
+      task: one of `losses.TASKS`.
       axis_name: device axis; None leaves out every collective.
 
     Returns:
-      (state after the step, sums over the whole batch: {"loss", "correct", "count"}).
+      (state after the step, sums over the whole batch: {"loss", "correct", "count"}, and "penalty"
+      where layers add one).
     """
     model = build(hyper)
     device = lax.axis_index(axis_name) if axis_name else 0
     noise_key = keys.key(hyper.seed, "noise", state.step, device)
 
     def mean_loss(params):
-        logits, updated = model.apply(
+        outputs, updated = model.apply(
             {"params": params, "batch_stats": state.batch_stats},
             batch["image"],
             deterministic=False,
             rngs={"dropout": noise_key},
-            mutable=["batch_stats"],
+            mutable=["batch_stats", "losses"],
         )
-        sums = _sums(logits, batch["label"], jnp.ones(len(logits), bool))
-        return sums["loss"] / sums["count"], (sums, updated.get("batch_stats", {}))
+        sums = _sums(task(outputs, batch), jnp.ones(len(outputs), bool))
+        penalty = sum(jax.tree.leaves(updated.get("losses", {})))
+        if "losses" in updated:
+            sums["penalty"] = penalty * sums["count"]
+        return sums["loss"] / sums["count"] + penalty, (sums, updated.get("batch_stats", {}))
 
     gradients, (sums, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
     if axis_name:
@@ -107,17 +113,20 @@ def train_step(
     return TrainState(state.step + 1, params, batch_stats, opt_state), sums
 
 
-def eval_step(state: TrainState, batch: dict, *, model: nn.Module, axis_name: str | None = None) -> dict:
+def eval_step(
+    state: TrainState,
+    batch: dict,
+    *,
+    model: nn.Module,
+    task: Callable = losses.classify,
+    axis_name: str | None = None,
+) -> dict:
     """Sums over a masked batch in test mode: {"loss", "correct", "count"}."""
-    logits = model.apply(state.variables, batch["image"], deterministic=True)
-    sums = _sums(logits, batch["label"], batch["mask"])
+    outputs = model.apply(state.variables, batch["image"], deterministic=True)
+    sums = _sums(task(outputs, batch), batch["mask"])
     return lax.psum(sums, axis_name) if axis_name else sums
 
 
-def _sums(logits, labels, mask):
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), labels)
-    return {
-        "loss": jnp.sum(losses, where=mask),
-        "correct": jnp.sum(jnp.argmax(logits, -1) == labels, where=mask),
-        "count": jnp.sum(mask),
-    }
+def _sums(of_images, mask):
+    sums = {name: jnp.sum(values, where=mask) for name, values in of_images.items()}
+    return sums | {"count": jnp.sum(mask)}

@@ -40,6 +40,7 @@ def programs(config, feed: feeds.Resident | feeds.Streamed, plan: Plan) -> Progr
             hyper,
             build=lambda hyper: models.create(config.model, hyper.amount, axis_name),
             tx=plan.tx,
+            task=plan.task,
             axis_name=axis_name,
         )
 
@@ -47,7 +48,7 @@ def programs(config, feed: feeds.Resident | feeds.Streamed, plan: Plan) -> Progr
     return Programs(
         on_each(train, donate=0),
         on_each(feed.eval_batch),
-        on_each(functools.partial(steps.eval_step, model=plan.model, axis_name=axis_name)),
+        on_each(functools.partial(steps.eval_step, model=plan.model, task=plan.task, axis_name=axis_name)),
     )
 
 
@@ -104,7 +105,7 @@ def train_and_evaluate(
                 num_steps = min(plan.steps_per_epoch - done, plan.total_steps - step)
                 inputs = feed.train_inputs(epoch, range(done, done + num_steps))
                 state, sums, seconds = _train_steps(run.train, state, inputs, hyper, progress)
-                losses = [part["loss"] for part in sums]
+                losses = [part["loss"] + part.get("penalty", 0) for part in sums]
                 _refuse_nonfinite(losses, step + 1, saved)
                 step += num_steps
                 on_train = _means(sums)
@@ -114,10 +115,13 @@ def train_and_evaluate(
                 record = {
                     "step": step,
                     "epoch": step / plan.steps_per_epoch,
-                    "train/loss": on_train["loss"],
-                    "train/accuracy": on_train["accuracy"],
+                    **{f"train/{key}": value for key, value in on_train.items()},
                     "train/accuracy_test_mode": found.pop("train")["accuracy"],
-                    **{f"{name}/{key}": means[key] for name, means in found.items() for key in _MEANS},
+                    **{
+                        f"{name}/{key}": value
+                        for name, means in found.items()
+                        for key, value in means.items()
+                    },
                     "images_per_second": num_steps * config.batch_size / seconds,
                 }
                 write(record)
@@ -175,12 +179,10 @@ def _evaluate(run, feed, state, split):
     return _means(sums)
 
 
-_MEANS = ("loss", "accuracy")
-
-
 def _means(sums):
-    total = {name: sum(float(part[name]) for part in sums) for name in ("loss", "correct", "count")}
-    return {"loss": total["loss"] / total["count"], "accuracy": total["correct"] / total["count"]}
+    total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
+    names = {"loss": "loss", "correct": "accuracy", "penalty": "penalty"}
+    return {names[name]: total[name] / total["count"] for name in total if name != "count"}
 
 
 def _refuse_nonfinite(losses, first_step, saved):

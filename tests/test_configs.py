@@ -1,50 +1,81 @@
 """Every cell of every table builds, with its paper's network and settings."""
 
+import functools
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from configs import base, kim2023, li2018
-from dropbn import models, places, training, workdir
+from configs import base, caffenet, chen2019, hendrycks2016, kim2023, li2018, open_questions
+from dropbn import data, models, noise, places, steps, training, workdir
+from dropbn.data import sampling
 from dropbn.errors import DropbnError
+from dropbn.plan import make_plan
 
+STUDIES = (li2018, kim2023, caffenet, chen2019, hendrycks2016, open_questions)
 CELLS = [
-    (study, table, cell["arg"])
-    for study in (li2018, kim2023)
-    for table in study.TABLES
-    for cell in study.sweep(table)
+    (study, table, cell["arg"]) for study in STUDIES for table in study.TABLES for cell in study.sweep(table)
 ]
+# One cell of each network at full size.
+NETWORKS = list({(study, arg.split(",")[0]): (study, arg) for study, _, arg in CELLS}.values())
 
 
 def test_sweeps_are_the_papers_tables():
-    assert {(s.__name__, t): len(s.sweep(t)) for s in (li2018, kim2023) for t in s.TABLES} == {
-        ("configs.li2018", "table3"): 16,
-        ("configs.li2018", "table4"): 40,
-        ("configs.li2018", "table6"): 40,
-        ("configs.kim2023", "table1"): 36,
-        ("configs.kim2023", "table3"): 8,
-        ("configs.kim2023", "supplement1"): 8,
+    sizes = {s.__name__.split(".")[1]: {t: len(s.sweep(t)) for t in s.TABLES} for s in STUDIES}
+    assert sizes["li2018"] == {"table3": 16, "table4": 40, "table5": 6, "table6": 40, "figure4": 80}
+    assert sizes["kim2023"] == {
+        "table1": 36,
+        "table2": 8,
+        "table3": 8,
+        "table4": 8,
+        "table5": 12,
+        "table6": 12,
+        "supplement1": 8,
+        "supplement_g": 4,
     }
+    assert sum(sizes["caffenet"].values()) == 44 and sizes["hendrycks2016"] == {"vgg": 2, "table2": 4}
+    assert sizes["chen2019"] == {"orders": 16}
+    assert all(number >= 2 for number in sizes["open_questions"].values())
+    # The bars of Fig. 4 at drop 0.5 are Table 3 within 0.01.
+    bars = {cell["arg"]: cell["paper"] for cell in li2018.sweep("figure4")}
+    for cell in li2018.sweep("table3"):
+        assert bars[cell["arg"]] == pytest.approx(cell["paper"], abs=0.0101)
     by_arg = {cell["arg"]: cell["paper"] for cell in li2018.sweep("table3")}
     assert by_arg["wrn28_10,cifar100,place=b,rate=0.5"] == 19.48
     by_arg = {cell["arg"]: cell["paper"] for cell in kim2023.sweep("table1")}
     assert by_arg["preresnet110,cifar100,place=P0"] == 18.3467
 
 
-@pytest.mark.parametrize(("study", "table", "arg"), CELLS, ids=lambda v: v if isinstance(v, str) else "")
-def test_every_cell_builds(study, table, arg):
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.__name__)
+def test_every_cell_says_where_its_noise_is(study):
+    for _, _, arg in (cell for cell in CELLS if cell[0] is study):
+        config = study.get_config(arg)
+        config.model.num_classes = config.model.num_classes or 10
+        block, head = models.orders(config.model)
+        sections = models.create(config.model).sections
+        noises = sum(section.order.count("drop") for section in sections)
+        if study in (li2018, kim2023):
+            place = config.model.place
+            assert block.count("drop") == (place in places.BRANCH_PLACES) + (place == "P6+P7"), arg
+            assert head.count("drop") == (place in places.HEAD_PLACES), arg
+            assert (noises > 0) == ("place" in arg), arg
+        assert noises or not noise.amount(config.model.noise), arg
+        if study is caffenet:
+            norms = sum(section.order.count("bn") for section in sections)
+            assert (norms > 0) == ("bn=" in arg) and noises == (1 if "googlenet" in arg else 2), arg
+
+
+@pytest.mark.parametrize(("study", "arg"), NETWORKS, ids=lambda v: v if isinstance(v, str) else "")
+def test_every_network_builds(study, arg):
+    """At full size on images of its size; that places change no parameter is for test_models to show."""
     config = study.get_config(arg)
-    assert config.data.name == arg.split(",")[1] and config.data.crop_padding == 4 and config.data.flip
-    config.model.num_classes = 10
-    block, head = models.orders(config.model)
-    place = config.model.place
-    assert (block.count("drop"), head.count("drop")) == (
-        place in places.BRANCH_PLACES,
-        place in places.HEAD_PLACES,
-    )
-    noises = sum(section.order.count("drop") for section in models.create(config.model).sections)
-    assert (noises > 0) == ("place" in arg)
+    config.model.num_classes = config.model.num_classes or 10
+    size = config.data.image_size or (8 if study is open_questions else 32)
+    total = models.describe(config.model, (size, size, 3)).rows[-1]
+    assert total["parameters"] > 1000
 
 
 def test_settings_are_the_papers():
@@ -78,23 +109,83 @@ def test_networks_are_the_papers(study, network, parameters):
     assert models.describe(config).rows[-1]["parameters"] == parameters
 
 
+def test_a_quick_cell_runs(tmp_path):
+    config = li2018.get_config("densenet_bc,cifar100,place=b,beta=0.5,quick")
+    _, records = training.train_and_evaluate(config, tmp_path / "run")
+    assert [record["step"] for record in records] == [2]
+    assert workdir.read_config(tmp_path / "run").model.noise.beta == 0.5
+
+
 @pytest.mark.parametrize(
     ("study", "arg"),
     [
         (li2018, "preresnet110,cifar10,place=a,rate=0.5,quick"),
         (li2018, "resnext29,cifar10,place=b,beta=0.5,quick"),
         (li2018, "wrn28_10,cifar10,place=last,rate=0.2,quick"),
-        (li2018, "densenet_bc,cifar100,place=b,rate=0.5,quick"),
+        (li2018, "preresnet200,imagenet2012,place=last,rate=0.2,quick"),
+        (li2018, "resnext101,imagenet2012,place=last,rate=0.2,quick"),
+        (li2018, "senet154,imagenet2012,place=last,rate=0.2,quick"),
         (kim2023, "resnet110,cifar10,place=G1,quick"),
         (kim2023, "preresnet50,cifar10,place=P0,quick"),
+        (kim2023, "preresnet50_elu,cifar10,place=P6+P7,quick"),
+        (kim2023, "resnetv2_50,caltech101,place=H4,quick"),
+        (kim2023, "mobilenetv2_140,imagenet2012,place=H1,quick"),
+        (kim2023, "efficientnet_b0,imagenet2012,place=H2,quick"),
+        (kim2023, "resnet50_imagenet,imagenet2012,place=H5,quick"),
+        (kim2023, "densenet169,imagenet2012,place=H3,quick"),
+        (chen2019, "preresnet50,cifar10,order=conv_relu_ic,quick"),
+        (caffenet, "caffenet_lrn,imagenet2012,bn=after,affine,activation=maxout,quick"),
+        (caffenet, "googlenet,imagenet2012,bn=before,activation=rrelu,rate=0,quick"),
+        (hendrycks2016, "vgg,cifar10,quick"),
+        (open_questions, "pooling,after_avgpool,quick"),
+        (open_questions, "nonzero_at_zero,before_sigmoid,quick"),
+        (open_questions, "restore_skewed,exact,quick"),
     ],
+    ids=lambda v: v if isinstance(v, str) else "",
 )
-def test_a_quick_cell_trains(study, arg, tmp_path):
+def test_a_quick_cell_takes_two_steps(study, arg):
     config = study.get_config(arg)
+    dataset = data.load(config.data)
+    plan = make_plan(config, dataset)
+    shape = dataset.train.image_shape
+    variables = jax.eval_shape(lambda: plan.model.init(jax.random.key(0), jnp.zeros((1, *shape))))
+    rng = np.random.default_rng(0)
+
+    def fill(path, leaf):  # Cheaper than init, which compiles every layer.
+        spread = (1 / np.prod(leaf.shape[:-1])) ** 0.5 if path[-1].key == "kernel" else 0.0
+        ones = path[-1].key in ("scale", "var")
+        return np.float32(rng.normal(0, spread, leaf.shape) + ones)
+
+    variables = jax.tree_util.tree_map_with_path(fill, variables)
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    state = steps.TrainState(jnp.int32(0), params, stats, plan.tx.init(params))
+    step = jax.jit(
+        functools.partial(
+            steps.train_step,
+            build=lambda hyper: models.create(config.model, hyper.amount),
+            tx=plan.tx,
+            task=plan.task,
+        )
+    )
+    part = dataset.plain(config.batch_size)
+    images = sampling.normalize(part.images, dataset.mean, dataset.std)
+    hyper = steps.Hyper(0, noise.amount(config.model.noise), 1.0)
+    batch = {"image": images, "label": part.labels}
+    first, _ = step(state, batch, hyper)
+    second, sums = step(first, batch, hyper)
+    _, other_noise = step(first, batch, hyper.replace(seed=1))
+    assert second.step == 2 and np.isfinite(sums["loss"]) and sums["loss"] != other_noise["loss"]
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), params, second.params)
+    assert np.mean(jax.tree.leaves(moved)) > 0.9, moved
+
+
+def test_a_sparse_autoencoder_learns_and_reports_its_penalty(tmp_path):
+    config = open_questions.get_config("sparse_autoencoder,zero")
+    config.duration = "3 epochs"
     _, records = training.train_and_evaluate(config, tmp_path / "run")
-    assert [record["step"] for record in records] == [2]
-    amount = config.model.noise.beta or config.model.noise.rate
-    assert amount > 0 and workdir.read_config(tmp_path / "run").model.place == config.model.place
+    assert records[-1]["train/penalty"] < records[0]["train/penalty"]
+    assert records[-1]["test/accuracy"] > 0.4  # of the variance; the mean image explains none
+    assert records[-1]["test/accuracy"] == pytest.approx(1 - records[-1]["test/loss"], abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +194,7 @@ def test_a_quick_cell_trains(study, arg, tmp_path):
         ("preresnet110", "network,dataset first"),
         ("preresnet111,cifar10", "Did you mean 'preresnet110'"),
         ("preresnet110,cifar10,place=P4", "Unknown place 'P4'"),
+        ("preresnet110,cifar10,quack", "Unknown word 'quack'. Did you mean 'quick'"),
         ("preresnet110,cifar10,rat=0.5", "Did you mean 'rate='"),
         ("preresnet110,cifar10,rate=much", "'rate=much' gives no number"),
     ],
@@ -110,6 +202,22 @@ def test_a_quick_cell_trains(study, arg, tmp_path):
 def test_words_that_mean_nothing(arg, message):
     with pytest.raises(DropbnError, match=message):
         li2018.get_config(arg)
+
+
+@pytest.mark.parametrize(
+    ("study", "arg", "message"),
+    [
+        (caffenet, "caffenet,imagenet2012,place=a", "stands after fc6 and fc7"),
+        (caffenet, "caffenet,imagenet2012,bn=afer", "Did you mean 'after'"),
+        (chen2019, "preresnet50,cifar10,order=ic", "Unknown order 'ic'"),
+        (open_questions, "bn_scales,one", "Did you mean 'bn_scale'"),
+        (open_questions, "bn_scale,two", "the arms of bn_scale are one, sqrt2"),
+        (open_questions, "bn_scale,one,rate=0.3", "Unknown word 'rate=0.3'"),
+    ],
+)
+def test_words_that_mean_nothing_to_a_study(study, arg, message):
+    with pytest.raises(DropbnError, match=message):
+        study.get_config(arg)
 
 
 def test_every_field_is_read():

@@ -32,6 +32,16 @@ def _basic_blocks(depth, v1):
     return total + 2 * 64 * (not v1) + 64 * 10 + 10
 
 
+def _densenet_40():
+    total, channels = 16 * 27, 16
+    for stage in range(3):
+        for _ in range(12):
+            total += 2 * channels + 9 * channels * 12
+            channels += 12
+        total += 2 * channels + (channels**2 if stage < 2 else channels * 10 + 10)
+    return total
+
+
 def _caffenet(width):
     """Kernels and biases of conv1 to conv5 and fc6 to fc8; a 3x3 pool5."""
     convs = 96 * (121 * 3 + 1) + 256 * (25 * 48 + 1) + 384 * (9 * 256 + 1) + (384 + 256) * (9 * 192 + 1)
@@ -50,6 +60,8 @@ COUNTS = [
     ("resnext", 29, 64, {"cardinality": 8}, 100, 34_518_948, 31),
     ("densenet", 100, 12, {}, 10, 769_162, 99),
     ("densenet", 100, 12, {}, 100, 800_032, 99),
+    # Huang et al. 2017, Table 2: DenseNet (k = 12) of depth 40 has 1.0 M. The sum over its layers.
+    ("densenet", 40, 12, {"block": "{bn relu conv}"}, 10, _densenet_40(), 39),
     # Kim et al. 2023: basic blocks, counted by hand above.
     ("preresnet", 110, 16, {}, 10, _basic_blocks(110, v1=False), 109),
     ("preresnet", 50, 16, {}, 10, _basic_blocks(50, v1=False), 49),
@@ -72,6 +84,8 @@ COUNTS = [
     ("mobilenetv2", 53, 100, {}, 1000, 3_504_872, 52),
     ("mobilenetv2", 53, 140, {}, 1000, 6_108_776, 52),
     ("efficientnet", 50, 100, {}, 1000, 5_288_548, 49),
+    # 784 -> 100 -> 784, a BN.
+    ("autoencoder", 1, 100, {}, 784, 3_073 * 100 + 101 * 784 + 200, 1),
     # BVLC GoogLeNet without the auxiliary classifiers.
     ("googlenet", 22, 100, {}, 1000, 6_998_552, 0),
     # Counted by hand from the benchmark's prototxt below.
@@ -206,6 +220,7 @@ def test_bfloat16_computes_low_and_keeps_high():
         ({"name": "wrn", "depth": 20}, "it has to be 6n + 4"),
         ({"name": "resnext", "depth": 30}, "it has to be 9n + 2"),
         ({"name": "resnext", "depth": 14, "block": preresnet.BLOCK}, "three convolutions"),
+        ({"name": "senet", "depth": 14, "width": 1, "cardinality": 2}, "2 groups, which do not divide its 1"),
         ({"name": "senet", "depth": 51}, "senet has a depth of 14, 50, 101, 152, 200"),
         ({"name": "mobilenetv2", "block": "conv bn relu6"}, "has a depth of 53, 23"),
         ({"name": "mobilenetv2", "depth": 23, "block": "conv bn relu6"}, "one residual bracket"),

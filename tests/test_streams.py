@@ -90,6 +90,9 @@ def test_an_epoch_is_the_same_on_any_number_of_hosts():
         for whole, part in ((images, 0), (labels, 1)):
             together = np.stack([p[part].reshape(5, share, *whole.shape[1:]) for p in parts], 1)
             np.testing.assert_array_equal(together.reshape(whole.shape), whole)
+    plain = dataclasses.replace(stream, view=View(6, 6))
+    middles = stream.source.images[labels][:, :, :6]
+    assert (np.abs(_epoch(plain, np.arange(50))[0] - middles).max((1, 2, 3)) == 0).mean() > 0.3
     # From the middle, as a resumed run.
     np.testing.assert_array_equal(_epoch(stream, np.arange(20, 50))[0], images[20:])
     assert (_epoch(dataclasses.replace(stream, view=View(4, 5)), np.arange(50))[0] != images).any()

@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import absl.logging
 import numpy as np
 from absl import flags
 
@@ -74,9 +75,13 @@ class Stream:
         if workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain reads its flags; a program without absl has none.
-            reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers))
+            reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _quiet)
         for batch in reader:
             yield Split(batch["image"], batch["label"])
+
+
+def _quiet(worker, num_workers):
+    absl.logging.set_verbosity(absl.logging.ERROR)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dropbn.activations import ACTIVATIONS
 from dropbn.errors import DropbnError, unknown
 from dropbn.layers import Parts
 from dropbn.models import (
+    autoencoder,
     caffenet,
     densenet,
     googlenet,
@@ -38,6 +39,7 @@ FAMILIES = {
     "vgg": vgg.FAMILY,
     "lenet": lenet.FAMILY,
     "mlp": mlp.FAMILY,
+    "autoencoder": autoencoder.FAMILY,
     "preresnet_imagenet": preresnet.IMAGENET,
     "resnet_imagenet": resnet.IMAGENET,
     "resnext_imagenet": resnext.IMAGENET,
@@ -96,6 +98,7 @@ def create(config, amount=None, axis_name: str | None = None) -> Network:
         noise=noise.create(config.noise, default_amount if amount is None else amount),
         activation=config.activation,
         dtype=dtype,
+        sparsity=(config.sparsity.target, config.sparsity.weight),
         conv_init=conv_init,
         dense_init=dense_init,
     )

@@ -1,11 +1,13 @@
-"""DenseNet-BC (Huang et al. 2017).
+"""DenseNet (Huang et al. 2017).
 
-A layer is a 1x1 convolution to 4k and a 3x3 convolution to k channels whose output is concatenated to its
-input; between the blocks of layers "bn relu conv avgpool" halves channels and resolution.
+A layer of DenseNet-BC is a 1x1 convolution to 4k and a 3x3 convolution to k channels whose output is
+concatenated to its input; between the blocks of layers "bn relu conv avgpool" halves channels and resolution.
 
 `densenet`, for small images, after bearpaw's `models/cifar/densenet.py`: a 3x3 convolution to 2k channels and
 three blocks of (L - 4) / 6 layers. DenseNet-BC(L=100, k=12) has 769,162 parameters on 10 classes and 99 BN
-layers (Li et al. 2018, Table 2 and Fig. 4).
+layers (Li et al. 2018, Table 2 and Fig. 4). A block with one convolution, "{bn relu conv}", makes the plain
+DenseNet: (L - 4) / 3 layers of one 3x3 convolution, 16 channels in the stem, and no halving of channels;
+1,019,722 parameters for L=40, k=12.
 
 `densenet_imagenet`: a 7x7 convolution to 2k channels with BN and max pooling, and four blocks. DenseNet-169
 (k = 32) has 14,149,480 parameters (torchvision).
@@ -17,6 +19,7 @@ from dropbn.models.network import Family, Section, by_depth, classifier
 from dropbn.order import Concat, Order, parse
 
 BLOCK = "{bn relu conv bn relu conv}"
+PLAIN_BLOCK = "{bn relu conv}"
 HEAD = "bn relu gap dense"
 
 # Layers in each block of the networks for ImageNet, by depth. 13 is for tests.
@@ -24,17 +27,19 @@ IMAGENET_LAYERS = {13: (1, 1, 1, 1), 121: (6, 12, 24, 16), 169: (6, 12, 32, 32),
 
 
 def small(config, block: Order, head: Order) -> list[Section]:
-    """`config.depth` is 6n + 4, `config.width` the growth rate k.
+    """`config.depth` is 6n + 4 (of a plain DenseNet 3n + 4), `config.width` the growth rate k.
 
     Raises:
       DropbnError: a depth that is no such number, a block that is no dense bracket.
     """
-    layers, rest = divmod(config.depth - 4, 6)
+    per_layer = 3 * block.count("conv")
+    layers, rest = divmod(config.depth - 4, per_layer) if per_layer else (0, 0)
     if rest or layers < 1:
         raise DropbnError(
-            f"model.depth={config.depth}: a DenseNet-BC has a depth of 6n + 4, such as 40 or 100."
+            f"model.depth={config.depth}: a DenseNet with the block '{block}' has a depth of "
+            f"{per_layer}n + 4, such as 40 or 100."
         )
-    stem = Section("stem", parse("conv"), (Size(2 * config.width, 3),))
+    stem = Section("stem", parse("conv"), (Size(_stem_width(config, block), 3),))
     return [stem, *_blocks(config, [layers] * 3, block), classifier(config, head)]
 
 
@@ -56,16 +61,22 @@ def imagenet(config, block: Order, head: Order) -> list[Section]:
 def _blocks(config, numbers, block):
     if not any(isinstance(item, Concat) for item in block.items):
         raise DropbnError(f"A DenseNet block is a dense bracket, such as '{BLOCK}'; got '{block}'.")
-    growth, channels, rows = config.width, 2 * config.width, []
+    is_plain = block.count("conv") == 1
+    growth, channels, rows = config.width, _stem_width(config, block), []
+    layer = (Size(growth, 3),) if is_plain else (Size(4 * growth), Size(growth, 3))
     for stage, layers in enumerate(numbers):
         if stage:
-            channels //= 2
+            channels //= 1 if is_plain else 2
             halving = (Size(channels), Size(kernel=2, stride=2))
             rows.append(Section(f"transition{stage}", parse("bn relu conv avgpool"), halving))
         for i in range(layers):
-            rows.append(Section(f"stage{stage + 1}_block{i + 1}", block, (Size(4 * growth), Size(growth, 3))))
+            rows.append(Section(f"stage{stage + 1}_block{i + 1}", block, layer))
         channels += layers * growth
     return rows
+
+
+def _stem_width(config, block):
+    return 16 if block.count("conv") == 1 else 2 * config.width
 
 
 SMALL = Family(small, BLOCK, HEAD)

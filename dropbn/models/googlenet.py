@@ -5,7 +5,7 @@ The block is the order of one convolution's unit, of which the inception blocks 
 """
 
 from dropbn.layers import Size
-from dropbn.models.network import Family, Section, classifier
+from dropbn.models.network import Family, Section, by_depth, classifier
 from dropbn.order import Order, parse
 
 BLOCK = "conv relu"
@@ -23,10 +23,15 @@ INCEPTIONS = {
     "5a": (256, 160, 320, 32, 128, 128),
     "5b": (384, 192, 384, 48, 128, 128),
 }
+DEPTHS = {22: tuple(INCEPTIONS), 10: ("3a", "4a", "5a")}
 
 
 def sections(config, block: Order, head: Order) -> list[Section]:
-    """`config.width` is per cent of the published channels; depth is not used."""
+    """`config.width` is per cent of the published channels; depth 10 has the inceptions 3a, 4a and 5a alone.
+
+    Raises:
+      DropbnError: a depth that is neither 22 nor 10.
+    """
 
     def conv(features, kernel=1, stride=1):
         return Size(max(1, features * config.width // 100), kernel, stride, bias=True)
@@ -36,7 +41,8 @@ def sections(config, block: Order, head: Order) -> list[Section]:
     inception = parse(f"{{{unit} | {unit} {unit} | {unit} {unit} | maxpool {unit}}}")
     stem = (conv(64, 7, 2), halving, conv(64), conv(192, 3), halving)
     rows = [Section("stem", parse(f"{unit} maxpool {unit} {unit} maxpool"), stem)]
-    for name, (one, to_three, three, to_five, five, pooled) in INCEPTIONS.items():
+    for name in by_depth(config, DEPTHS):
+        one, to_three, three, to_five, five, pooled = INCEPTIONS[name]
         if name in ("4a", "5a"):
             rows.append(Section(f"pool{int(name[0]) - 1}", parse("maxpool"), (halving,)))
         sizes = (

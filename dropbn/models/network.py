@@ -45,7 +45,7 @@ def classifier(config, head: Order, hidden: int = 0) -> Section:
     return Section("head", head, (*before, Size(config.num_classes, bias=True)))
 
 
-def by_depth(config, numbers: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
+def by_depth(config, numbers: dict[int, tuple]) -> tuple:
     """`numbers[config.depth]`, of a network that exists in a few depths.
 
     Raises:

@@ -1,0 +1,151 @@
+"""ducha-aiki/caffenet-benchmark: BN before or after the activation, and dropout with BN, on ImageNet at 128.
+
+    python train.py --config=configs/caffenet.py:caffenet,imagenet2012,bn=after
+    python train.py --config=configs/caffenet.py:caffenet,imagenet2012,bn=after,affine,activation=elu
+    python train.py --config=configs/caffenet.py:googlenet,imagenet2012,bn=before,affine,init=orthogonal,quick
+
+The first word is a network (`NETWORKS`), the second a dataset. Then `bn=before` or `bn=after` every
+activation (none: no BN), `affine` for BN's scale and bias (none: without), activation (relu), rate of the
+dropout after fc6 and fc7 (0.5; GoogLeNet's before its classifier 0.4), width of fc6 and fc7, weight_decay,
+init (lsuv, orthogonal), seed, and `quick`.
+
+Settings (its prototxts): crops of 128 from images whose shorter side is 144, flip, SGD with momentum 0.9,
+learning rate 0.01 divided by 10 every 100,000 of 320,000 steps, batch 256, L2 5e-4, LSUV; BN's
+moving_average_fraction 0.95. Differences: weight decay and learning rate are the same for biases; channels
+are normalized by ImageNet's mean and deviation; images are resized bilinearly; sigmoid and tanh train with
+batch 256 at once. GoogLeNet128's own solver is not in the notes; CaffeNet's stands in.
+
+`sweep(table)` lists cells of batchnorm.md with its top-1 accuracy in %, one run each: "position" (before and
+after, with and without scale and bias), "activation" (BN after it), "activation_no_bn", "dropout" (BN after
+ReLU), "dropout_no_bn", "width" (no BN), "init", and "googlenet". Its 1433-wide network has no dropout.
+"""
+
+from configs import base
+from dropbn.errors import DropbnError
+
+_SOLVER = {
+    "data.image_size": 128,
+    "data.resize": 144,
+    "data.flip": True,
+    "batch_size": 256,
+    "duration": "320000 steps",
+    "optimizer.learning_rate": 0.01,
+    "optimizer.weight_decay": 5e-4,
+    "optimizer.schedule": "step",
+    "optimizer.decay_at": ("100000 steps", "200000 steps", "300000 steps"),
+    "model.bn.momentum": 0.95,
+    "model.bn.use_scale": False,
+    "model.bn.use_bias": False,
+    "model.init": "lsuv",
+    "model.activation": "relu",
+    "model.noise.rate": 0.5,
+    "model.block": "conv act",
+}
+_CAFFENET = {"model.width": 2048, "model.head": "flatten dense act drop dense act drop dense", **_SOLVER}
+_QUICK_CAFFENET = {"model.width": 32, "data.image_size": 128, "data.resize": 128}
+NETWORKS = {
+    "caffenet": {"fields": {"model.name": "caffenet", **_CAFFENET}, "quick": _QUICK_CAFFENET},
+    "caffenet_lrn": {"fields": {"model.name": "caffenet_lrn", **_CAFFENET}, "quick": _QUICK_CAFFENET},
+    "googlenet": {
+        "fields": {
+            **_SOLVER,
+            "model.name": "googlenet",
+            "model.depth": 22,
+            "model.width": 100,
+            "model.noise.rate": 0.4,
+        },
+        "quick": {"model.depth": 10, "model.width": 5, **base.PHOTOS},
+    },
+}
+WORDS = {
+    "activation": "model.activation",
+    "width": "model.width",
+    "weight_decay": "optimizer.weight_decay",
+    "init": "model.init",
+    "bn": "model.place",
+}
+
+
+def get_config(arg="caffenet,imagenet2012"):
+    words = [word for word in arg.split(",") if word != "affine"]
+    if any(word.startswith("place=") for word in words):
+        raise DropbnError(
+            "The benchmark's dropout stands after fc6 and fc7; bn=before or bn=after places BN."
+        )
+    config = base.cell(",".join(words), NETWORKS, places=("before", "after"), words=WORDS)
+    config.model.bn.use_scale = config.model.bn.use_bias = "affine" in arg.split(",")
+    return config
+
+
+def sweep(table):
+    """[{"arg": what get_config takes, "paper": top-1 accuracy in %}] of every cell of a table."""
+    return base.cells(TABLES[table])
+
+
+def _table(values, network="caffenet"):
+    """A table of one network, from {words of a cell: accuracy}."""
+    return {
+        "networks": (network,),
+        "columns": tuple(f",{words}" if words else "" for words in values),
+        "paper": {"imagenet2012": (tuple(values.values()),)},
+    }
+
+
+TABLES = {
+    "position": _table(
+        {"": 47.1, "bn=before": 47.4, "bn=before,affine": 47.8, "bn=after": 49.9, "bn=after,affine": 49.3}
+    ),
+    "activation": _table(
+        {
+            "bn=after,activation=relu": 49.9,
+            "bn=after,activation=rrelu": 50.0,
+            "bn=after,activation=prelu": 50.3,
+            "bn=after,activation=elu": 49.8,
+            "bn=after,activation=maxout": 48.7,
+            "bn=after,activation=sigmoid": 47.5,
+            "bn=after,activation=tanh": 44.8,
+            "bn=after,activation=identity": 38.4,
+        }
+    ),
+    "activation_no_bn": _table(
+        {
+            "activation=relu": 47.1,
+            "activation=rrelu": 47.8,
+            "activation=prelu": 48.5,
+            "activation=elu": 48.8,
+            "activation=maxout": 48.2,
+            "activation=tanh": 40.1,
+            "activation=identity": 38.9,
+        }
+    ),
+    "dropout": _table({"bn=after,rate=0.5": 49.9, "bn=after,rate=0.2": 52.7, "bn=after,rate=0": 51.3}),
+    "dropout_no_bn": _table({"rate=0.5": 47.1, "rate=0.3": 49.7, "rate=0.2": 49.4, "rate=0.1": 47.3}),
+    "width": _table(
+        {
+            "width=4096,rate=0.65": 46.5,
+            "width=6144,rate=0.77": 44.7,
+            "width=4096,rate=0.5": 49.7,
+            "width=1433,rate=0": 45.6,
+        }
+    ),
+    "weight_decay": _table({"weight_decay=5e-4": 47.1, "weight_decay=1e-4": 45.0, "weight_decay=1e-5": 45.0}),
+    "lrn": _table({"": 47.0}, network="caffenet_lrn"),
+    "init": _table(
+        {
+            "bn=before,affine,init=lsuv": 47.8,
+            "bn=before,affine,init=orthogonal": 48.2,
+            "bn=after,init=lsuv": 49.9,
+            "bn=after,init=orthogonal": 50.0,
+        }
+    ),
+    "googlenet": _table(
+        {
+            "": 61.9,
+            "bn=before,affine,init=lsuv": 60.3,
+            "bn=before,affine,init=orthogonal": 60.7,
+            "bn=after,init=lsuv": 59.6,
+            "bn=after,init=orthogonal": 58.4,
+        },
+        network="googlenet",
+    ),
+}

@@ -1,0 +1,52 @@
+"""Chen et al. 2019, "Rethinking the usage of batch normalization and dropout" (arXiv:1905.05928).
+
+An IC (independent-component) layer is BN and then dropout, right before a weight layer:
+
+    python train.py --config=configs/chen2019.py:preresnet110,cifar10,order=relu_ic_conv
+    python train.py --config=configs/chen2019.py:preresnet110,cifar10,order=conv_relu_ic,rate=0.1,seed=1,quick
+
+The first word is a network, the second a dataset; then `order` (`ORDERS`: the paper's three residual blocks
+and the pre-activation block without dropout), rate, seed, and `quick`. `relu_ic_conv` is what the place "ic"
+makes of the pre-activation block.
+
+The paper's results and training settings were not available to us, so the cells of `sweep("orders")` have
+no values beside them; the settings are Kim et al.'s (2023) for the same networks, and the rate is 0.05, which
+third-party implementations use.
+"""
+
+from configs import base, kim2023
+from dropbn.errors import unknown
+
+ORDERS = {
+    "preactivation": "[bn relu conv bn relu conv | conv]",
+    "relu_ic_conv": "[relu bn drop conv relu bn drop conv | conv]",
+    "ic_conv_relu": "[bn drop conv relu bn drop conv relu | conv]",
+    "conv_relu_ic": "[conv relu bn drop conv relu bn drop | conv]",
+}
+NETWORKS = {name: kim2023.NETWORKS[name] for name in ("preresnet50", "preresnet110")}
+
+
+def get_config(arg="preresnet110,cifar10,order=relu_ic_conv"):
+    config = base.cell(arg, NETWORKS, places=(), words={"order": "model.block"})
+    order = config.model.block or "preactivation"
+    if order not in ORDERS:
+        raise unknown("order", order, ORDERS)
+    config.model.block = ORDERS[order]
+    if order != "preactivation":
+        config.model.noise.rate = config.model.noise.rate or 0.05
+    return config
+
+
+def sweep(table):
+    """[{"arg": what get_config takes, "paper": None}] of every cell of a table."""
+    return [{"arg": arg, "paper": None} for arg in TABLES[table]]
+
+
+TABLES = {
+    "orders": [
+        f"{network},{dataset},order={order}"
+        for dataset in ("cifar10", "cifar100")
+        for network in NETWORKS
+        for order in ORDERS
+    ]
+}

@@ -1,0 +1,84 @@
+"""Hendrycks & Gimpel 2016, "Adjusting for dropout variance in batch normalization and weight initialization".
+
+arXiv:1607.02488. Two experiments: weights that account for dropout, and running variances that are estimated
+again without it.
+
+    python train.py --config=configs/hendrycks2016.py:vgg,cifar10,init=hendrycks
+    python train.py --config=configs/hendrycks2016.py:densenet100,cifar100,rate=0.3
+    python train.py --config=configs/hendrycks2016.py:densenet40,svhn_cropped,rate=0.2,seed=1,quick
+
+The first word is a network (`NETWORKS`), the second a dataset; then rate (a drop probability; the paper
+states keep), init (vgg: hendrycks, he_fan_in), seed, and `quick`. No augmentation.
+
+- vgg: without BN, dropout after every activation, Nesterov momentum. The paper's network is described as
+  VGG-like; VGG-16, dropout 0.5, 100 epochs, learning rate 0.01 with cosine decay and L2 5e-4 are ours.
+- densenet40, densenet100: the plain DenseNet with dropout after every convolution of a layer. Batch 64, 300
+  epochs, learning rate 0.1 divided by 10 at 150 and 225, L2 1e-4, the DenseNet paper's for CIFAR (40 epochs
+  for SVHN there, 300 here). The paper resets the momentum every five epochs, which is not done here.
+
+`sweep(table)` lists the cells of "vgg" (test error in %, Nesterov) and "table2" (DenseNet, final error with
+the running variances as trained). The paper's errors after one epoch that re-estimates the variances with
+dropout off are 1.85, 5.38, 22.48 and 22.17 for the cells of "table2".
+"""
+
+from configs import base
+
+_DENSENET = {
+    "model.name": "densenet",
+    "model.width": 12,
+    "model.depth": 100,
+    "model.block": "{bn relu conv drop}",
+    "model.noise.rate": 0.2,
+    "duration": "300 epochs",
+    "batch_size": 64,
+    "optimizer.schedule": "step",
+    "optimizer.decay_at": ("150 epochs", "225 epochs"),
+}
+_QUICK = {"model.depth": 10, "model.width": 4}
+NETWORKS = {
+    "vgg": {
+        "fields": {
+            "model.name": "vgg",
+            "model.depth": 16,
+            "model.width": 64,
+            "model.block": "conv relu drop",
+            "model.init": "hendrycks",
+            "model.noise.rate": 0.5,
+            "duration": "100 epochs",
+            "optimizer.learning_rate": 0.01,
+            "optimizer.nesterov": True,
+            "optimizer.weight_decay": 5e-4,
+            "optimizer.schedule": "cosine",
+        },
+        "quick": {"model.depth": 11, "model.width": 4, **base.PHOTOS},
+    },
+    "densenet40": {"fields": _DENSENET | {"model.depth": 40}, "quick": _QUICK},
+    "densenet100": {"fields": _DENSENET, "quick": _QUICK},
+}
+
+
+def get_config(arg="vgg,cifar10"):
+    return base.cell(arg, NETWORKS, places=(), words={"init": "model.init"})
+
+
+def sweep(table):
+    """[{"arg": what get_config takes, "paper": test error in %}] of every cell of a table."""
+    return base.cells(TABLES[table])
+
+
+TABLES = {
+    "vgg": {
+        "networks": ("vgg",),
+        "columns": (",init=hendrycks", ",init=he_fan_in"),
+        "paper": {"cifar10": ((7.61, 36.59),)},
+    },
+    "table2": {
+        "networks": ("densenet40", "densenet100"),
+        "columns": (",rate=0.2", ",rate=0.3"),
+        "paper": {
+            "svhn_cropped": ((1.92, None), (None, None)),
+            "cifar10": ((None, None), (5.62, None)),
+            "cifar100": ((None, None), (22.65, 23.91)),
+        },
+    },
+}

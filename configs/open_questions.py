@@ -1,0 +1,200 @@
+"""What the sources leave open or only assert, each as a small experiment on digits.
+
+    python train.py --config=configs/open_questions.py:bn_scale,sqrt2
+    python train.py --config=configs/open_questions.py:pooling,after_avgpool,seed=3
+    python train.py --config=configs/open_questions.py:one_image,dropout,data=cifar10
+    python train.py --config=configs/open_questions.py:sparse_autoencoder,negative,quick
+
+The first word is a question of `QUESTIONS`, which says what is asked and what to look at, the second one of
+its arms; then seed, data (another dataset, whose images are in memory), and `quick` (two steps).
+`sweep(question)` lists the arms; there is no published value beside them.
+
+Most networks are a small `lenet`, whose orders hold noise, BN and pooling. Where a question is about the
+variance, look at the shift of eval.py's report; where about one image against a batch, at its table of modes.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+from dropbn.errors import DropbnError, unknown
+
+_LENET = {
+    "model.name": "lenet",
+    "model.depth": 2,
+    "model.width": 16,
+    "model.head": "flatten dense relu dense",
+    "batch_size": 64,
+    "duration": "20 epochs",
+    "optimizer.learning_rate": 0.05,
+    "optimizer.schedule": "cosine",
+}
+_DROPOUT = {"model.noise.rate": 0.3}
+_MLP = {**_LENET, "model.name": "mlp", "model.width": 128, "model.head": "dense"}
+_RESTORE = {
+    "plain": {},
+    "sqrt_keep": {"model.noise.restore": "sqrt_keep"},
+    "exact": {"model.noise.restore": "exact"},
+}
+_SQRT2 = {"model.bn.scale_init": 2**0.5}
+
+
+def _blocks(**orders):
+    return {arm: {"model.block": order} for arm, order in orders.items()}
+
+
+QUESTIONS = {
+    "bn_scale": {
+        "asks": "Does a BN scale that begins at sqrt(2) before ReLU train faster? Loss by epoch.",
+        "fields": {**_LENET, "model.block": "conv bn relu maxpool"},
+        "arms": {"one": {}, "sqrt2": _SQRT2},
+    },
+    "bn_scale_mixed": {
+        "asks": "The same in a network that mixes ReLU and sigmoid.",
+        "fields": {
+            **_LENET,
+            "model.block": "conv bn relu maxpool",
+            "model.head": "flatten dense bn sigmoid dense",
+        },
+        "arms": {"one": {}, "sqrt2": _SQRT2},
+    },
+    "sparse_autoencoder": {
+        "asks": "Does a BN bias that begins at -3.5 before a sigmoid speed up a sparse autoencoder of target "
+        "0.05 (sigmoid(-3.5) = 0.03), and at what cost? train/penalty and train/accuracy by epoch.",
+        "fields": {
+            **_LENET,
+            "task": "reconstruct",
+            "model.name": "autoencoder",
+            "model.width": 100,
+            "model.num_classes": 64,
+            "model.head": "dense",
+        },
+        "arms": {
+            "zero": {},
+            "negative": {"model.bn.bias_init": -3.5},
+            "no_bn": {"model.block": "dense sigmoid sparse"},
+        },
+    },
+    "relu": {
+        "asks": "Dropout before or after ReLU? They are one for the same mask (Kim et al., Proposition 1).",
+        "fields": {**_LENET, **_DROPOUT},
+        "arms": _blocks(before="conv bn drop relu maxpool", after="conv bn relu drop maxpool"),
+    },
+    "pooling": {
+        "asks": "Dropout before or after max pooling and average pooling? The next BN's shift.",
+        "fields": {**_LENET, **_DROPOUT},
+        "arms": _blocks(
+            before_maxpool="conv bn relu drop maxpool",
+            after_maxpool="conv bn relu maxpool drop",
+            before_avgpool="conv bn relu drop avgpool",
+            after_avgpool="conv bn relu avgpool drop",
+        ),
+    },
+    "restore_zero_mean": {
+        "asks": "Does multiplying by sqrt(keep) after dropout restore the variance of a zero-mean input, as "
+        "the exact factor does? Dropout stands between two BN.",
+        "fields": {**_LENET, **_DROPOUT, "model.block": "conv bn drop bn relu maxpool"},
+        "arms": _RESTORE,
+    },
+    "restore_nonzero_mean": {
+        "asks": "The same of an input with a mean, ReLU's.",
+        "fields": {**_LENET, **_DROPOUT, "model.block": "conv bn relu drop bn maxpool"},
+        "arms": _RESTORE,
+    },
+    "restore_skewed": {
+        "asks": "The same of a zero-mean but skewed input: BN of ReLU.",
+        "fields": {**_LENET, **_DROPOUT, "model.block": "conv relu bn drop bn maxpool"},
+        "arms": _RESTORE,
+    },
+    "scale_at": {
+        "asks": "Is the shift ratio the same when dropout scales in test instead of in training?",
+        "fields": {**_LENET, **_DROPOUT, "model.block": "conv drop bn relu maxpool"},
+        "arms": {scale_at: {"model.noise.scale_at": scale_at} for scale_at in ("train", "test")},
+    },
+    "both": {
+        "asks": "Dropout on its own, BN on its own, both, neither.",
+        "fields": {**_LENET},
+        "arms": {
+            "neither": {"model.block": "conv relu maxpool"},
+            "dropout": {"model.block": "conv relu drop maxpool", **_DROPOUT},
+            "bn": {"model.block": "conv bn relu maxpool"},
+            "both": {"model.block": "conv bn relu drop maxpool", **_DROPOUT},
+        },
+    },
+    "activation": {
+        "asks": "BN before or after the activation, for sigmoid beside ReLU.",
+        "fields": {**_LENET},
+        "arms": {
+            f"{side}_{activation}": {
+                "model.block": "conv act maxpool",
+                "model.head": "flatten dense act dense",
+                "model.activation": activation,
+                "model.place": side,
+            }
+            for side in ("before", "after")
+            for activation in ("relu", "sigmoid")
+        },
+    },
+    "bn_and_pooling": {
+        "asks": "BN before or after pooling (where LeNet normalized)?",
+        "fields": {**_LENET},
+        "arms": _blocks(before="conv bn relu maxpool", after="conv relu maxpool bn"),
+    },
+    "where": {
+        "asks": "Dropout in convolutions only, in dense layers only, in both.",
+        "fields": {**_LENET, **_DROPOUT, "model.block": "conv bn relu maxpool"},
+        "arms": {
+            "conv": {"model.block": "conv bn relu drop maxpool"},
+            "dense": {"model.head": "flatten dense relu drop dense"},
+            "both": {
+                "model.block": "conv bn relu drop maxpool",
+                "model.head": "flatten dense relu drop dense",
+            },
+        },
+    },
+    "nonzero_at_zero": {
+        "asks": "Dropout before an activation with f(0) != 0 (a dropped unit is not off), beside after it.",
+        "fields": {**_MLP, **_DROPOUT},
+        "arms": _blocks(
+            before_sigmoid="dense bn drop sigmoid",
+            after_sigmoid="dense bn sigmoid drop",
+            before_tanh="dense bn drop tanh",
+            after_tanh="dense bn tanh drop",
+        ),
+    },
+    "one_image": {
+        "asks": "Predicting one image, with running statistics, against a batch with its own: the table of "
+        "modes of eval.py, whose batches have batch_size or bn.group_size images.",
+        "fields": {**_LENET},
+        "arms": {
+            "no_dropout": {"model.block": "conv bn relu maxpool"},
+            "dropout": {"model.block": "conv drop bn relu maxpool", **_DROPOUT},
+            "group_of_8": {
+                "model.block": "conv drop bn relu maxpool",
+                "model.bn.group_size": 8,
+                **_DROPOUT,
+            },
+        },
+    },
+}
+
+
+def get_config(arg="bn_scale,one") -> ConfigDict:
+    given = arg.split(",")
+    question = QUESTIONS.get(given[0])
+    if question is None:
+        raise unknown("question", given[0], QUESTIONS)
+    if len(given) < 2 or given[1] not in question["arms"]:
+        raise DropbnError(f"'{arg}': the arms of {given[0]} are {', '.join(question['arms'])}.")
+    config = base.get_config()
+    config.update_from_flattened_dict(question["fields"] | question["arms"][given[1]])
+    for word in given[2:]:
+        base.set_word(config, word, {"seed": "seed", "data": "data.name"}, {"duration": "2 steps"})
+    return config
+
+
+def sweep(question):
+    """[{"arg": what get_config takes, "paper": None}] of every arm of a question."""
+    return [{"arg": f"{question},{arm}", "paper": None} for arm in QUESTIONS[question]["arms"]]
+
+
+TABLES = QUESTIONS

@@ -1,0 +1,25 @@
+"""A sparse autoencoder: one hidden layer whose units are mostly off, with BN before the sigmoid.
+
+"sparse" in the block adds `sparsity_weight` x sum over units of KL(target || mean activation) to the loss,
+the mean over the batch of a device (Ng 2011, "Sparse autoencoder", section 3). Trained with
+task="reconstruct".
+"""
+
+from dropbn.layers import Size
+from dropbn.models.network import Family, Section, classifier
+from dropbn.order import Order, parse
+
+BLOCK = "dense bn sigmoid sparse"
+HEAD = "dense"
+
+
+def sections(config, block: Order, head: Order) -> list[Section]:
+    """`config.width` hidden units, `config.num_classes` outputs: as many as an image has values."""
+    return [
+        Section("input", parse("flatten")),
+        Section("encoder", block, (Size(config.width, bias=True),) * block.count("dense")),
+        classifier(config, head),
+    ]
+
+
+FAMILY = Family(sections, BLOCK, HEAD)
