@@ -249,6 +249,23 @@ def test_configs_that_name_no_network(fields, message):
         assert message in str(error.value)
 
 
+def test_bn_and_noise_are_as_the_config_says():
+    bn = {"use_scale": True, "use_bias": True, "scale_init": 2**0.5, "bias_init": -3.5}
+    fields = {"name": "mlp", "depth": 1, "block": "dense bn drop sigmoid"}
+    x = jnp.ones((4, 3))
+    params = models.create(_model(**fields, bn=bn)).init(jax.random.key(0), x)["params"]["layer1"]["bn1"]
+    np.testing.assert_allclose(params["scale"], 2**0.5, rtol=1e-6)
+    np.testing.assert_array_equal(params["bias"], -3.5)
+    for use_scale, use_bias in ((True, False), (False, True), (False, False)):
+        config = _model(**fields, bn={"use_scale": use_scale, "use_bias": use_bias})
+        shapes = jax.eval_shape(models.create(config).init, jax.random.key(0), x)
+        kept = {name for name, used in (("scale", use_scale), ("bias", use_bias)) if used}
+        assert set(shapes["params"]["layer1"].get("bn1", {})) == kept
+    for noise in ({"scale_at": "test"}, {"restore": "exact"}):
+        layers = models.create(_model(**fields, noise={"rate": 0.5, **noise})).parts.noise(name="drop1")
+        assert {key: getattr(layers, key) for key in noise} == noise
+
+
 @pytest.mark.parametrize(
     ("kind", "rate", "beta", "message"),
     [

@@ -269,11 +269,15 @@ def test_bad_configs_are_refused_before_anything_is_written(tiny_config, tmp_pat
 @pytest.mark.parametrize(
     ("flags", "accuracy", "lowest", "highest"),
     [
-        (("--config.model.noise.rate=0",), 0.98, (0.9, 1.1), (0.9, 1.1)),
-        (("--config.model.noise.rate=0.7",), 0.9, (0.0, 0.5), (0.0, 2.0)),
-        (("--config.model.noise.kind=uout", "--config.model.noise.beta=0.5"), 0.98, (0.8, 1.1), (0.8, 1.1)),
+        pytest.param(("--config.model.noise.rate=0",), 0.98, (0.9, 1.1), (0.9, 1.1), id="none"),
+        pytest.param(("--config.model.noise.rate=0.7",), 0.9, (0.0, 0.5), (0.0, 2.0), id="dropout 0.7"),
+        pytest.param(
+            ("--config.model.noise.kind=uout", "--config.model.noise.beta=0.5"),
+            *(0.98, (0.8, 1.1), (0.8, 1.1)),
+            id="uout 0.5",
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["none", "dropout 0.7", "uout 0.5"],
 )
 def test_digits_show_the_shift(tmp_path, flags, accuracy, lowest, highest):
     """The default config, whole: the control has no shift, dropout 0.7 has one, Uout 0.5 hardly."""
