@@ -27,7 +27,16 @@ def on_each(
       donate: the argument whose memory the result takes over; it cannot be used again.
     """
     donated = () if donate is None else (donate,)
-    return jax.pmap(function, AXIS, devices=devices, in_axes=in_axes, donate_argnums=donated)
+    mapped = jax.pmap(function, AXIS, devices=devices, in_axes=in_axes, donate_argnums=donated)
+    if len(devices) == 1 or devices[0].platform != "cpu":
+        return mapped
+
+    def one_at_a_time(*arguments):
+        # CPU devices share the threads of one pool: programs in flight together can starve each other's
+        # collectives, until XLA aborts the process.
+        return jax.block_until_ready(mapped(*arguments))
+
+    return one_at_a_time
 
 
 def replicate(tree, devices: Sequence[jax.Device]):

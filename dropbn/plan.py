@@ -45,10 +45,16 @@ def make_plan(config, dataset: data.Dataset) -> Plan:
         ("seed", 0, 2**31 - 1),
         ("batch_size", 1, num_examples),
         ("data.crop_padding", 0, None),
+        ("data.image_size", 0, None),
+        ("data.rotation", 0, 180),
+        ("data.jitter", 0, 1),
+        ("data.workers", 0, None),
         ("model.width", 1, None),
         ("model.cardinality", 1, None),
         ("model.bn.momentum", 0, 1 - 1e-6),  # at 1 the statistics would never move
         ("model.bn.epsilon", 1e-12, None),
+        ("model.sparsity.target", 1e-6, 1 - 1e-6),
+        ("model.sparsity.weight", 0, None),
         ("eval.train_examples", 0, None),
     ):
         value = functools.reduce(getattr, field.split("."), config)

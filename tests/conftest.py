@@ -1,18 +1,20 @@
-"""Eight simulated CPU devices, the doorways' random numbers, and a data directory of the tests' own."""
+"""Eight simulated CPU devices, the doorways' random numbers, and directories of the tests' own."""
 
 import atexit
 import os
 import shutil
 import tempfile
 
-# XLA aborts the process when one of the eight devices keeps the others waiting for 40 seconds, which a busy
-# machine of two cores may do.
-_FLAGS = "--xla_force_host_platform_device_count=8 --xla_cpu_collective_call_terminate_timeout_seconds=300"
-os.environ["XLA_FLAGS"] = f"{_FLAGS} {os.environ.get('XLA_FLAGS', '')}"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Data is prepared once, and what one test compiled the others and their processes load.
 if "TFDS_DATA_DIR" not in os.environ:
     os.environ["TFDS_DATA_DIR"] = tempfile.mkdtemp(prefix="dropbn-data-")
     atexit.register(shutil.rmtree, os.environ["TFDS_DATA_DIR"], ignore_errors=True)
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="dropbn-compiled-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 import absl.logging
 import hypothesis

@@ -110,10 +110,10 @@ def test_networks_are_the_papers(study, network, parameters):
 
 
 def test_a_quick_cell_runs(tmp_path):
-    config = li2018.get_config("densenet_bc,cifar100,place=b,beta=0.5,quick")
+    config = open_questions.get_config("scale_at,test,quick")
     _, records = training.train_and_evaluate(config, tmp_path / "run")
     assert [record["step"] for record in records] == [2]
-    assert workdir.read_config(tmp_path / "run").model.noise.beta == 0.5
+    assert workdir.read_config(tmp_path / "run").model.noise.scale_at == "test"
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,7 @@ def test_a_quick_cell_runs(tmp_path):
         (li2018, "preresnet200,imagenet2012,place=last,rate=0.2,quick"),
         (li2018, "resnext101,imagenet2012,place=last,rate=0.2,quick"),
         (li2018, "senet154,imagenet2012,place=last,rate=0.2,quick"),
+        (li2018, "densenet_bc,cifar100,place=b,beta=0.5,quick"),
         (kim2023, "resnet110,cifar10,place=G1,quick"),
         (kim2023, "preresnet50,cifar10,place=P0,quick"),
         (kim2023, "preresnet50_elu,cifar10,place=P6+P7,quick"),

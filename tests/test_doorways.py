@@ -20,7 +20,7 @@ CASES = {
         2,
         "No such file or directory: 'configs/nothing.py'",
     ),
-    "cell": (TRAIN + "--config=configs/li2018.py:preresnet,cifar10", 2, "Did you mean 'preresnet110'?"),
+    "cell": (TRAIN + "--config=configs/li2018.py:preresnet,cifar10", 2, "Did you mean 'preresnet200'?"),
     "space for =": (TRAIN + "--config.seed=1 stray", 2, "unexpected argument 'stray'"),
     "order": (TRAIN + "--config.model.block=[bn,relu", 1, "^^^"),
     "eval without workdir": (EVAL, 2, "--workdir"),

@@ -73,10 +73,15 @@ def load(config) -> Dataset:
         )
     if config.resize < config.image_size:
         raise DropbnError(f"data.resize={config.resize} is less than data.image_size={config.image_size}.")
+    scale = tuple(config.crop_scale)
+    if scale and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
+        raise DropbnError(
+            f"data.crop_scale={scale}: give the least and largest share of the area, such as (0.08, 1.0)."
+        )
     view = View(
         config.image_size,
         config.resize,
-        tuple(config.crop_scale),
+        scale,
         config.rotation,
         config.jitter,
         config.flip,
