@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from configs import base
 from dropbn import models, places
 from dropbn.errors import DropbnError
-from dropbn.models import preresnet
+from dropbn.models import inverted, preresnet
 
 
 def _model(depth=8, width=4, classes=10, **fields):
@@ -284,6 +284,12 @@ def test_noise_configs(kind, rate, beta, message):
     else:
         with pytest.raises(DropbnError, match=message):
             models.create(config)
+
+
+def test_mobile_networks_round_channels_as_published():
+    """To the nearest 8, but never by more than a tenth down: 11 would lose a quarter."""
+    wanted = {5: 8, 8: 8, 11: 16, 12: 16, 15: 16, 16 * 1.4: 24, 24 * 1.4: 32, 320 * 1.4: 448}
+    assert {channels: inverted.rounded(channels) for channels in wanted} == wanted
 
 
 def test_describe_counts_what_is_there():

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 
 from configs import base, digits
-from dropbn import data, evaluation, feeds, training
+from dropbn import checkpoint, data, evaluation, feeds, training
 from dropbn.data import files, sampling
 from dropbn.data.photos import View
 from dropbn.data.streams import Stream
 from dropbn.errors import DropbnError
+from dropbn.plan import make_plan
 
 RNG = np.random.default_rng(0)
 
@@ -58,6 +59,12 @@ def test_random_parts_have_the_wanted_area_and_sides():
     assert 0.17 < min(areas) < 0.25 and 0.7 < max(areas) < 0.83
 
 
+def test_a_random_part_is_cropped_in_its_middle():
+    """Of a square the whole area fits as the square alone; 16 of its 32 pixels begin at 8."""
+    crop = View(16, 32, scale=(1.0, 1.0)).train(_photo(32, 32), np.random.default_rng(0))
+    np.testing.assert_array_equal(crop, _photo(32, 32)[8:24, 8:24])
+
+
 def test_rotation_and_jitter():
     photo = np.full((40, 40, 3), 100, np.uint8)
     turned = View(40, 40, rotation=15.0).train(photo, np.random.default_rng(0))
@@ -93,6 +100,10 @@ def test_an_epoch_is_the_same_on_any_number_of_hosts():
     plain = dataclasses.replace(stream, view=View(6, 6))
     middles = stream.source.images[labels][:, :, :6]
     assert (np.abs(_epoch(plain, np.arange(50))[0] - middles).max((1, 2, 3)) == 0).mean() > 0.3
+    same = dataclasses.replace(
+        stream, source=files.Arrays(stream.source.images[:1].repeat(50, 0), np.arange(50))
+    )
+    assert len(np.unique(_epoch(same, np.arange(50))[0], axis=0)) >= 4  # crops, flipped or not
     # From the middle, as a resumed run.
     np.testing.assert_array_equal(_epoch(stream, np.arange(20, 50))[0], images[20:])
     assert (_epoch(dataclasses.replace(stream, view=View(4, 5)), np.arange(50))[0] != images).any()
@@ -108,6 +119,18 @@ def test_a_streamed_evaluation_counts_every_image_once():
     assert [batch["image"].shape for batch in batches] == [(8, 2, 4, 4, 3)] * 4
     labels, masks = (np.concatenate([batch[key].ravel() for batch in batches]) for key in ("label", "mask"))
     np.testing.assert_array_equal(labels[masks], 49 - np.arange(50))
+
+
+def test_a_feed_begins_at_any_step():
+    config = base.get_config()
+    config.batch_size = 16
+    stream = _stream()
+    dataset = data.Dataset(stream, stream, 50, data.PHOTO_MEAN, data.PHOTO_STD)
+    feed = feeds.create(config, dataset, jax.local_devices()[:2])
+    whole, tail = (list(feed.train_inputs(1, range(start, 3))) for start in (0, 1))
+    for a, b in zip(whole[1:], tail, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+    assert (np.asarray(whole[0]["image"]) != whole[1]["image"]).any()
 
 
 def _folder(root, number=10):
@@ -132,16 +155,27 @@ def test_a_folder_of_photographs_trains_stops_and_goes_on(tmp_path, monkeypatch)
     _folder(tmp_path / "photos")
     config = digits.get_config()
     config.data.update({"name": f"folder:{tmp_path / 'photos'}", "image_size": 16, "resize": 18})
-    config.data.update({"crop_scale": (0.5, 1.0), "split": "50:25:25", "rotation": 10.0, "flip": True})
+    config.data.update({"crop_scale": (0.5, 1.0), "split": "21:5:14", "rotation": 10.0, "flip": True})
     config.model.update({"name": "lenet", "depth": 1, "block": "conv bn relu drop maxpool", "init": "lsuv"})
     config.batch_size, config.duration = 8, "2 epochs"
     _, records = training.train_and_evaluate(config, tmp_path / "run")
     dataset = data.load(config.data)
     parts = [dataset.train, dataset.validation, dataset.test]
-    assert [split.num_examples for split in parts] == [20, 10, 10]
+    assert [split.num_examples for split in parts] == [21, 5, 14]
     assert sorted(np.concatenate([split.rows for split in parts])) == list(range(40))
     assert [record["step"] for record in records] == [2, 4]
-    assert all(round(record["validation/accuracy"] * 10, 6) % 1 == 0 for record in records)
+    assert all(round(record["validation/accuracy"] * 5, 4) % 1 == 0 for record in records)
+
+    with checkpoint.manager(tmp_path / "run" / "checkpoints", read_only=True) as saved:
+        chosen_by = saved.metrics(4)["accuracy"]
+    assert chosen_by == records[-1]["validation/accuracy"] != records[-1]["test/accuracy"]
+    kernel = training._initial_state(config, dataset, make_plan(config, dataset)).params["block1"]["conv1"][
+        "kernel"
+    ]
+    columns = np.asarray(kernel).reshape(-1, kernel.shape[-1])
+    squared = columns.T @ columns  # LSUV scales an orthogonal kernel.
+    np.testing.assert_allclose(squared, squared[0, 0] * np.eye(len(squared)), atol=1e-4)
+    assert abs(squared[0, 0] - 1) > 0.1
 
     found = evaluation.evaluate(tmp_path / "run")
     assert found.shift_li2018.rows[0]["count"] == 2 * 8 * 16 * 16
