@@ -28,6 +28,7 @@ def get_config() -> ConfigDict:
     # Of streamed images (dropbn/data/photos.py):
     data.resize = 256  # pixels of the shorter side before the crop to image_size
     data.crop_scale = ()  # in training, (least, largest) share of the area of a random part; (): the whole
+    data.part_size = 0  # pixels of a side of that part before its middle is cropped; 0: image_size
     data.rotation = 0.0  # in training, largest angle, degrees
     data.jitter = 0.0  # in training, of brightness, contrast and saturation
     data.split = ""  # "70:15:15" divides all images anew into train, validation and test; "": as published
@@ -45,7 +46,8 @@ def get_config() -> ConfigDict:
     model.head = ""
     model.place = ""  # a named position (dropbn/places.py): "a", "P4", "H4", "last", ...; "before", "after"
     model.activation = ""  # what "act" stands for in the orders
-    # "he_fan_out" (dense layers: uniform, as PyTorch), "he_fan_in", "orthogonal", "lsuv" or "hendrycks".
+    # "he_fan_out" (dense layers: uniform, as PyTorch), "he_fan_in", "orthogonal", "lsuv" (orthogonal, scaled
+    # on the first batch_size plain images) or "hendrycks" (for the activation and the noise's rate).
     model.init = "he_fan_out"
     model.dtype = "float32"  # or "bfloat16": computation only; parameters and statistics stay float32
 
@@ -98,7 +100,11 @@ QUICK = {
     "optimizer.warmup": "0 epochs",
     "eval.train_examples": 100,
 }
-PHOTOS = {"data.image_size": 32, "data.resize": 36}  # of QUICK, for networks that halve more often
+PHOTOS = {
+    "data.image_size": 32,
+    "data.resize": 36,
+    "data.part_size": 0,
+}  # of QUICK, for networks that halve more often
 
 
 def cell(arg: str, networks: dict, *, places: tuple[str, ...], rate: float = 0.0, words: dict | None = None):
@@ -120,14 +126,14 @@ def cell(arg: str, networks: dict, *, places: tuple[str, ...], rate: float = 0.0
     (network, dataset, *rest), config = given, get_config()
     if network not in networks:
         raise unknown("network", network, networks)
-    words = WORDS | (words or {})
+    words = {key: path for key, path in WORDS.items() if places or key != "place"} | (words or {})
     config.update_from_flattened_dict({"data.name": dataset, **networks[network]["fields"]})
     for word in rest:
         set_word(config, word, words, QUICK | networks[network]["quick"])
     place = config.model.place
     if place and place not in places:
         raise unknown("place", place, places)
-    if place and not config.model.noise.rate:
+    if place and rate and not any(word.startswith(("rate=", "beta=")) for word in rest):
         config.model.noise.rate = rate
     if config.model.noise.beta:
         config.model.noise.kind = "uout"
@@ -160,13 +166,20 @@ def set_word(config: ConfigDict, word: str, words: dict, quick: dict) -> None:
         raise DropbnError(f"'{word}' gives no number.") from None
 
 
-def cells(table: dict) -> list[dict]:
-    """[{"arg": a cell that `get_config` takes, "paper": the paper's value}] of a table.
+def cells(tables: dict, name: str) -> list[dict]:
+    """[{"arg": a cell that `get_config` takes, "paper": the paper's value}] of a study's table.
 
     Args:
-      table: {"networks", "columns": what each column adds to "network,dataset", "paper": dataset -> a row for
-        each network with a value for each column, None where the paper ran no such cell}.
+      tables: name -> {"networks", "columns": what each column adds to "network,dataset", "paper": dataset ->
+        a row for each network with a value for each column, None where the paper ran no such cell}.
+      name: of the table.
+
+    Raises:
+      DropbnError: an unknown name.
     """
+    if name not in tables:
+        raise unknown("table", name, tables)
+    table = tables[name]
     return [
         {"arg": f"{network},{dataset}{column}", "paper": value}
         for dataset, rows in table["paper"].items()

@@ -15,9 +15,10 @@ moving_average_fraction 0.95. Differences: weight decay and learning rate are th
 are normalized by ImageNet's mean and deviation; images are resized bilinearly; sigmoid and tanh train with
 batch 256 at once. GoogLeNet128's own solver is not in the notes; CaffeNet's stands in.
 
-`sweep(table)` lists cells of batchnorm.md with its top-1 accuracy in %, one run each: "position" (before and
-after, with and without scale and bias), "activation" (BN after it), "activation_no_bn", "dropout" (BN after
-ReLU), "dropout_no_bn", "width" (no BN), "init", and "googlenet". Its 1433-wide network has no dropout.
+`sweep(table)` lists cells with the benchmark's top-1 accuracy in %, one run each; of its batchnorm.md
+"position" (before and after, with and without scale and bias), "activation" (BN after it), "dropout" (BN
+after ReLU), "init" and "googlenet", and of its pages on networks without BN "activation_no_bn",
+"dropout_no_bn", "width", "weight_decay" and "lrn".
 """
 
 from configs import base
@@ -27,6 +28,7 @@ _SOLVER = {
     "data.image_size": 128,
     "data.resize": 144,
     "data.flip": True,
+    "eval.train_examples": 2000,
     "batch_size": 256,
     "duration": "320000 steps",
     "optimizer.learning_rate": 0.01,
@@ -79,7 +81,7 @@ def get_config(arg="caffenet,imagenet2012"):
 
 def sweep(table):
     """[{"arg": what get_config takes, "paper": top-1 accuracy in %}] of every cell of a table."""
-    return base.cells(TABLES[table])
+    return base.cells(TABLES, table)
 
 
 def _table(values, network="caffenet"):

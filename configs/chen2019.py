@@ -32,13 +32,15 @@ def get_config(arg="preresnet110,cifar10,order=relu_ic_conv"):
     if order not in ORDERS:
         raise unknown("order", order, ORDERS)
     config.model.block = ORDERS[order]
-    if order != "preactivation":
-        config.model.noise.rate = config.model.noise.rate or 0.05
+    if order != "preactivation" and "rate=" not in arg:
+        config.model.noise.rate = 0.05
     return config
 
 
 def sweep(table):
     """[{"arg": what get_config takes, "paper": None}] of every cell of a table."""
+    if table not in TABLES:
+        raise unknown("table", table, TABLES)
     return [{"arg": arg, "paper": None} for arg in TABLES[table]]
 
 

@@ -10,7 +10,8 @@ The first word is a network (`NETWORKS`), the second a dataset (cifar10, cifar10
 dropbn/data); then place (a, b, last), rate (drop probability) or beta (which means Uout), seed, and
 `quick`, which shrinks the run for a laptop and takes digits. Settings are those of the code that the paper
 follows (bearpaw/pytorch-classification, TRAINING.md): SGD with momentum 0.9, learning rate 0.1, pad-4 crop
-and flip, batch 128 (DenseNet 64). Differences: channel statistics are computed from the training images.
+and flip, batch 128 (DenseNet 64). Differences: channel statistics are computed from the training images; the
+classifier's initial weights are PyTorch's uniform ones in every network; running variances are biased.
 
 `sweep(table)` lists the cells of a table with the paper's test error in %, the mean of five seeds:
 "table3" (drop 0.5 in (a) and (b), before adjusting the statistics), "table4" (dropout before the
@@ -43,6 +44,7 @@ _IMAGENET = {
     "data.image_size": 224,
     "data.crop_scale": (0.08, 1.0),
     "data.flip": True,
+    "eval.train_examples": 2000,
     "batch_size": 256,
     "duration": "90 epochs",
     "optimizer.schedule": "step",
@@ -123,7 +125,7 @@ def get_config(arg="preresnet110,cifar10"):
 
 def sweep(table):
     """[{"arg": what get_config takes, "paper": test error in %}] of every cell of a table."""
-    return base.cells(TABLES[table])
+    return base.cells(TABLES, table)
 
 
 TABLES = {

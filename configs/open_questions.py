@@ -194,6 +194,8 @@ def get_config(arg="bn_scale,one") -> ConfigDict:
 
 def sweep(question):
     """[{"arg": what get_config takes, "paper": None}] of every arm of a question."""
+    if question not in QUESTIONS:
+        raise unknown("question", question, QUESTIONS)
     return [{"arg": f"{question},{arm}", "paper": None} for arm in QUESTIONS[question]["arms"]]
 
 

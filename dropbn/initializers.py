@@ -38,10 +38,13 @@ def create(name: str, activation: str = "relu", keep: float = 1.0) -> tuple[Call
       keep: 1 - rate of its dropout; for "hendrycks".
 
     Raises:
-      DropbnError: an unknown name; for "hendrycks" an activation that is no function of one number.
+      DropbnError: an unknown name; for "hendrycks" an activation that is no function of one number, or a keep
+        of 0.
     """
     if name not in NAMES:
         raise unknown("init", name, NAMES)
+    if name == "hendrycks" and keep <= 0:
+        raise DropbnError("init='hendrycks' divides by 1 - rate: give a rate below 1.")
     if name == "hendrycks":
         forward, backward = second_moments(activation)
         return hendrycks(forward, 0.0, keep), hendrycks(forward, backward, keep)

@@ -187,6 +187,11 @@ class Layers(nn.Module):
             width = size.padding if size.padding is not None else size.kernel // 2 * (word == "conv")
             padding = ((width, width),) * 2
         window = ((size.kernel, size.kernel), (size.stride, size.stride), padding)
+        if any(side + sum(pads) < size.kernel for side, pads in zip(x.shape[1:3], padding, strict=True)):
+            raise DropbnError(
+                f"'{name}' in '{self.order}' has a window of {size.kernel} pixels, and its input is "
+                f"{x.shape[1]} x {x.shape[2]}: the images are too small for this network."
+            )
         if word == "conv" and (x.shape[-1] % size.groups or size.features % size.groups):
             raise DropbnError(
                 f"'{name}' in '{self.order}' has {size.groups} groups, which do not divide its {x.shape[-1]} "
@@ -202,4 +207,6 @@ class Layers(nn.Module):
                 kernel_init=parts.conv_init,
                 name=name,
             )(x)
-        return (nn.max_pool if word == "maxpool" else nn.avg_pool)(x, *window)
+        if word == "maxpool":
+            return nn.max_pool(x, *window)
+        return nn.avg_pool(x, *window, count_include_pad=size.padding != "ceil")

@@ -76,7 +76,7 @@ def _edit(order, name):
     if not brackets or name in HEAD_PLACES:
         return Order(_edited(order, name))
     at, bracket = brackets[0], order.items[brackets[0]]
-    if name == "P0":
+    if name == "P0" and bracket.branch.items[0] == "bn":
         return Order((*order.items[:at], "drop", *order.items[at:]))
     branch = Order(_edited(bracket.branch, name))
     return Order((*order.items[:at], dataclasses.replace(bracket, branch=branch), *order.items[at + 1 :]))

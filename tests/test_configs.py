@@ -65,6 +65,7 @@ def test_every_cell_says_where_its_noise_is(study):
         assert noises or not noise.amount(config.model.noise), arg
         if study is caffenet:
             norms = sum(section.order.count("bn") for section in sections)
+            assert ("rate=0" in arg.split(",")) == (noise.amount(config.model.noise) == 0), arg
             assert (norms > 0) == ("bn=" in arg) and noises == (1 if "googlenet" in arg else 2), arg
 
 
@@ -213,6 +214,7 @@ def test_words_that_mean_nothing(arg, message):
         (chen2019, "preresnet50,cifar10,order=ic", "Unknown order 'ic'"),
         (open_questions, "bn_scales,one", "Did you mean 'bn_scale'"),
         (open_questions, "bn_scale,two", "the arms of bn_scale are one, sqrt2"),
+        (chen2019, "preresnet50,cifar10,place=ic", "Unknown word 'place=ic'"),
         (open_questions, "bn_scale,one,rate=0.3", "Unknown word 'rate=0.3'"),
     ],
 )
@@ -232,3 +234,19 @@ def test_every_field_is_read():
     }:
         name = field.split(".")[-1]
         assert re.search(rf"\.{name}\b", code), f"config.{field} is read nowhere"
+
+
+def test_a_rate_of_zero_is_a_control():
+    for study, arg, default in (
+        (kim2023, "preresnet110,cifar10,place=P6", 0.2),
+        (chen2019, "preresnet50,cifar10,order=ic_conv_relu", 0.05),
+    ):
+        assert study.get_config(arg).model.noise.rate == default
+        assert study.get_config(f"{arg},rate=0").model.noise.rate == 0
+    assert kim2023.get_config("preresnet110,cifar10,place=P6,beta=0.1").model.noise.rate == 0
+
+
+@pytest.mark.parametrize("study", STUDIES, ids=lambda study: study.__name__)
+def test_a_table_that_does_not_exist(study):
+    with pytest.raises(DropbnError, match=r"Unknown (table|question) 'tabel3'"):
+        study.sweep("tabel3")

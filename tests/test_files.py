@@ -56,6 +56,8 @@ def _break(root, how):
         image.write_bytes(b"hello")
     elif how == "size":
         Image.fromarray(np.zeros((6, 6, 3), np.uint8)).save(image)
+    elif how == "deep":
+        Image.fromarray(np.zeros((6, 7), np.uint16)).save(image)
     elif how == "channels":
         Image.fromarray(np.zeros((6, 7), np.uint8)).save(image)
     elif how == "class":
@@ -73,6 +75,7 @@ def _break(root, how):
         ("corrupt", "äpfel/3.png cannot be read as an image"),
         ("no image", "äpfel/3.png cannot be read as an image"),
         ("size", r"äpfel/3.png is \(6, 6, 3\)"),
+        ("deep", r"äpfel/3.png has more than 8 bits a channel \(I;16\)"),
         ("channels", r"äpfel/3.png is \(6, 7, 1\)"),
         ("class", "differ in the classes birnen, äpfel"),
         ("empty", "test/äpfel has no images"),

@@ -221,6 +221,22 @@ def test_bfloat16_computes_low_and_keeps_high():
         ({"name": "resnext", "depth": 30}, "it has to be 9n + 2"),
         ({"name": "resnext", "depth": 14, "block": preresnet.BLOCK}, "three convolutions"),
         ({"name": "senet", "depth": 14, "width": 1, "cardinality": 2}, "2 groups, which do not divide its 1"),
+        (
+            {"name": "vgg", "depth": 11},
+            "window of 2 pixels, and its input is 1 x 1: the images are too small",
+        ),
+        ({"name": "googlenet", "depth": 10, "width": 8}, "input is 1 x 1: the images are too small"),
+        ({"name": "vgg", "depth": 11, "block": "conv", "place": "after"}, "around activations"),
+        (
+            {
+                "name": "mlp",
+                "depth": 1,
+                "init": "hendrycks",
+                "block": "dense relu drop",
+                "noise": {"rate": 1.0},
+            },
+            "divides",
+        ),
         ({"name": "senet", "depth": 51}, "senet has a depth of 14, 50, 101, 152, 200"),
         ({"name": "mobilenetv2", "block": "conv bn relu6"}, "has a depth of 53, 23"),
         ({"name": "mobilenetv2", "depth": 23, "block": "conv bn relu6"}, "one residual bracket"),

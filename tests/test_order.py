@@ -200,6 +200,7 @@ def test_p0_is_on_the_trunk_and_p1_in_the_branch():
         ("bn relu gap dense", "H1", "has none"),
         (f"{BASIC} {BASIC}", "a", "one bracket"),
         ("[bn relu] gap", "H6", "has none"),
+        ("[conv bn relu conv bn | conv bn] relu", "P0", "begins with bn"),
         ("{conv bn | conv bn}", "a", "one bracket"),
         ("[bn relu conv relu conv]", "ic", "a bn for every weight layer"),
         ("conv bn relu", "after", "already holds bn"),

@@ -61,7 +61,7 @@ def test_random_parts_have_the_wanted_area_and_sides():
 
 def test_a_random_part_is_cropped_in_its_middle():
     """Of a square the whole area fits as the square alone; 16 of its 32 pixels begin at 8."""
-    crop = View(16, 32, scale=(1.0, 1.0)).train(_photo(32, 32), np.random.default_rng(0))
+    crop = View(16, 16, part_size=32, scale=(1.0, 1.0)).train(_photo(32, 32), np.random.default_rng(0))
     np.testing.assert_array_equal(crop, _photo(32, 32)[8:24, 8:24])
 
 
@@ -208,6 +208,9 @@ def test_a_folder_of_photographs_trains_stops_and_goes_on(tmp_path, monkeypatch)
         ({"crop_scale": (0.5,)}, r"data.crop_scale=\(0.5,\): give the least and largest"),
         ({"crop_scale": (0.5, 2.0)}, "give the least and largest"),
         ({"crop_padding": 4}, "data.crop_padding=4 is for images in memory"),
+        ({"part_size": 8}, "data.part_size=8 is less than data.image_size=16"),
+        ({"image_size": 0, "crop_scale": (0.5, 1.0)}, "give data.image_size"),
+        ({"split": "9997:1:2"}, "of 1797 images leaves a part empty"),
         ({"resize": 8}, "data.resize=8 is less than data.image_size=16"),
     ],
 )

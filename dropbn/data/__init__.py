@@ -71,8 +71,9 @@ def load(config) -> Dataset:
             f"data.crop_padding={config.crop_padding} is for images in memory: with data.image_size, "
             "data.resize and data.crop_scale say how they are cropped."
         )
-    if config.resize < config.image_size:
-        raise DropbnError(f"data.resize={config.resize} is less than data.image_size={config.image_size}.")
+    for field, side in (("resize", config.resize), ("part_size", config.part_size or config.image_size)):
+        if side < config.image_size:
+            raise DropbnError(f"data.{field}={side} is less than data.image_size={config.image_size}.")
     scale = tuple(config.crop_scale)
     if scale and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
         raise DropbnError(
@@ -81,6 +82,7 @@ def load(config) -> Dataset:
     view = View(
         config.image_size,
         config.resize,
+        config.part_size,
         scale,
         config.rotation,
         config.jitter,
@@ -102,13 +104,18 @@ def _divided(config, sources):
     together = files.Joined(tuple(sources.values()))
     # One division for all seeds of a run: they differ in the order and the weights.
     rows = np.random.default_rng(0).permutation(len(together))
-    ends = np.cumsum(shares)[:2] * len(rows) // sum(shares)
-    parts = zip(("train", "validation", "test"), np.split(rows, ends), strict=True)
-    return {name: (together, part) for name, part in parts}
+    parts = np.split(rows, np.cumsum(shares)[:2] * len(rows) // sum(shares))
+    if not all(map(len, parts)):
+        raise DropbnError(f"data.split={config.split!r} of {len(rows)} images leaves a part empty.")
+    return {name: (together, part) for name, part in zip(("train", "validation", "test"), parts, strict=True)}
 
 
 def _in_memory(config, sources, num_classes):
-    given = {field: config[field] for field in ("rotation", "jitter", "split", "workers") if config[field]}
+    given = {
+        field: config[field]
+        for field in ("crop_scale", "part_size", "rotation", "jitter", "split", "workers")
+        if config[field]
+    }
     if config.name in stock.PHOTOS or given:
         raise DropbnError(
             f"data.name={config.name!r} with {given or 'images of any size'} is a stream: give "

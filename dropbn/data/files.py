@@ -180,7 +180,9 @@ def _read(file):
 
     try:
         with Image.open(file) as image:
-            grey = image.mode in ("1", "L", "I", "I;16", "F", "LA")
+            if image.mode.startswith(("I", "F")):
+                raise DropbnError(f"{file} has more than 8 bits a channel ({image.mode}): convert it to 8.")
+            grey = image.mode in ("1", "L", "LA")
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
     except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each of them for broken files.
         raise DropbnError(f"{file} cannot be read as an image: {error}.") from error

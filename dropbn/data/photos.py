@@ -9,13 +9,14 @@ from PIL import Image, ImageEnhance
 class View(NamedTuple):
     """How an image of any size becomes a square.
 
-    In training: a random part of the image at `resize` x `resize` (`scale`), or the whole image with its
-    shorter side at `resize`; then rotation, flip, a crop of `size` (in the middle of a random part, at random
-    of a whole image), and colour jitter. In test: the shorter side at `resize`, and the middle.
+    In training: a random part of the image at `part_size` x `part_size` (`scale`), or the whole image with
+    its shorter side at `resize`; then rotation, flip, a crop of `size` (in the middle of a random part, at
+    random of a whole image), and colour jitter. In test: the shorter side at `resize`, and the middle.
 
     Attributes:
       size: pixels of a side.
-      resize: pixels of the shorter side before the crop.
+      resize: pixels of the shorter side of a whole image before the crop.
+      part_size: pixels of a side of a random part before the crop; 0 is `size`, with nothing to crop.
       scale: least and largest share of the area of a random part, whose sides are between 3:4 and 4:3
         (Szegedy et al. 2015, section 6); empty for none.
       rotation: largest angle to either side, in degrees; the corners are filled with black.
@@ -25,6 +26,7 @@ class View(NamedTuple):
 
     size: int
     resize: int
+    part_size: int = 0
     scale: tuple[float, ...] = ()
     rotation: float = 0.0
     jitter: float = 0.0
@@ -40,7 +42,7 @@ class View(NamedTuple):
         image = _image(pixels)
         if self.scale:
             box = _random_part(image.size, self.scale, rng)
-            image = image.resize((self.resize,) * 2, Image.Resampling.BILINEAR, box)
+            image = image.resize((self.part_size or self.size,) * 2, Image.Resampling.BILINEAR, box)
             left = top = 0.5
         else:
             image = _shorter_side(image, self.resize)

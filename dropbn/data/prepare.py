@@ -2,7 +2,8 @@
 
     python -m dropbn.data.prepare cifar10 [DIR]
 
-All but digits need TensorFlow for that (`pip install tensorflow-cpu`); reading them does not.
+All but digits need TensorFlow for that (`pip install tensorflow-cpu`); reading them does not. The archives of
+imagenet2012 have to lie in DIR/downloads/manual first: they are not downloaded by anybody's program.
 """
 
 import sys
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> None:
         sys.exit(f"error: {error}")
     except ImportError as error:
         sys.exit(f"error: preparing {arguments[0]} needs {error.name}: pip install tensorflow-cpu")
-    except OSError as error:
+    except Exception as error:  # tensorflow-datasets raises many kinds: network, checksums, manual downloads.
         sys.exit(f"error: {arguments[0]} cannot be prepared: {error}")
     print(f"{arguments[0]} is prepared in {builder.data_dir}")
 

@@ -80,7 +80,9 @@ def create(config, amount=None, axis_name: str | None = None) -> Network:
         )
     dtype, constant = DTYPES[config.dtype], nn.initializers.constant
     conv_init, dense_init = initializers.create(
-        config.init, config.activation or _activation(block), 1 - config.noise.rate
+        config.init,
+        config.activation or _activation(block),
+        keep=1 / (1 + noise.KINDS[config.noise.kind](default_amount).s2),  # 1 - rate, for any noise
     )
     parts = Parts(
         norm=functools.partial(
@@ -118,6 +120,10 @@ def orders(config) -> tuple[Order, Order]:
     block, head = parse(config.block or family.block), parse(config.head or family.head)
     if config.place in places.NORM_PLACES:
         block, head = places.place(block, config.place), places.place(head, config.place)
+        if not block.count("bn") + head.count("bn"):
+            raise DropbnError(
+                f"model.place={config.place!r} puts bn around activations; '{block}' and '{head}' have none."
+            )
     elif config.place and block.count("drop") + head.count("drop"):
         raise DropbnError(
             f"model.place={config.place!r} and a drop in the orders ('{block}', '{head}'): give one of them."

@@ -40,7 +40,8 @@ def small(config, block: Order, head: Order) -> list[Section]:
             f"{per_layer}n + 4, such as 40 or 100."
         )
     stem = Section("stem", parse("conv"), (Size(_stem_width(config, block), 3),))
-    return [stem, *_blocks(config, [layers] * 3, block), classifier(config, head)]
+    rows = _blocks(config, [layers] * 3, block, _stem_width(config, block))
+    return [stem, *rows, classifier(config, head)]
 
 
 def imagenet(config, block: Order, head: Order) -> list[Section]:
@@ -53,16 +54,16 @@ def imagenet(config, block: Order, head: Order) -> list[Section]:
     stem = (Size(2 * config.width, 7, 2), Size(kernel=3, stride=2, padding=1))
     return [
         Section("stem", parse("conv bn relu maxpool"), stem),
-        *_blocks(config, numbers, block),
+        *_blocks(config, numbers, block, 2 * config.width),
         classifier(config, head),
     ]
 
 
-def _blocks(config, numbers, block):
+def _blocks(config, numbers, block, channels):
     if not any(isinstance(item, Concat) for item in block.items):
         raise DropbnError(f"A DenseNet block is a dense bracket, such as '{BLOCK}'; got '{block}'.")
     is_plain = block.count("conv") == 1
-    growth, channels, rows = config.width, _stem_width(config, block), []
+    growth, rows = config.width, []
     layer = (Size(growth, 3),) if is_plain else (Size(4 * growth), Size(growth, 3))
     for stage, layers in enumerate(numbers):
         if stage:

@@ -11,10 +11,11 @@ published.
 """
 
 import functools
+import itertools
 from typing import NamedTuple
 
 from dropbn.layers import Size
-from dropbn.models.network import Family, Section, by_depth, classifier
+from dropbn.models.network import Family, Section, by_depth, classifier, sizes_of
 from dropbn.models.residual import bracket
 from dropbn.order import WEIGHTS, Order, Residual, parse, unbracket
 
@@ -89,14 +90,14 @@ def sections(
             stride = 1 if j else stage.stride
             inner = channels * stage.expansion
             widen = (Size(inner),) if stage.expansion > 1 else ()
-            squeeze = (Size(max(1, channels // 4), activation=squeeze_activation),) * block.count("se")
+            squeeze = itertools.repeat(Size(max(1, channels // 4), activation=squeeze_activation))
             filtered = Size(inner, stage.kernel, stride, groups=inner)
             order = block if widen else _without_widening(block)
             rows.append(
                 Section(
                     f"stage{i + 1}_block{j + 1}",
                     order if stride == 1 and channels == features else unbracket(order),
-                    (*widen, filtered, *squeeze, Size(features)),
+                    sizes_of(order, conv=(*widen, filtered, Size(features)), se=squeeze),
                 )
             )
             channels = features

@@ -4,9 +4,11 @@ The block is one convolution with all that follows it, pooling included, and the
 so noise and BN can stand before and after pooling, in convolutions alone, or in dense layers alone.
 """
 
+import itertools
+
 from dropbn.layers import Size
-from dropbn.models.network import Family, Section, classifier
-from dropbn.order import SIZED, Order
+from dropbn.models.network import Family, Section, classifier, sizes_of
+from dropbn.order import Order
 
 BLOCK = "conv relu maxpool"
 HEAD = "flatten dense relu dense"
@@ -27,8 +29,8 @@ def sections(config, block: Order, head: Order) -> list[Section]:
 
 
 def _sizes(block, conv):
-    pool = Size(kernel=2, stride=2, padding="ceil")
-    return tuple(conv if word == "conv" else pool for _, word in block.named() if word in SIZED)
+    pool = itertools.repeat(Size(kernel=2, stride=2, padding="ceil"))
+    return sizes_of(block, conv=itertools.repeat(conv), maxpool=pool, avgpool=pool)
 
 
 FAMILY = Family(sections, BLOCK, HEAD)

@@ -1,6 +1,6 @@
 """A network as a list of named orders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -8,7 +8,7 @@ import jax
 
 from dropbn.errors import DropbnError
 from dropbn.layers import Layers, Parts, Size
-from dropbn.order import Order
+from dropbn.order import SIZED, Order
 
 
 class Section(NamedTuple):
@@ -43,6 +43,13 @@ def classifier(config, head: Order, hidden: int = 0) -> Section:
     """The head: its dense layers have `hidden` units, the last one a unit for each class; all a bias."""
     before = (Size(hidden, bias=True),) * (head.count("dense") - 1) if hidden else ()
     return Section("head", head, (*before, Size(config.num_classes, bias=True)))
+
+
+def sizes_of(order: Order, **sizes: Iterable[Size]) -> tuple[Size, ...]:
+    """The sizes of an order, wherever its words stand, from those of each kind: conv=(...), se=(...)."""
+    kinds = {word: iter(of_word) for word, of_word in sizes.items()}
+    found = [next(kinds.get(word, iter(())), None) for _, word in order.named() if word in SIZED]
+    return tuple(size for size in found if size is not None)
 
 
 def by_depth(config, numbers: dict[int, tuple]) -> tuple:

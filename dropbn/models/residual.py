@@ -7,6 +7,9 @@ from dropbn.layers import Size
 from dropbn.models.network import Section, by_depth, classifier
 from dropbn.order import WEIGHTS, Order, Residual, parse
 
+# (config.model, block, stage from 0, stride) -> sizes of a block.
+Sizes = Callable[..., tuple[Size, ...]]
+
 # Blocks in each stage of the networks for ImageNet, by depth in bottlenecks. 14 is for tests.
 IMAGENET = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 
@@ -41,9 +44,6 @@ def grouped_sizes(config, block: Order, stage: int, stride: int) -> tuple[Size, 
     inner, outer = config.cardinality * config.width * 2**stage, 256 * 2**stage
     branch = (Size(inner), Size(inner, 3, stride, groups=config.cardinality), Size(outer))
     return branch + shortcut(block, branch, stride)
-
-
-Sizes = Callable[..., tuple[Size, ...]]
 
 
 def small(

@@ -6,9 +6,11 @@ channels), three 3x3 convolutions for the stem, half the channels in each bottle
 cardinality 64 (timm's legacy_senet154); its published errors are those of Li's "SENet" (2018, Table 5).
 """
 
+import itertools
+
 from dropbn.layers import Size
 from dropbn.models import residual
-from dropbn.models.network import Family, Section, by_depth, classifier
+from dropbn.models.network import Family, Section, by_depth, classifier, sizes_of
 from dropbn.order import Order, parse
 
 BLOCK = "[conv bn relu conv bn relu conv bn se | conv bn] relu"
@@ -32,8 +34,8 @@ def sections(config, block: Order, head: Order) -> list[Section]:
 def _sizes(config, block, stage, stride):
     _, grouped, last, *_ = residual.grouped_sizes(config, block, stage, stride)
     branch = (Size(grouped.features // 2), grouped, last)
-    squeeze = (Size(last.features // 16),) * block.count("se")
-    return branch + squeeze + residual.shortcut(block, branch, stride, kernel=3 if stride == 2 else 1)
+    convs = branch + residual.shortcut(block, branch, stride, kernel=3 if stride == 2 else 1)
+    return sizes_of(block, conv=convs, se=itertools.repeat(Size(last.features // 16)))
 
 
 FAMILY = Family(sections, BLOCK, HEAD)
