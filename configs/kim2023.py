@@ -8,8 +8,8 @@ Dropout 0.2 in a named position of a residual branch or a head:
 
 The first word is a network (`NETWORKS`), the second a dataset; then place (P0 to P7, P6+P7, H1 to H6, or G1,
 Guideline 1: after the branch's last BN, which is P5 under pre-activation and the end of the branch in
-ResNetV1; Guideline 2 is H3 or H4), rate, seed, and `quick`, which shrinks the run for a laptop and takes
-digits. Settings (section 4, supplement and the authors' code):
+ResNetV1, or G2, Guideline 2: between the head's last BN and pooling, here H4), rate, seed, and `quick`, which
+shrinks the run for a laptop and takes digits. Settings (section 4, supplement and the authors' code):
 
 - CIFAR: 164 epochs, SGD with momentum 0.9, learning rate 0.1 divided by 10 at epochs 81 and 122, weight decay
   1e-4, batch 128, pad-4 crop and flip.
@@ -108,7 +108,7 @@ NETWORKS = {
 
 
 def get_config(arg="preresnet110,cifar10"):
-    positions = [*(f"P{i}" for i in range(8)), "P6+P7", "G1", *(f"H{i}" for i in range(1, 7))]
+    positions = [*(f"P{i}" for i in range(8)), "P6+P7", "G1", *(f"H{i}" for i in range(1, 7)), "G2"]
     return base.cell(arg, NETWORKS, places=tuple(positions), rate=0.2)
 
 

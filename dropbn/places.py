@@ -32,6 +32,7 @@ HEAD_PLACES = {
     "H4": (_GAP, 0, "before"),
     "H5": (_GAP, 0, "after"),
     "H6": (_DENSE, -1, "after"),
+    "G2": (_GAP, 0, "before"),
 }
 NORM_PLACES = ("before", "after")
 
@@ -46,7 +47,7 @@ def place(order: Order, name: str) -> Order:
     after the branch's last BN, pre-activation or not; Chen et al. (2019) `ic`, which moves every BN to right
     before the next weight layer and `drop` between them. In a head: Li's `last`, before the classifier;
     Kim's (Fig. 4) `H1` and `H2` around a convolution, `H3` after BN, `H4` before global average pooling
-    (`H3` and `H4` are their Guideline 2), `H5` after it, `H6` after the classifier.
+    (which is `G2` too, their Guideline 2), `H5` after it, `H6` after the classifier.
 
     In both, of a network without BN: caffenet-benchmark's `before` and `after`, `bn` right before or after
     every activation. A `drop` that the order holds stays where it is.

@@ -156,6 +156,7 @@ def test_places_in_a_bottleneck(place, executed):
         ("H4", "bn relu drop gap dense"),
         ("H5", "bn relu gap drop dense"),
         ("H6", "bn relu gap dense drop"),
+        ("G2", "bn relu drop gap dense"),
     ],
 )
 def test_places_in_a_head(place, executed):
