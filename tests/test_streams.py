@@ -109,12 +109,17 @@ def test_an_epoch_is_the_same_on_any_number_of_hosts():
     assert (_epoch(dataclasses.replace(stream, view=View(4, 5)), np.arange(50))[0] != images).any()
 
 
-def test_a_streamed_evaluation_counts_every_image_once():
+def _feed(stream, devices):
+    """Batches of 16 images."""
     config = base.get_config()
     config.batch_size = 16
-    stream = _stream()
     dataset = data.Dataset(stream, stream, 50, data.PHOTO_MEAN, data.PHOTO_STD)
-    feed = feeds.create(config, dataset, jax.local_devices()[:8])
+    return feeds.create(config, dataset, jax.local_devices()[:devices])
+
+
+def test_a_streamed_evaluation_counts_every_image_once():
+    stream = _stream()
+    feed = _feed(stream, devices=8)
     batches = [jax.tree.map(np.asarray, inputs) for inputs in feed.eval_inputs(stream)]
     assert [batch["image"].shape for batch in batches] == [(8, 2, 4, 4, 3)] * 4
     labels, masks = (np.concatenate([batch[key].ravel() for batch in batches]) for key in ("label", "mask"))
@@ -122,11 +127,7 @@ def test_a_streamed_evaluation_counts_every_image_once():
 
 
 def test_a_feed_begins_at_any_step():
-    config = base.get_config()
-    config.batch_size = 16
-    stream = _stream()
-    dataset = data.Dataset(stream, stream, 50, data.PHOTO_MEAN, data.PHOTO_STD)
-    feed = feeds.create(config, dataset, jax.local_devices()[:2])
+    feed = _feed(_stream(), devices=2)
     whole, tail = (list(feed.train_inputs(1, range(start, 3))) for start in (0, 1))
     for a, b in zip(whole[1:], tail, strict=True):
         np.testing.assert_array_equal(a["image"], b["image"])
