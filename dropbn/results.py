@@ -48,6 +48,8 @@ class Result:
 def _cell(value):
     if isinstance(value, str):
         return rich.text.Text(value)  # Brackets in a plain string would be read as markup.
+    if value is None:
+        return "-"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 

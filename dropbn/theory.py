@@ -41,6 +41,9 @@ def direct(s2, c=0.0, v=1.0):
 
     Li et al. (2018), eq. 8, written for any noise: 1 - rate for dropout at c = 0, 3 / (3 + beta^2) for Uout
     (eq. 15).
+
+    >>> direct(s2_of_rate(0.5)), round(direct(s2_of_beta(0.1)), 4)
+    (0.5, 0.9967)
     """
     return v / (v + s2 * (c**2 + v))
 

@@ -216,6 +216,59 @@ def test_case_b_is_total_variance(layer):
     assert found < 0.99
 
 
+class TwoBlocks(nn.Module):
+    """Dropout before each of two BNs, on images."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        for _ in range(2):
+            x = nn.Conv(6, (3, 3))(x)
+            x = nn.Dropout(0.4)(x, deterministic=not train)
+            x = nn.relu(nn.BatchNorm()(x, use_running_average=not train))
+        return x
+
+
+def test_predict_is_where_running_statistics_settle():
+    """At initialisation, against a moving average of momentum 0.99 in train mode that was run until settled."""
+    model, rng = TwoBlocks(), np.random.default_rng(0)
+    batches = list(rng.normal(0.5, 1, (10, 64, 4, 4, 2)).astype(np.float32))
+    fresh = model.init(jax.random.key(1), batches[0])
+    found = shift.predict(model, fresh, batches)
+
+    @jax.jit
+    def step(variables, x, key):
+        _, stats = modes.apply(model, variables, x, mode=modes.TRAIN, rngs={"dropout": key})
+        return {**variables, "batch_stats": stats}
+
+    variables, history = fresh, []
+    for i in range(1500):  # 0.99^500 of the initial statistics is left where the record begins.
+        variables = step(variables, batches[i % 10], jax.random.key(i))
+        if i >= 500:
+            history.append([np.mean(variables["batch_stats"][row["layer"]]["var"]) for row in found.rows])
+    assert [row["layer"] for row in found.rows] == ["BatchNorm_0", "BatchNorm_1"]
+    for row, average in zip(found.rows, np.mean(history, 0), strict=True):
+        assert row["moving_var"] == pytest.approx(average, rel=0.02)
+        assert row["ratio"] < 0.9
+    # What was measured after those steps is what was predicted before them.
+    after = shift.measure(model, variables, batches)
+    for row, measured in zip(found.rows, after.rows, strict=True):
+        assert row["ratio"] == pytest.approx(measured["ratio"], rel=0.04)
+    lines = after.plot(label="measured", predicted=found).axes[0].lines
+    assert [line.get_label() for line in lines[:2]] == ["measured", "predicted"]
+    assert list(lines[1].get_ydata()) == [1 / row["ratio"] for row in found.rows]
+
+
+def test_predict_knows_nothing_of_the_models_own_statistics():
+    model, variables = ConstructorFlags(), _init(ConstructorFlags())
+    fresh = model.init(jax.random.key(1), X)
+    before = jax.tree.map(np.array, variables)
+    found = shift.predict(model, variables, [X[:15], X[15:]])
+    assert found.rows == shift.predict(model, fresh, iter([X[:15], X[15:]])).rows
+    jax.tree.map(np.testing.assert_array_equal, variables, before)
+    with pytest.raises(DropbnError, match="one image has no batch statistics"):
+        shift.predict(model, variables, [X, X[:1]])
+
+
 def test_kinds_of_batches_and_results_that_write_themselves(tmp_path):
     model, variables = ConstructorFlags(), _init(ConstructorFlags())
     before = jax.tree.map(np.array, variables)
@@ -260,7 +313,7 @@ def test_refusals():
     with pytest.raises(DropbnError, match="input of 'BatchNorm_0' is not finite"):
         shift.measure(model, variables, [X, X.at[0].set(jnp.nan)])
     for not_batches in (X, {"image": X}):
-        with pytest.raises(DropbnError, match="put a single one in a list"):
+        with pytest.raises(DropbnError, match="put a single batch in a list"):
             shift.measure(model, variables, not_batches)
     with pytest.raises(DropbnError, match="does not vary"):
         shift.measure(model, variables, [X[:1]])

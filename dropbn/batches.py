@@ -1,0 +1,81 @@
+"""Batches as users have them: arrays, tuples or dicts in anything that can be iterated."""
+
+import itertools
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from dropbn.errors import DropbnError
+
+
+class Batches:
+    """Batches that can be gone through again, and what of a batch the model gets.
+
+    Attributes:
+      first: the first batch.
+    """
+
+    def __init__(self, batches: Iterable, inputs: Any = None, labels: Any = None, *, once: bool = False):
+        """Prepares `batches`.
+
+        Args:
+          batches: an iterable of arrays, tuples or dicts. What can be iterated only once, such as a
+            generator, is kept in memory unless `once`; for large data give a list, a data loader, or an
+            object of your own whose `__iter__` begins anew.
+          inputs: which part of a batch the model gets: a key, an index or a function of the batch. By
+            default the array itself, "image" of a dict, the first of a tuple.
+          labels: likewise; by default "label" of a dict, the second of a tuple.
+          once: they are gone through once only.
+
+        Raises:
+          DropbnError: not an iterable of batches, or none in it.
+        """
+        if hasattr(batches, "shape") or isinstance(batches, (dict, str)) or not isinstance(batches, Iterable):
+            raise DropbnError(
+                f"Batches come as an iterable, and {type(batches).__name__} is none: put a single batch in a "
+                "list."
+            )
+        rest = iter(batches)
+        self.first = next(rest, None)
+        if self.first is None:
+            raise DropbnError("No batches were given, or an iterator whose batches are used up.")
+        if rest is batches:
+            batches = itertools.chain([self.first], rest)
+        self._batches = batches if once or not isinstance(batches, Iterator) else list(batches)
+        self._inputs, self._labels = inputs, labels
+        self._number = None
+
+    def __iter__(self) -> Iterator:
+        number = 0
+        for batch in self._batches:
+            yield batch
+            number += 1
+        if self._number not in (None, number):
+            raise DropbnError(
+                f"The batches ended early: {number} where an earlier pass had {self._number}. Give a list, "
+                "or an iterable that begins anew each time."
+            )
+        self._number = number
+
+    def inputs(self, batch):
+        """What the model gets of a batch."""
+        return _part(batch, self._inputs, "image", 0, "inputs")
+
+    def labels(self, batch):
+        """The labels of a batch."""
+        if hasattr(batch, "shape") and self._labels is None:
+            raise DropbnError("These batches are arrays without labels: give (inputs, labels) pairs.")
+        return _part(batch, self._labels, "label", 1, "labels")
+
+
+def _part(batch, chosen, key, index, argument):
+    if callable(chosen):
+        return chosen(batch)
+    if chosen is not None:
+        return batch[chosen]
+    if isinstance(batch, dict):
+        if key not in batch:
+            raise DropbnError(
+                f"A batch has keys {sorted(batch)}: say by {argument}= which are the {argument}."
+            )
+        return batch[key]
+    return batch[index] if isinstance(batch, (tuple, list)) else batch

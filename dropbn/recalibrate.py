@@ -1,0 +1,245 @@
+"""New statistics for the batch normalizations of a trained model: the cure that leaves the weights alone.
+
+In test mode a BN divides by the standard deviation that dropout had inflated in training. Statistics taken
+again with dropout off are the right ones. The published recipes differ in what is on, what is averaged and
+what is replaced:
+
+===============  =======  ===========  ======================  ==================
+recipe           noise    BN uses      average over batches    replaces
+===============  =======  ===========  ======================  ==================
+`dropout_off`    off      running      exact moments           mean and variance
+`li2018`         off      running      moving average          mean and variance
+`hendrycks2016`  off      batch        moving average          variance
+`precise_bn`     choice   batch        exact moments           mean and variance
+===============  =======  ===========  ======================  ==================
+"""
+
+import dataclasses
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+from dropbn import modes, moments, observation
+from dropbn.batches import Batches
+from dropbn.errors import DropbnError, unknown
+from dropbn.results import Result
+
+
+class Recipe(NamedTuple):
+    """How statistics are taken again.
+
+    Attributes:
+      batch_norm: what BN normalizes with meanwhile, "running" or "batch".
+      moving: whether batches are averaged by the layer's momentum, from the old statistics on; otherwise
+        their moments are merged exactly.
+      replaces: which statistics are new.
+    """
+
+    batch_norm: str
+    moving: bool
+    replaces: tuple[str, ...] = ("mean", "var")
+
+
+RECIPES = {
+    "dropout_off": Recipe("running", moving=False),
+    "li2018": Recipe("running", moving=True),
+    "hendrycks2016": Recipe("batch", moving=True, replaces=("var",)),
+    "precise_bn": Recipe("batch", moving=False),
+}
+# Statistics are settled where a further pass moves none of them by more than this, in standard deviations
+# (mean) and relatively (variance).
+_SETTLED = 1e-5
+# A layer is final after as many passes as layers; only one that is called twice may need more.
+_MOST_PASSES = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Recalibration(Result):
+    """New statistics, and what they change in every BN layer, in network order.
+
+    Each row holds, variances being averages over the layer's channels:
+      layer: path of the BN module, as in `dropbn.shift.Shift`.
+      count: values per channel behind the new statistics.
+      old_var, new_var: running variance before and after (biased, as Flax keeps it).
+      ratio: new_var / old_var; of a recipe with dropout off, the shift that is repaired.
+      mean_shift: RMS over channels of (new mean - old mean) / sqrt(old variance + epsilon).
+      error: relative standard error of the layer's variance, estimated from the spread between batches;
+        None of a single batch.
+
+    Attributes:
+      batch_stats: the new statistics, to be put in the place of the old: `{**variables, "batch_stats": ...}`.
+      num_images: how many images a pass took.
+      num_passes: how often they were gone through.
+    """
+
+    batch_stats: dict = dataclasses.field(default_factory=dict, repr=False)
+    num_images: int = 0
+    num_passes: int = 0
+
+    def plot(self, path=None, label: str = "new / old variance"):
+        """max(ratio, 1 / ratio) of new to old variance against the BN layer's index."""
+        from dropbn import plots
+
+        return plots.shift({label: self.rows}, path)
+
+
+def recalibrate(
+    model: nn.Module,
+    variables: dict,
+    batches: Iterable,
+    recipe: str = "dropout_off",
+    *,
+    noise: bool = False,
+    passes: int | None = None,
+    tolerance: float = 0.01,
+    inputs: Any = None,
+    rngs: dict | None = None,
+    **kwargs,
+) -> Recalibration:
+    """Takes the statistics of every BN layer again, from data, by one of the published recipes.
+
+    - "dropout_off": the population moments of every layer's input in test mode, exact for any split of the
+      data into batches. A layer's input depends on the statistics of those before it, so passes are
+      repeated until no statistics move any more: then every layer has the moments of inputs that are
+      recalibrated themselves. Each pass makes one more layer final, and most nets need far fewer passes than
+      layers. `passes=1` takes all layers at once, behind the old statistics.
+    - "li2018": Li et al. (2018, section 4) before their Table 3: evaluation mode, moving averages of batch
+      means and variances. They do not say whether the layers before use the old or the moving statistics
+      during a pass; here they use the old, as in their measurement of the shift.
+    - "hendrycks2016": Hendrycks & Gimpel (2016): dropout off, otherwise train mode, moving average of the
+      variance alone.
+    - "precise_bn": Wu & Johnson (2021, section 3): train mode, var = E[mean_B^2 + var_B] - E[mean_B]^2 over
+      batches B. With `noise=True` as their code leaves it, which estimates the variance of training, shift
+      included; with noise off, the default here, without it.
+
+    Args:
+      model: any Linen module; see `dropbn.modes` for what can be reached.
+      variables: its trained variables; they are not changed.
+      batches: gone through once a pass; see `dropbn.batches.Batches`. Shuffle them: the standard error takes
+        batches for exchangeable.
+      recipe: a key of `RECIPES`.
+      noise: of "precise_bn": whether noise stays on.
+      passes: how often the batches are gone through. By default until settled for "dropout_off", once for
+        the others.
+      tolerance: the pass ends as soon as every layer's variance is known with this relative standard error,
+        after eight batches at the earliest. 0 takes all batches. Moving averages take all of them too.
+      inputs: which part of a batch the model gets; see `dropbn.batches.Batches`.
+      rngs: random keys by stream, by default key 0 for "dropout".
+      **kwargs: further arguments of the model's `__call__`.
+
+    Returns:
+      A `Recalibration` with the new `batch_stats`; rich prints it as a table.
+
+    Raises:
+      DropbnError: an unknown recipe, no batches, no BN in the model, noise for a recipe that has none, one
+        image as a batch where BN uses the batch, an input that is not finite or does not vary.
+
+    >>> import flax.linen as nn, jax
+    >>> x = 3 + 2 * jax.random.normal(jax.random.key(0), (1000, 4))
+    >>> model = nn.BatchNorm(use_running_average=True)
+    >>> variables = model.init(jax.random.key(1), x)  # mean 0, variance 1
+    >>> found = recalibrate(model, variables, [x])
+    >>> bool(abs(found.batch_stats["mean"] - x.mean(0)).max() < 1e-5)
+    True
+    >>> round(found.rows[0]["new_var"], 1)
+    4.0
+    """
+    if recipe not in RECIPES:
+        raise unknown("recipe", recipe, RECIPES)
+    if noise and recipe != "precise_bn":
+        raise DropbnError(f"noise=True belongs to recipe='precise_bn'; {recipe!r} has the noise off.")
+    if passes is not None and passes < 1:
+        raise DropbnError(f"passes={passes}: the batches are gone through at least once.")
+    batches = Batches(batches, inputs, once=passes == 1)
+    mode = modes.Mode(noise, RECIPES[recipe].batch_norm, update=False)
+    observer = observation.Observer(model, variables, batches, mode, rngs, kwargs)
+    until_settled = passes is None and recipe == "dropout_off"
+    layers = list(observer.each())
+    most = max(len(layers) + 1, _MOST_PASSES) if until_settled else passes or 1
+    new, taken = variables, None
+    for number in range(1, most + 1):  # noqa: B007
+        before, (statistics, spreads, taken) = new, _pass(observer, new, RECIPES[recipe], tolerance, taken)
+        new = observation.with_statistics(new, statistics)
+        if until_settled and _distance(observer, before, new) < _SETTLED:
+            break
+    rows = []
+    for name, path, index in layers:
+        counts, variances = (np.stack(values)[:, *index] for values in zip(*spreads[path], strict=True))
+        old_new = (
+            [part[index] for part in observation.statistics(given, path)] for given in (variables, new)
+        )
+        rows.append(_row(name, *old_new, observer.layers[path].epsilon, counts, variances))
+    title = f"Statistics by {recipe}: {observer.num_images:,} images, {number} pass{'es' * (number > 1)}"
+    return Recalibration(rows, title, new["batch_stats"], observer.num_images, number)
+
+
+def _pass(observer, variables, recipe, tolerance, most):
+    """One pass over the batches, `most` of them.
+
+    Returns:
+      ({path: (mean, variance)}, {path: [(count, variance around the mean so far) of each batch]}, batches).
+    """
+    averages = {path: observation.statistics(variables, path) for path in observer.layers}
+    totals, spreads = {}, {path: [] for path in observer.layers}
+    for number, found in enumerate(observer(variables), 1):
+        for path, new in found.items():
+            total = totals[path] = moments.merge(totals[path], new) if number > 1 else new
+            around = np.mean(new.variance + np.square(new.mean - total.mean), -1)
+            spreads[path].append((new.count, around))
+            if recipe.moving:
+                keep = observer.layers[path].momentum
+                averages[path] = tuple(
+                    keep * old + (1 - keep) * now
+                    for old, now in zip(averages[path], (new.mean, new.variance), strict=True)
+                )
+            else:
+                averages[path] = total.mean, total.variance
+        known = not recipe.moving and number % 8 == 0 and most is None
+        if number == most or (
+            known and all(_error(*zip(*s, strict=True)) < tolerance for s in spreads.values())
+        ):
+            break
+    if "mean" not in recipe.replaces:
+        old = {path: observation.statistics(variables, path)[0] for path in observer.layers}
+        averages = {path: (old[path], variance) for path, (_, variance) in averages.items()}
+    return averages, spreads, number
+
+
+def _error(counts, variances):
+    """Relative standard error of a variance known from the variances of batches; the largest of a stack."""
+    counts, variances = np.stack(counts), np.stack(variances)
+    number, total = len(counts), counts.sum(0)
+    mean = (counts * variances).sum(0) / total
+    squares = np.square(counts * (variances - mean)).sum(0) * number / (number - 1)
+    return np.max(np.sqrt(squares) / total / mean)
+
+
+def _distance(observer, before, after):
+    """How far a pass has moved statistics: the mean in standard deviations, the variance relatively."""
+    largest = 0.0
+    for path, layer in observer.layers.items():
+        (old_mean, old_var), (mean, var) = (observation.statistics(given, path) for given in (before, after))
+        scale = old_var + layer.epsilon
+        largest = max(
+            largest, np.max(np.abs(mean - old_mean) / np.sqrt(scale)), np.max(np.abs(var - old_var) / scale)
+        )
+    return largest
+
+
+def _row(name, old, new, epsilon, counts, variances):
+    (old_mean, old_var), (new_mean, new_var) = old, new
+    if not (np.any(new_var) and np.any(old_var)):
+        raise DropbnError(
+            f"The input of '{name}' does not vary: give more than one image, or look for a dead layer."
+        )
+    return {
+        "layer": name,
+        "count": int(counts.sum()),
+        "old_var": float(np.mean(old_var)),
+        "new_var": float(np.mean(new_var)),
+        "ratio": float(np.mean(new_var) / np.mean(old_var)),
+        "mean_shift": float(np.sqrt(np.mean(np.square(new_mean - old_mean) / (old_var + epsilon)))),
+        "error": float(_error(counts, variances)) if len(counts) > 1 else None,
+    }
