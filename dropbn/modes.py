@@ -20,16 +20,20 @@ own test mode.
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import flax
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dropbn import switches
+from dropbn.batches import Batches
 from dropbn.errors import DropbnError
+from dropbn.uncertainty import Draws, Sample
 
 
 class Mode(NamedTuple):
@@ -126,3 +130,137 @@ def apply(
     for path in [path for path in stats if path[-1] == switches.MOVED]:
         stats[(*path[:-1], "mean")], stats[(*path[:-1], "var")] = stats.pop(path)
     return output, unflatten_dict(stats if mode.update else stats | given)
+
+
+class Predictor:
+    """Outputs of a model for batches, in one mode, by one compiled program."""
+
+    def __init__(self, model: nn.Module, mode: Mode, kwargs: dict | None = None):
+        """`kwargs` are further arguments of the model's `__call__`; statistics are frozen."""
+
+        @jax.jit
+        def outputs(variables, x, rngs):
+            mode_ = mode._replace(update=False)
+            output, _ = apply(model, variables, x, mode=mode_, rngs=rngs, **(kwargs or {}))
+            return output.astype(jnp.float32)
+
+        self._outputs, self._by_batch = outputs, mode.batch_norm == "batch"
+
+    def __call__(self, variables: dict, batches: Batches, rngs: dict | None = None) -> Iterator[tuple]:
+        """(batch, float32 outputs) of every batch.
+
+        Where BN uses running statistics a batch that is shorter than the first is padded to its length, which
+        saves a compilation.
+
+        Args:
+          variables: the model's.
+          batches: its inputs, arrays.
+          rngs: random keys by stream; the batch's index is folded in.
+        """
+        rngs, length = default_rngs(rngs), len(batches.inputs(batches.first))
+        for index, batch in enumerate(batches):
+            x = batches.inputs(batch)
+            padded = x
+            if self._by_batch:
+                refuse_one_image(x)
+            elif len(x) < length:
+                padded = jnp.concatenate([x, jnp.repeat(x[-1:], length - len(x), axis=0)])
+            yield batch, np.asarray(self._outputs(variables, padded, fold_in(rngs, index)))[: len(x)]
+
+
+def default_rngs(rngs: dict | None) -> dict:
+    """Key 0 for "dropout" where no keys are given."""
+    return {"dropout": jax.random.key(0)} if rngs is None else rngs
+
+
+def fold_in(rngs: dict, index) -> dict:
+    """`index` folded into the key of every stream."""
+    return {stream: jax.random.fold_in(key, index) for stream, key in rngs.items()}
+
+
+def refuse_one_image(x) -> None:
+    """Raises for a batch of one image, which has no batch statistics to speak of."""
+    if len(x) == 1:
+        raise DropbnError(
+            "A batch of one image has no batch statistics: give batches as large as those of training."
+        )
+
+
+def noises(model: nn.Module, variables: dict, x, **kwargs) -> list[str]:
+    """Paths of the layers that draw noise in training, in the order of the trace; nothing is computed.
+
+    Those with a rate of 0, and those constructed with `deterministic=True`, are none.
+    """
+    found = {}
+
+    def see(run, args, kwargs, context):
+        module, switch = context.module, switches.of(context.module, switches.NOISES)
+        if switch and context.method_name == "__call__" and not switches.is_identity(module, switch):
+            found[switches.name_of(module)] = module
+        return run(*args, **kwargs)
+
+    with nn.intercept_methods(see):
+        mode = TRAIN._replace(update=False)
+        jax.eval_shape(
+            lambda variables, x: apply(model, variables, x, mode=mode, rngs=default_rngs(None), **kwargs),
+            variables,
+            x,
+        )
+    return list(found)
+
+
+def sample(
+    model: nn.Module,
+    variables: dict,
+    batches: Iterable,
+    *,
+    num_samples: int = 30,
+    batch_norm: Literal["running", "batch"] = "running",
+    inputs: Any = None,
+    rngs: dict | None = None,
+    **kwargs,
+) -> Sample:
+    """Monte Carlo dropout: predictions with the noise kept on, averaged (Gal & Ghahramani 2016).
+
+    p_t = softmax(logits under the t-th draw of noise); mean and spread over t = 1..T, H[E p] and the mutual
+    information H[E p] - E H[p] between the prediction and the noise.
+
+    Args:
+      model: any Linen module whose outputs are logits, (images, classes).
+      variables: its variables; they are not changed.
+      batches: gone through `num_samples` times; see `dropbn.batches.Batches`.
+      num_samples: T.
+      batch_norm: BN's source. "running" is usual. Where dropout precedes BN these are statistics of the noise
+        that is on here too, so that sampling has no variance shift; "batch" makes predictions depend on which
+        images share a batch.
+      inputs: which part of a batch the model gets.
+      rngs: random keys by stream, by default key 0 for "dropout".
+      **kwargs: further arguments of the model's `__call__`.
+
+    Returns:
+      A `dropbn.uncertainty.Sample`; rich prints the most uncertain images.
+
+    Raises:
+      DropbnError: no noise in the model; outputs that are no logits or not finite; no batches; no samples;
+        one image as a batch with `batch_norm="batch"`.
+
+    >>> x = jax.random.normal(jax.random.key(0), (4, 8))
+    >>> class Net(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x, train):
+    ...         return nn.Dense(3)(nn.Dropout(0.5)(x, deterministic=not train))
+    >>> found = sample(Net(), Net().init(jax.random.key(1), x, train=False), [x], num_samples=20)
+    >>> found.mean.shape, bool(found.rows[0]["mutual_information"] > 0)
+    ((4, 3), True)
+    """
+    if num_samples < 1:
+        raise DropbnError(f"num_samples={num_samples}: at least one sample is drawn.")
+    batches = Batches(batches, inputs)
+    if not noises(model, variables, batches.inputs(batches.first), **kwargs):
+        raise DropbnError("The model has no noise that is on in training: all samples would be the same.")
+    predictor = Predictor(model, Mode(noise=True, batch_norm=batch_norm, update=False), kwargs)
+    found = Draws()
+    for index in range(num_samples):
+        draw = predictor(variables, batches, fold_in(default_rngs(rngs), index))
+        found.add(np.concatenate([outputs for _, outputs in draw]))
+    return found.summary(f"Monte Carlo dropout, {num_samples} samples, BN by {batch_norm}")

@@ -69,11 +69,11 @@ class Observer:
           DropbnError: the model has no batch normalization, or one that cannot be observed.
         """
         self._batches, self._mode = batches, mode._replace(update=False)
-        rngs = default_rngs(rngs)
+        rngs = modes.default_rngs(rngs)
         kwargs = kwargs or {}
 
         def apply(variables, x, index, observe):
-            keys = jax.tree.map(lambda key: jax.random.fold_in(key, index), rngs)
+            keys = modes.fold_in(rngs, index)
             return modes.apply(model, variables, x, mode=self._mode, rngs=keys, observe=observe, **kwargs)
 
         self.layers, empty = _trace(apply, variables, batches.inputs(batches.first))
@@ -101,7 +101,7 @@ class Observer:
             if batch is not None:
                 x = self._batches.inputs(batch)
                 if self._mode.batch_norm == "batch":
-                    refuse_one_image(x)
+                    modes.refuse_one_image(x)
                 dispatched = self._moments_of(variables, x, index)
                 if _share_a_cpu(x):
                     jax.block_until_ready(dispatched)
@@ -134,19 +134,6 @@ class Observer:
             paths = list(paths)
             for index, path in itertools.product(np.ndindex(stack), paths):
                 yield ("/".join(path) or ".") + "".join(f"[{i}]" for i in index), path, index
-
-
-def default_rngs(rngs: dict | None) -> dict:
-    """Key 0 for "dropout" where no keys are given."""
-    return {"dropout": jax.random.key(0)} if rngs is None else rngs
-
-
-def refuse_one_image(x) -> None:
-    """Raises for a batch of one image, which has no batch statistics to speak of."""
-    if len(x) == 1:
-        raise DropbnError(
-            "A batch of one image has no batch statistics: give batches as large as those of training."
-        )
 
 
 def settled(observer: Observer, variables: dict) -> dict[Path, tuple[np.ndarray, np.ndarray]]:

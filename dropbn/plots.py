@@ -1,5 +1,6 @@
 """Figures. Pure functions of numbers; each returns a matplotlib Figure and writes it if given a path."""
 
+import numpy as np
 from matplotlib.figure import Figure
 
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -29,6 +30,64 @@ def shift(curves: dict[str, list[dict]], path=None) -> Figure:
     return _finish(figure, axes, path)
 
 
+def uncertainty(rows: list[dict], path=None) -> Figure:
+    """Mutual information against entropy of Monte Carlo predictions, a point for each image.
+
+    Args:
+      rows: of a `dropbn.uncertainty.Sample`.
+      path: file to write.
+    """
+    figure, axes = _axes("entropy of the mean prediction, nats", "mutual information, nats")
+    entropies = [row["entropy"] for row in rows]
+    information = [row["mutual_information"] for row in rows]
+    axes.plot(entropies, information, ".", color=_COLORS[0], alpha=0.5, label="an image")
+    limit = max([*entropies, 1e-6])
+    axes.plot([0, limit], [0, limit], color="0.6", linewidth=1, label="all of it disagreement of the draws")
+    axes.set_title("What the predictions are unsure of, and what the draws disagree about", loc="left")
+    return _finish(figure, axes, path)
+
+
+def flips(images, responses, rows: list[dict], path=None) -> Figure:
+    """Images that are right in train mode and wrong in test mode, with their responses (Li et al., Fig. 6).
+
+    Args:
+      images: (flips, height, width, 1 or 3); of another shape they are not shown.
+      responses: (flips, 2, outputs), in train mode and in test mode.
+      rows: of `Gap.flips`, for the images' numbers.
+      path: file to write.
+    """
+    number = len(responses)
+    figure = Figure(figsize=(7, 1.0 + 1.25 * max(number, 1)), layout="constrained")
+    figure.suptitle(
+        "Right in train mode, wrong in test mode" if number else "No image is right in train mode only",
+        x=0.02,
+        ha="left",
+    )
+    shows = np.ndim(images) == 4 and np.shape(images)[-1] in (1, 3)
+    for i, (response, row) in enumerate(zip(responses, rows, strict=False)):
+        if shows:
+            image = images[i] - images[i].min()
+            axes = figure.add_subplot(number, 5, 5 * i + 1)
+            axes.imshow(image / max(image.max(), 1e-9), cmap="gray")
+            axes.set_axis_off()
+        axes = figure.add_subplot(number, 5, (5 * i + 2, 5 * i + 5) if shows else (5 * i + 1, 5 * i + 5))
+        for k, label in enumerate(("train mode", "test mode")):
+            places = np.arange(len(response[k])) + 0.4 * k - 0.2
+            axes.bar(places, response[k], 0.4, color=_COLORS[k], label=label)
+            best = int(np.argmax(response[k]))
+            axes.plot(places[best], response[k][best], "v", color="black", markersize=5)
+        axes.axhline(0, color="0.6", linewidth=1)
+        axes.set_ylabel(f"image {row['image']}")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    if number:
+        axes.set_xlabel("output (the marker: the largest)")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
 def _axes(xlabel, ylabel):
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
@@ -39,8 +98,69 @@ def _axes(xlabel, ylabel):
     return figure, axes
 
 
-def _finish(figure, axes, path):
-    axes.legend(frameon=False)
+def _finish(figure, axes, path, **legend):
+    axes.legend(frameon=False, **legend)
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
+
+
+def predropout(rows: list[dict], path=None) -> Figure:
+    """Noise before and after a weight layer by the mean of its weights (Kim et al. 2023, Fig. 1).
+
+    Args:
+      rows: of `dropbn.module_studies.figure1`.
+      path: file to write, its type by its ending.
+    """
+    figure, axes = _axes("mean of the weights", "ratio of variances, test / train")
+    names = {"predropout": "before the weights", "postdropout": "after the weights"}
+    _beside_closed_forms(axes, rows, "width", "w_mean", names)
+    axes.locator_params(axis="x", nbins=5)
+    axes.set_title("Dropout before and after a weight layer", loc="left")
+    return _finish(figure, axes, path, **_ASIDE)
+
+
+def residual(rows: list[dict], path=None) -> Figure:
+    """A residual branch and its block by the deviation of the input (Kim et al. 2023, Fig. 3).
+
+    Args:
+      rows: of `dropbn.module_studies.figure3`.
+      path: file to write, its type by its ending.
+    """
+    figure, axes = _axes("standard deviation of $x_0$", "ratio of variances, test / train")
+    names = {"residual": "block $x_0 + f(x_0)$", "branch": "branch $f(x_0)$"}
+    _beside_closed_forms(axes, rows, "keep", "std", names)
+    axes.set_xscale("log")
+    ticks = (0.2, 0.5, 1, 2, 5)
+    axes.set_xticks(ticks, labels=map(str, ticks))
+    axes.minorticks_off()
+    axes.set_title("Dropout in a residual branch", loc="left")
+    return _finish(figure, axes, path, **_ASIDE)
+
+
+_ASIDE = {
+    "loc": "upper left",
+    "bbox_to_anchor": (1, 1),
+    "title": "points: measured\nlines: closed form",
+    "alignment": "left",
+}
+
+
+def _beside_closed_forms(axes, rows, group, x, names):
+    """Points of two quantities and lines of their closed forms, a color for each value of `group`.
+
+    `names`: quantity -> its words in the legend; the first is filled and solid, the second open and dashed.
+    """
+    styles = list(zip(names, ("-", "--"), (None, "white"), strict=True))
+    for i, value in enumerate(dict.fromkeys(row[group] for row in rows)):
+        color = _COLORS[i % len(_COLORS)]
+        members = [row for row in rows if row[group] == value]
+        at = [row[x] for row in members]
+        size = min(4.5, 200 / len(at))
+        axes.plot([], [], color=color, linewidth=4, label=f"{group} {value}")
+        for name, line, face in styles:
+            axes.plot(at, [row[f"{name}_expected"] for row in members], line, color=color, linewidth=1)
+            found = [row[name] for row in members]
+            axes.plot(at, found, "o", color=color, markersize=size, markerfacecolor=face or color)
+    for name, line, face in styles:
+        axes.plot([], [], f"o{line}", color="0.3", markerfacecolor=face or "0.3", label=names[name])

@@ -57,6 +57,14 @@ def name_of(module: nn.Module) -> str:
     return "/".join(module.path) or "."
 
 
+def is_identity(noise: nn.Module, switch: Switch) -> bool:
+    """Whether a noise is known to change nothing, even in training."""
+    amount = getattr(noise, "amount", getattr(noise, "rate", None))
+    return (isinstance(amount, (int, float)) and amount == 0) or getattr(
+        noise, switch.flag, None
+    ) is switch.test
+
+
 def interceptor(mode, observe=None):
     """For `flax.linen.intercept_methods`: every registered layer runs as a `modes.Mode` says."""
     active = set()  # Paths being switched: where a subclass calls its parent, both are the same layer.

@@ -229,7 +229,7 @@ class TwoBlocks(nn.Module):
 
 
 def test_predict_is_where_running_statistics_settle():
-    """At initialisation, against a moving average of momentum 0.99 in train mode that was run until settled."""
+    """At initialisation, against a moving average of momentum 0.99 that was run in train mode."""
     model, rng = TwoBlocks(), np.random.default_rng(0)
     batches = list(rng.normal(0.5, 1, (10, 64, 4, 4, 2)).astype(np.float32))
     fresh = model.init(jax.random.key(1), batches[0])

@@ -1,0 +1,13 @@
+"""The examples in docstrings do what they show."""
+
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("name", ["gap", "modes", "recalibrate", "shift", "theory"])
+def test_examples(name):
+    module = importlib.import_module(f"dropbn.{name}")
+    failed, attempted = doctest.testmod(module)
+    assert attempted and not failed

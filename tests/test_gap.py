@@ -1,0 +1,258 @@
+"""The table against the model itself, and each cause alone in a network made for it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from linen_models import HalfPrecision, Scanned
+
+from dropbn import gap, modes
+from dropbn.errors import DropbnError
+
+NUMBER = 400
+
+
+class Energy(nn.Module):
+    """Says whether the mean square of its normalized input is above a threshold."""
+
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dropout(self.rate)(x, deterministic=not train)
+        x = nn.BatchNorm(use_bias=False, use_scale=False, name="bn")(x, use_running_average=not train)
+        energy = jnp.square(x).mean(-1, keepdims=True)
+        return 20 * jnp.concatenate([jnp.ones_like(energy), energy], -1)
+
+
+def _data(seed, label_noise=0.0):
+    """Inputs of energy well below or above 1, four batches."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, NUMBER)
+    x = rng.choice([-1, 1], (NUMBER, 300)) * np.where(labels, 1.3, 0.55)[:, None]
+    flipped = rng.random(NUMBER) < label_noise
+    labels = np.where(flipped, 1 - labels, labels)
+    return [(x[i : i + 100].astype(np.float32), labels[i : i + 100]) for i in range(0, NUMBER, 100)]
+
+
+TRAIN = _data(0)
+# E[x^2], which is the variance of test mode; half of that of train mode with dropout 0.5.
+ENERGY = np.mean([np.square(x).mean() for x, _ in TRAIN])
+
+
+def _variables(var):
+    return {"batch_stats": {"bn": {"mean": jnp.zeros(300), "var": jnp.full(300, var, jnp.float32)}}}
+
+
+def _cell(found, *cell):
+    return next(row for row in found.rows if (row["noise"], row["batch_norm"], row["data"]) == cell)
+
+
+def _shares(found):
+    return {row["cause"]: row["accuracy"] for row in found.shares.rows}
+
+
+def test_a_variance_shift_alone():
+    found = gap.explain(Energy(), _variables(2 * ENERGY), TRAIN, TRAIN)
+    shares = _shares(found)
+    # Energies of class 1 are 1.3^2 / (2 ENERGY) < 1 in test mode: all of it is called class 0.
+    assert shares["variance shift"] == pytest.approx(np.mean([y.mean() for _, y in TRAIN]), abs=1e-9)
+    assert all(abs(share) < 0.02 for cause, share in shares.items() if cause not in _BIG)
+    assert found.advice.startswith("Largest share: variance shift") and "recalibrate" in found.advice
+    assert _cell(found, "off", "recalibrated", "test")["accuracy"] > 0.98
+
+
+_BIG = {"variance shift", "the whole gap"}
+
+
+def test_lagging_statistics_alone():
+    settled_off = Energy(rate=0.0)
+    for model, var in ((settled_off, 3 * ENERGY), (Energy(rate=0.01), 3 * ENERGY)):
+        found = gap.explain(model, _variables(var), TRAIN, TRAIN)
+        assert max(_shares(found), key=_shares(found).get) in ("lagging statistics", "the whole gap")
+        assert found.advice.partition("Largest share: ")[2].startswith("lagging statistics")
+
+
+def test_generalisation_alone():
+    found = gap.explain(Energy(rate=0.01), _variables(ENERGY), TRAIN, _data(1, label_noise=0.3))
+    shares = _shares(found)
+    assert shares["generalisation"] == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / NUMBER) ** 0.5)
+    assert found.advice.startswith("Largest share: generalisation")
+    row = found.shares.rows[-2]
+    test = np.concatenate([y for _, y in _data(1, label_noise=0.3)])
+    accuracy = _cell(found, "off", "running", "test")["accuracy"]
+    assert row["error"] == pytest.approx((accuracy * (1 - accuracy) / len(test)) ** 0.5, rel=1e-6)
+
+
+def test_small_batch_noise_alone():
+    """Batches of one class each: only statistics of a batch tell the classes apart."""
+    x = np.concatenate([x for x, _ in TRAIN])
+    labels = np.arange(NUMBER) % 2
+    center = np.where(np.arange(NUMBER) // 100 % 2, 4.0, -4.0)[:, None]
+    x = (x / np.abs(x) * np.where(labels, 1.3, 0.55)[:, None] + center).astype(np.float32)
+    batches = [(x[i : i + 100], labels[i : i + 100]) for i in range(0, NUMBER, 100)]
+    found = gap.explain(Energy(rate=0.0), _variables(1.0), batches, batches)
+    assert found.advice.partition("Largest share: ")[2].startswith("small-batch noise")
+    assert _cell(found, "off", "batch", "train")["accuracy"] > 0.98
+
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dense(8)(x.reshape(len(x), -1))
+        x = nn.Dropout(0.5)(x, deterministic=not train)
+        x = nn.relu(nn.BatchNorm(name="bn")(x, use_running_average=not train))
+        return nn.Dense(3)(x)
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """An untrained net whose labels are what it says in train mode, mostly; images of 3 x 3 pixels."""
+    images = np.asarray(jax.random.normal(jax.random.key(0), (90, 3, 3, 1)))
+    variables = Net().init(jax.random.key(1), images)
+    labels = np.random.default_rng(2).integers(0, 3, 90)
+    for i in range(3):
+        part = slice(32 * i, 32 * i + 32)
+        rngs = {"dropout": jax.random.fold_in(jax.random.key(7), i)}
+        logits, _ = modes.apply(
+            Net(), variables, images[part], mode=modes.Mode(True, "batch", False), rngs=rngs
+        )
+        labels[part][:20] = logits.argmax(-1)[:20]
+    batches = [(images[i : i + 32], labels[i : i + 32]) for i in (0, 32, 64)]
+    before = jax.tree.map(np.array, variables)
+    found = gap.explain(Net(), variables, batches, batches[:2], rngs={"dropout": jax.random.key(7)})
+    jax.tree.map(np.testing.assert_array_equal, variables, before)
+    return variables, batches, found
+
+
+def _by_hand(variables, batches, noise):
+    """(logits, labels) of every batch, BN by the batch, and the averaged statistics."""
+    statistics, outputs = [], []
+    for i, (x, labels) in enumerate(batches):
+        rngs = {"dropout": jax.random.fold_in(jax.random.key(7), i)}
+        seen = {}
+        logits, _ = modes.apply(
+            Net(),
+            variables,
+            x,
+            mode=modes.Mode(noise, "batch", False),
+            rngs=rngs,
+            observe=lambda norm, h, seen=seen: seen.update(h=np.asarray(h, np.float64)),
+        )
+        statistics.append((seen["h"].mean(0), seen["h"].var(0)))
+        outputs.append((np.asarray(logits, np.float64), labels))
+    mean, var = (np.mean([statistic[k] for statistic in statistics], 0) for k in (0, 1))
+    return outputs, {"bn": {"mean": jnp.asarray(mean, jnp.float32), "var": jnp.asarray(var, jnp.float32)}}
+
+
+def _loss_and_accuracy(outputs):
+    logits, labels = (np.concatenate(parts) for parts in zip(*outputs, strict=True))
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return -log_p[np.arange(len(labels)), labels].mean(), (logits.argmax(-1) == labels).mean()
+
+
+def test_every_cell_on_training_images_is_the_models_own(trained):
+    variables, batches, found = trained
+    assert len(found.rows) == 16
+    for noise, name in ((False, "off"), (True, "on")):
+        cells = {"batch": _by_hand(variables, batches, noise)[0]}
+        sources = {"running": variables["batch_stats"], "settled": _by_hand(variables, batches, True)[1]}
+        sources["recalibrated"] = _by_hand(variables, batches, False)[1]
+        for source, stats in sources.items():
+            given = {**variables, "batch_stats": stats}
+            mode = modes.Mode(noise, "running", False)
+            cells[source] = []
+            for i, (x, labels) in enumerate(batches):
+                # A batch shorter than the first is padded, and its masks are those of the padded one.
+                padded = np.concatenate([x, np.repeat(x[-1:], 32 - len(x), 0)])
+                rngs = {"dropout": jax.random.fold_in(jax.random.key(7), i)}
+                logits = modes.apply(Net(), given, padded, mode=mode, rngs=rngs)[0][: len(x)]
+                cells[source].append((np.asarray(logits, np.float64), labels))
+        for source, outputs in cells.items():
+            row = _cell(found, name, source, "train")
+            loss, accuracy = _loss_and_accuracy(outputs)
+            assert row["loss"] == pytest.approx(loss, rel=1e-5)
+            assert row["accuracy"] == pytest.approx(accuracy, abs=1e-9)
+
+
+def test_shares_add_up_and_their_errors_are_paired(trained):
+    variables, batches, found = trained
+    *causes, whole = found.shares.rows
+    assert [row["cause"] for row in causes] == list(gap._ADVICE)
+    for key in ("accuracy", "loss"):
+        assert sum(row[key] for row in causes) == pytest.approx(whole[key], abs=1e-9)
+    before, after = causes[0]["before"], causes[-1]["after"]
+    assert (before, after) == ("noise on, batch, train", "noise off, running, test")
+    right = []
+    for stats in (_by_hand(variables, batches, False)[1], _by_hand(variables, batches, True)[1]):
+        given = {**variables, "batch_stats": stats}
+        logits = [modes.apply(Net(), given, x, mode=modes.TEST)[0] for x, _ in batches]
+        right.append(np.concatenate(logits).argmax(-1) == np.concatenate([y for _, y in batches]))
+    difference = right[0].astype(float) - right[1]
+    assert causes[2]["accuracy"] == pytest.approx(difference.mean(), abs=1e-9)
+    assert causes[2]["error"] == pytest.approx(difference.std() / 90**0.5, abs=1e-9)
+
+
+def test_flips_and_their_figure(trained, tmp_path):
+    variables, batches, found = trained
+    on, _ = _by_hand(variables, batches, True)
+    logits, labels = (np.concatenate(parts) for parts in zip(*on, strict=True))
+    images = np.concatenate([x for x, _ in batches])
+    test = np.asarray(modes.apply(Net(), variables, images, mode=modes.TEST)[0])
+    flipped = np.flatnonzero((logits.argmax(-1) == labels) & (test.argmax(-1) != labels))
+    assert len(flipped) > 6 and {row["image"] for row in found.flips.rows} == set(flipped)
+    gains = [row["loss_test_mode"] - row["loss_train_mode"] for row in found.flips.rows]
+    assert gains == sorted(gains, reverse=True)
+    for image, response, row in zip(found.images, found.responses, found.flips.rows, strict=False):
+        np.testing.assert_array_equal(image, images[row["image"]])
+        np.testing.assert_allclose(response[0], logits[row["image"]], rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(response[1], test[row["image"]], rtol=1e-4, atol=1e-5)
+    figure = found.plot(tmp_path / "f.png")
+    assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
+    bars = figure.axes[1].patches
+    np.testing.assert_allclose([bar.get_height() for bar in bars], found.responses[0].ravel(), rtol=1e-6)
+
+
+def test_without_noise_no_share_is_given_to_it(trained):
+    found = gap.explain(Energy(rate=0.0), _variables(ENERGY), TRAIN, TRAIN)
+    causes = [row["cause"] for row in found.shares.rows]
+    assert causes == ["small-batch noise", "lagging statistics", "generalisation", "the whole gap"]
+    assert {(row["noise"], row["batch_norm"]) for row in found.rows} == {
+        ("off", source) for source in ("running", "batch", "settled")
+    }
+    assert found.advice.startswith("No dropout was found") and "nothing to repair" in found.advice
+    assert found.flips.rows == [] and found.plot() is not None
+
+
+@pytest.mark.parametrize("model", [Scanned(), HalfPrecision()], ids=lambda m: type(m).__name__)
+def test_breadth(model):
+    x = 1 + jax.random.normal(jax.random.key(0), (12, 4, 4, 2))
+    variables = model.init(jax.random.key(1), x, train=False)
+    labels = np.arange(12) % 3
+    found = gap.explain(model, variables, [(x, labels)], [(x[:5], labels[:5])])
+    logits = np.asarray(model.apply(variables, x), np.float32)
+    assert _cell(found, "off", "running", "train")["accuracy"] == np.mean(logits.argmax(-1) == labels)
+
+
+def test_another_score_and_refusals():
+    def energy(outputs, batch):
+        return {"loss": np.square(outputs - 20).mean(-1), "correct": outputs[:, 1] > 20}
+
+    inputs = [x for x, _ in TRAIN]
+    found = gap.explain(Energy(), _variables(ENERGY), inputs, inputs, score=energy)
+    above = np.mean([np.square(x).mean(-1) > ENERGY for x in inputs])
+    assert _cell(found, "off", "running", "train")["accuracy"] == pytest.approx(above, abs=1e-9)
+
+    def refused(match, *batches, model=None):
+        with pytest.raises(DropbnError, match=match):
+            gap.explain(model or Energy(), _variables(ENERGY), *batches)
+
+    x, y = TRAIN[0]
+    refused("arrays without labels", [x], [x])
+    refused("keys .* say by labels=", [{"image": x, "y": y}], [(x, y)])
+    refused("are no classification", [(x, y + 1)], [(x, y)])
+    refused("one image has no batch statistics", [(x, y), (x[:1], y[:1])], [(x, y)])
+    refused("Outputs for the test batches are not finite", [(x, y)], [(x * np.nan, y)])
+    refused("'bn' is not finite in batch 0", [(x * np.nan, y)], [(x, y)])
+    refused("no batch normalization", [(x, y)], [(x, y)], model=nn.Dropout(0.5))
