@@ -1,17 +1,34 @@
-"""Evaluation of a run: the table of modes, the flips, the shift of every BN layer."""
+"""Evaluation of a run: the table of modes and its causes, the shift of every BN layer, repairs."""
 
-import itertools
+import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
-from dropbn import checkpoint, data, feeds, keys, losses, models, modes, parallel, shift, steps, workdir
+from dropbn import (
+    checkpoint,
+    data,
+    feeds,
+    gap,
+    keys,
+    losses,
+    models,
+    modes,
+    parallel,
+    recalibrate,
+    shift,
+    steps,
+    uncertainty,
+    workdir,
+)
+from dropbn.batches import Batches
 from dropbn.data import sampling
+from dropbn.errors import DropbnError, unknown
 from dropbn.plan import abstract_state, make_plan
 from dropbn.results import Result
 
@@ -20,26 +37,29 @@ class Evaluation(NamedTuple):
     """What `evaluate` found.
 
     Attributes:
-      modes: accuracy and loss for dropout {off, on} x BN {running, batch} x {train, test} images.
-      flips: share of the training images that are right in train mode (on, batch) and wrong in test mode
-        (off, running), as Li et al. (2018) Fig. 6 shows some; a reconstruction is right where it explains
-        more than half of the variance.
+      gap: accuracy and loss for noise {off, on} x BN {running, batch, settled, recalibrated} x {train, test}
+        images, the shares of the gap, and the flipped images.
       shift: the shift of every BN layer, exact population moments.
       shift_li2018: the same by the estimator of Li et al. (2018, section 4).
+      recalibrated: accuracy and loss in test mode before and after recalibration, where it was asked for.
+      sampled: scores of the test images in test mode and with the noise kept on, where it was asked for.
       config: the run's config.
       checkpoint_step: the step evaluated.
     """
 
-    modes: Result
-    flips: float
+    gap: gap.Gap
     shift: shift.Shift
     shift_li2018: shift.Shift
+    recalibrated: Result | None
+    sampled: Result | None
     config: dict
     checkpoint_step: int
 
 
-def evaluate(directory, which: str | int = "latest") -> Evaluation:
-    """Evaluates the run in a workdir and writes eval/report.json, shift.csv and shift.png there.
+def evaluate(
+    directory, which: str | int = "latest", recalibration: str = "", mc_samples: int = 0
+) -> Evaluation:
+    """Evaluates the run in a workdir and writes to its eval/: report.json, shift.csv, shift.png, flips.png.
 
     Images are not augmented, and BN statistics of a batch cover as many images as in training
     (`bn.group_size`, or the batch size), so that flipping dropout alone, or BN's source alone, isolates
@@ -48,33 +68,55 @@ def evaluate(directory, which: str | int = "latest") -> Evaluation:
     Args:
       directory: the workdir.
       which: checkpoint: "latest", "best" or a step.
+      recalibration: a recipe of `dropbn.recalibrate`; its statistics are written to
+        eval/batch_stats-RECIPE.npz, and the checkpoint stays as it is.
+      mc_samples: draws of Monte Carlo dropout; 0 for none.
 
     Raises:
-      DropbnError: no run or no such checkpoint there, or one that does not fit its config.
+      DropbnError: no run or no such checkpoint there, or one that does not fit its config; a recipe for a
+        network without BN; samples of a network without noise, or that does not classify.
     """
     config = workdir.read_config(directory)
+    if recalibration and recalibration not in recalibrate.RECIPES:
+        raise unknown("recipe", recalibration, recalibrate.RECIPES)
     dataset = data.load(config.data)
     plan = make_plan(config, dataset)
     directory = pathlib.Path(directory)
     with checkpoint.manager(directory / "checkpoints", read_only=True) as checkpoints:
         state = checkpoint.restore(checkpoints, abstract_state(config, dataset, plan), which)
 
-    table, flips = mode_table(config, dataset, state)
+    to = directory / "eval"
+    to.mkdir(exist_ok=True)
+    recalibrated = sampled = None
+    if recalibration:
+        recalibrated, batch_stats = recalibrate_run(config, dataset, state, recalibration)
+        flat = {"/".join(path): leaf for path, leaf in flatten_dict(batch_stats).items()}
+        np.savez(to / f"batch_stats-{recalibration}.npz", **flat)
+    if mc_samples:
+        sampled = sample_run(config, dataset, state, mc_samples)
     found = Evaluation(
-        table,
-        flips,
+        explain_run(config, dataset, state),
         measure_shift(config, dataset, state),
         measure_shift(config, dataset, state, "li2018"),
+        recalibrated,
+        sampled,
         config.to_dict(),
         int(state.step),
     )
-    to = directory / "eval"
-    to.mkdir(exist_ok=True)
-    report = {k: v.rows if isinstance(v, Result) else v for k, v in found._asdict().items()}
-    (to / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (to / "report.json").write_text(json.dumps(_report(found), indent=1) + "\n")
     found.shift.to_csv(to / "shift.csv")
     found.shift.plot(to / "shift.png", label=directory.name)
+    found.gap.plot(to / "flips.png")
     return found
+
+
+def _report(found):
+    """What report.json holds: rows of every table."""
+    report = {"modes": found.gap.rows, "gap": found.gap.shares.rows, "advice": found.gap.advice}
+    report |= {"flips": found.gap.flipped, "flipped_images": found.gap.flips.rows}
+    report |= {key: getattr(found, key).rows for key in ("shift", "shift_li2018")}
+    report |= {key: getattr(found, key).rows for key in ("recalibrated", "sampled") if getattr(found, key)}
+    return report | {"config": found.config, "checkpoint_step": found.checkpoint_step}
 
 
 def measure_shift(config, dataset: data.Dataset, state: steps.TrainState, estimator="pooled") -> shift.Shift:
@@ -84,63 +126,103 @@ def measure_shift(config, dataset: data.Dataset, state: steps.TrainState, estima
     """
     if not state.batch_stats:
         return shift.Shift([], "No batch normalization, no shift")
-    if estimator == "pooled":
-        split = dataset.plain(config.eval.train_examples)
-        batches = sampling.plain_batches(split, config.batch_size, dataset.mean, dataset.std)
-    else:
-        batches = _augmented_epoch(config, dataset)
+    batches = _plain(config, dataset, "train") if estimator == "pooled" else _augmented_epoch(config, dataset)
     return shift.measure(models.create(config.model), state.variables, batches, estimator=estimator)
 
 
-def mode_table(config, dataset: data.Dataset, state: steps.TrainState) -> tuple[Result, float]:
-    """The table of modes and the flips; see `Evaluation`."""
-    model_config = config.model.copy_and_resolve_references()
-    model_config.bn.group_size = 0  # Batches are cut to the size of a group, so each is one group.
-    model, task = models.create(model_config), losses.TASKS[config.task]
-    batch_size = config.model.bn.group_size or config.batch_size
-    splits = {"train": dataset.plain(config.eval.train_examples), "test": dataset.test}
-    rows, right = [], {}
-    for noise_on, source in itertools.product((False, True), ("running", "batch")):
-        mode = modes.Mode(noise_on, source, update=False)
-        pad_to = batch_size if source == "running" else 0  # A padded batch would have other statistics.
-        predict = _predictor(model, mode, state, config.seed, pad_to)
-        for name, split in splits.items():
-            # The images of a batch must not be of one class.
-            order = sampling.epoch_order(config.seed, 0, split.num_examples)
-            batches = sampling.plain_batches(split, batch_size, dataset.mean, dataset.std, order)
-            found = [task(predict(batch["image"], i), batch) for i, batch in enumerate(batches)]
-            loss, correct = (np.concatenate([part[key] for part in found]) for key in ("loss", "correct"))
-            right[noise_on, source, name] = correct > 0.5
-            rows.append(
-                {
-                    "dropout": "on" if noise_on else "off",
-                    "batch_norm": source,
-                    "split": name,
-                    "accuracy": float(correct.mean()),
-                    "loss": float(loss.mean(dtype=np.float64)),
-                }
-            )
-    flipped = right[True, "batch", "train"] & ~right[False, "running", "train"]
-    return Result(rows, "Accuracy and loss by mode (no augmentation)"), float(flipped.mean())
+def explain_run(config, dataset: data.Dataset, state: steps.TrainState) -> gap.Gap:
+    """The table of modes, why they differ, and the flips; see `dropbn.gap`."""
+    return gap.explain(
+        _model_of_groups(config),
+        state.variables,
+        _shuffled(config, dataset, "train"),
+        _shuffled(config, dataset, "test"),
+        score=losses.TASKS[config.task],
+        rngs={"dropout": keys.key(config.seed, "noise")},
+    )
 
 
-def _predictor(model, mode, state, seed, pad_to):
-    """A function of (images, batch index) that returns the logits in a mode.
+def recalibrate_run(
+    config, dataset: data.Dataset, state: steps.TrainState, recipe: str
+) -> tuple[Result, dict]:
+    """Test mode before and after recalibration (Li et al. 2018, Table 3), and the new statistics.
 
-    Batches are padded to `pad_to` images, which saves a compilation; 0 leaves them as they are.
+    "dropout_off" takes plain training images, the recipes of the papers one epoch as in training: augmented,
+    in batches of as many images as a statistic of training.
     """
+    if not state.batch_stats:
+        raise DropbnError("This network has no batch normalization: there is nothing to recalibrate.")
+    plain = recipe in ("dropout_off", "closed_form")
+    batches = _shuffled(config, dataset, "train") if plain else _augmented_epoch(config, dataset)
+    passes = None if plain else 1
+    model = _model_of_groups(config)
+    found = recalibrate.recalibrate(
+        model,
+        state.variables,
+        batches,
+        recipe,
+        passes=passes,
+        rngs={"dropout": keys.key(config.seed, "noise")},
+    )
+    rows = []
+    for name, stats in (("before", state.batch_stats), (recipe, found.batch_stats)):
+        for split in ("train", "test"):
+            scores = _test_mode(config, dataset, {**state.variables, "batch_stats": stats}, split)[0]
+            rows.append({"statistics": name, "data": split} | scores)
+    return Result(rows, f"Test mode before and after. {found.title}"), found.batch_stats
 
-    @jax.jit
-    def logits(variables, images, key):
-        output, _ = modes.apply(model, variables, images, mode=mode, rngs={"dropout": key})
-        return output.astype(jnp.float32)
 
-    def predict(images, index):
-        padding = np.repeat(images[-1:], pad_to - len(images), axis=0) if pad_to else images[:0]
-        padded = np.concatenate([images, padding])
-        return np.asarray(logits(state.variables, padded, keys.key(seed, "noise", index)))[: len(images)]
+def sample_run(config, dataset: data.Dataset, state: steps.TrainState, number: int) -> Result:
+    """Accuracy, negative log-likelihood and calibration error on test images, without and with sampling."""
+    if config.task != "classify":
+        raise DropbnError(f"Monte Carlo dropout wants probabilities of classes; the task is {config.task!r}.")
+    batches = _shuffled(config, dataset, "test")
+    rngs = {"dropout": keys.key(config.seed, "noise")}
+    found = modes.sample(_model_of_groups(config), state.variables, batches, num_samples=number, rngs=rngs)
+    _, logits, labels = _test_mode(config, dataset, state.variables, "test")
+    rows = [
+        {"prediction": name} | uncertainty.scores(probabilities, labels)
+        for name, probabilities in (
+            ("test mode", uncertainty.softmax(logits)),
+            (f"mean of {number} samples", found.mean),
+        )
+    ]
+    return Result(rows, "Test images, deterministic and by Monte Carlo dropout")
 
-    return predict
+
+def _test_mode(config, dataset, variables, split):
+    """({"accuracy", "loss"}, outputs, labels) of a split in test mode."""
+    batches = Batches(_shuffled(config, dataset, split))
+    task, predict = losses.TASKS[config.task], modes.Predictor(_model_of_groups(config), modes.TEST)
+    parts = [
+        (outputs, batch["label"], task(outputs, batch)) for batch, outputs in predict(variables, batches)
+    ]
+    outputs, labels = (np.concatenate([part[k] for part in parts]) for k in (0, 1))
+    scores = {
+        name: float(np.concatenate([part[2][key] for part in parts]).mean(dtype=np.float64))
+        for name, key in (("accuracy", "correct"), ("loss", "loss"))
+    }
+    return scores, outputs, labels
+
+
+def _model_of_groups(config):
+    """The network for batches that are cut to the size of a group, so that each is one group."""
+    model_config = config.model.copy_and_resolve_references()
+    model_config.bn.group_size = 0
+    return models.create(model_config)
+
+
+def _plain(config, dataset, split):
+    images = dataset.plain(config.eval.train_examples) if split == "train" else dataset.test
+    return sampling.PlainBatches(images, config.batch_size, dataset.mean, dataset.std)
+
+
+def _shuffled(config, dataset, split):
+    """Batches of as many images as a statistic of training; they must not be of one class."""
+    plain = _plain(config, dataset, split)
+    order = np.asarray(sampling.epoch_order(config.seed, 0, plain.split.num_examples))
+    size = config.model.bn.group_size or config.batch_size
+    return dataclasses.replace(plain, batch_size=size, order=order)
 
 
 def _augmented_epoch(config, dataset) -> Iterator[jax.Array]:

@@ -3,19 +3,20 @@
 On the way from train mode to test mode five things change. The table has a row on either side of each, so
 that every share of the gap is a difference of two named rows, and the shares add up to the gap:
 
-==================  ============================  ============================
-cause               from                          to
-==================  ============================  ============================
-small-batch noise   noise on, batch, train        noise on, settled, train
-dropout noise       noise on, settled, train      noise off, recalibrated, train
-variance shift      noise off, recalibrated, ...  noise off, settled, train
-lagging statistics  noise off, settled, train     noise off, running, train
-generalisation      noise off, running, train     noise off, running, test
-==================  ============================  ============================
+==================  ========================  ========================
+cause               before                    after
+==================  ========================  ========================
+small-batch noise   on, batch, train          on, settled, train
+dropout noise       on, settled, train        off, recalibrated, train
+variance shift      off, recalibrated, train  off, settled, train
+lagging statistics  off, settled, train       off, running, train
+generalisation      off, running, train       off, running, test
+==================  ========================  ========================
 
-`settled` statistics are what the running ones would settle to if training went on with these weights:
-averages over the training batches of their means and variances in train mode. `recalibrated` ones are the
-same averages with the noise off. So the statistics of two neighbours differ by one thing only.
+The names are of the noise, of BN's statistics and of the data. `settled` statistics are what the running ones
+would settle to if training went on with these weights: averages over the training batches of their means and
+variances in train mode. `recalibrated` ones are the same averages with the noise off. So the statistics of
+two neighbours differ by one thing only.
 """
 
 import dataclasses
@@ -67,6 +68,7 @@ class Gap(Result):
       flips: the training images that are right with noise on and batch statistics, and wrong in test mode, as
         in Fig. 6 of Li et al. (2018), from the largest gain of loss on; `image` counts in the order of the
         batches.
+      flipped: their share of the training images.
       responses: outputs of the most flipped images in train mode and in test mode, (images, 2, outputs).
       images: those images.
     """
@@ -74,11 +76,15 @@ class Gap(Result):
     shares: Result = None
     advice: str = ""
     flips: Result = None
+    flipped: float = 0.0
     responses: np.ndarray = dataclasses.field(default=None, repr=False)
     images: np.ndarray = dataclasses.field(default=None, repr=False)
 
     def __rich__(self):
-        return rich.console.Group(super().__rich__(), self.shares, self.advice)
+        flipped = (
+            f"Flips: {self.flipped:.2%} of the training images are right in train mode, wrong in test mode."
+        )
+        return rich.console.Group(super().__rich__(), self.shares, self.advice, flipped)
 
     def plot(self, path=None):
         """The most flipped images, each with its responses in train mode and in test mode."""
@@ -115,12 +121,12 @@ def explain(
       **kwargs: further arguments of the model's `__call__`.
 
     Returns:
-      A `Gap`. Without noise in the model the table has no rows with noise on, and no share is given to what
-      only they could tell.
+      A `Gap`. Without noise in the model the table has no rows with noise on, without BN only those with
+      running statistics, and no share is given to what only the others could tell.
 
     Raises:
-      DropbnError: no batches, no BN in the model, one image as a batch, variables that do not fit,
-        outputs that are not finite.
+      DropbnError: no batches, statistics in the variables that no BN of the model uses, one image as a batch,
+        variables that do not fit, outputs that are not finite.
 
     >>> import jax
     >>> class Net(nn.Module):
@@ -142,10 +148,14 @@ def explain(
     score = score or _classify(data["train"])
     x = data["train"].inputs(data["train"].first)
     has_noise = bool(modes.noises(model, variables, x, **kwargs))
-    given = {"running": variables, "batch": variables}
-    given["settled"] = _with_settled(model, variables, data["train"], has_noise, rngs, kwargs)
-    if has_noise:
-        given["recalibrated"] = _with_settled(model, variables, data["train"], False, rngs, kwargs)
+    given = {"running": variables}
+    if variables.get("batch_stats"):
+        given["batch"] = variables
+        given["settled"] = _with_settled(model, variables, data["train"], has_noise, rngs, kwargs)
+        if has_noise:
+            given["recalibrated"] = _with_settled(model, variables, data["train"], False, rngs, kwargs)
+    way = _way(has_noise, "batch" in given)
+    train_mode, test_mode = way[0][1], way[-2][1]
     cells, outputs = {}, {}
     for noise in (False, True)[: 1 + has_noise]:
         predictors = {
@@ -155,23 +165,24 @@ def explain(
             predict = predictors["batch" if source == "batch" else "running"]
             parts = list(predict(given[source], data[name], rngs))
             cells[noise, source, name] = _scores(score, parts, name)
-            if (noise, source, name) in ((has_noise, "batch", "train"), (False, "running", "train")):
-                outputs[source] = np.concatenate([output for _, output in parts])
+            if (noise, source, name) in (train_mode, test_mode):
+                outputs[noise, source, name] = np.concatenate([output for _, output in parts])
     rows = [
         {"noise": _switch(noise), "batch_norm": source, "data": name}
         | {"accuracy": float(cell["correct"].mean()), "loss": float(cell["loss"].mean())}
         for (noise, source, name), cell in cells.items()
     ]
-    shares = _shares(cells, has_noise)
-    flips, order = _flips(cells, has_noise)
+    shares = _shares(cells, way)
+    flips, order = _flips(cells[train_mode], cells[test_mode])
     kept = order[:most_flipped]
     return Gap(
         rows,
         "Accuracy and loss by mode",
-        Result(shares, "The gap from train mode on training data to test mode on test data"),
-        _advise(shares, has_noise),
+        Result(shares, "What is lost between two rows: noise, batch norm, data"),
+        _advise(shares, has_noise, "batch" in given),
         Result(flips, "Right in train mode, wrong in test mode"),
-        np.stack([outputs[source][kept] for source in ("batch", "running")], 1),
+        len(flips) / len(cells[train_mode]["correct"]),
+        np.stack([outputs[cell][kept] for cell in (train_mode, test_mode)], 1),
         _images(data["train"], kept),
     )
 
@@ -215,19 +226,24 @@ def _switch(noise):
     return "on" if noise else "off"
 
 
-def _shares(cells, has_noise):
-    """A row for each cause, and one for the whole gap."""
-    first, last = (has_noise, "batch", "train"), (False, "running", "test")
-    test_mode, settled = (False, "running", "train"), (has_noise, "settled", "train")
-    steps = [("small-batch noise", first, settled)]
+def _way(has_noise, has_norm):
+    """(cause, cell) from train mode on training data to test mode on test data: what changes at each step."""
+    way = [("", (has_noise, "batch" if has_norm else "running", "train"))]
+    if has_norm:
+        way.append(("small-batch noise", (has_noise, "settled", "train")))
     if has_noise:
-        recalibrated, settled = (False, "recalibrated", "train"), (False, "settled", "train")
-        steps += [("dropout noise", steps[0][2], recalibrated), ("variance shift", recalibrated, settled)]
-    steps += [
-        ("lagging statistics", settled, test_mode),
-        ("generalisation", test_mode, last),
-        ("the whole gap", first, last),
-    ]
+        way.append(("dropout noise", (False, "recalibrated" if has_norm else "running", "train")))
+    if has_noise and has_norm:
+        way.append(("variance shift", (False, "settled", "train")))
+    if has_norm:
+        way.append(("lagging statistics", (False, "running", "train")))
+    return [*way, ("generalisation", (False, "running", "test"))]
+
+
+def _shares(cells, way):
+    """A row for each cause, and one for the whole gap."""
+    steps = [(cause, before, after) for (_, before), (cause, after) in itertools.pairwise(way)]
+    steps.append(("the whole gap", way[0][1], way[-1][1]))
     return [_share(cause, before, after, cells) for cause, before, after in steps]
 
 
@@ -239,27 +255,27 @@ def _share(cause, before, after, cells):
         error = sum(np.var(cell["correct"]) / len(cell["correct"]) for cell in (a, b)) ** 0.5
     return {
         "cause": cause,
-        "before": ", ".join((f"noise {_switch(before[0])}", *before[1:])),
-        "after": ", ".join((f"noise {_switch(after[0])}", *after[1:])),
+        "before": ", ".join((_switch(before[0]), *before[1:])),
+        "after": ", ".join((_switch(after[0]), *after[1:])),
         "accuracy": float(a["correct"].mean() - b["correct"].mean()),
         "error": float(error),
         "loss": float(b["loss"].mean() - a["loss"].mean()),
     }
 
 
-def _advise(shares, has_noise):
+def _advise(shares, has_noise, has_norm):
     *causes, whole = shares
     largest = max(causes, key=lambda share: share["accuracy"])
-    nothing = "" if has_noise else "No dropout was found in the model, so none of the gap is variance shift. "
+    lacking = " and ".join(["no dropout"] * (not has_noise) + ["no batch normalization"] * (not has_norm))
+    nothing = lacking and f"The model has {lacking}, so none of the gap is variance shift. "
     if largest["accuracy"] <= 2 * largest["error"]:
         return nothing + "No cause takes more accuracy than two standard errors: there is nothing to repair."
     points = f"{100 * largest['accuracy']:.1f} of {100 * whole['accuracy']:.1f} points of accuracy"
     return f"{nothing}Largest share: {largest['cause']}, {points}; {_ADVICE[largest['cause']]}"
 
 
-def _flips(cells, has_noise):
+def _flips(train_mode, test_mode):
     """Rows of the flipped images, and their numbers, from the largest gain of loss on."""
-    train_mode, test_mode = cells[has_noise, "batch", "train"], cells[False, "running", "train"]
     flipped = np.flatnonzero((train_mode["correct"] > 0.5) & (test_mode["correct"] <= 0.5))
     gain = test_mode["loss"] - train_mode["loss"]
     order = flipped[np.argsort(-gain[flipped], kind="stable")]

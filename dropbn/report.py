@@ -35,11 +35,11 @@ def print_evaluation(found: Evaluation, workdir, console=None) -> None:
     """The tables of an evaluation."""
     console = console or rich.console.Console(highlight=False, markup=False)
     console.print(f"\n{workdir}, checkpoint of step {found.checkpoint_step}\n")
-    console.print(found.modes)
-    console.print(
-        f"Flips: {found.flips:.2%} of the training images are right with dropout on and batch statistics, "
-        "and wrong in test mode.\n"
-    )
+    console.print(found.gap)
+    console.print()
+    for table in (found.recalibrated, found.sampled):
+        if table:
+            console.print(table)
     console.print(found.shift)
     if found.shift.rows:
         pooled, li2018 = (

@@ -277,11 +277,11 @@ def test_evaluation_counts_every_image_once(devices):
 
 
 def test_batches_on_the_host_end_short_and_follow_an_order():
-    batches = list(sampling.plain_batches(SPLIT, 16, MEAN, STD))
+    batches = list(sampling.PlainBatches(SPLIT, 16, MEAN, STD))
     assert [len(batch["label"]) for batch in batches] == [16, 16, 16, 2]
     np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in batches]), SPLIT.labels)
     order = np.asarray(sampling.epoch_order(1, 0, 50))
-    mixed = list(sampling.plain_batches(SPLIT, 16, MEAN, STD, order))
+    mixed = list(sampling.PlainBatches(SPLIT, 16, MEAN, STD, order))
     np.testing.assert_array_equal(np.concatenate([batch["label"] for batch in mixed]), SPLIT.labels[order])
     wanted = sampling.normalize(SPLIT.images[order[:16]], MEAN, STD)
     np.testing.assert_array_equal(mixed[0]["image"], wanted)

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 
+import flax.traverse_util
 import jax
 import numpy as np
 import optax
@@ -29,7 +30,7 @@ def run(tmp_path_factory):
 
 
 def _row(found, *cell):
-    return next(r for r in found.modes.rows if (r["dropout"], r["batch_norm"], r["split"]) == cell)
+    return next(r for r in found.gap.rows if (r["noise"], r["batch_norm"], r["data"]) == cell)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +41,15 @@ def found(run):
 def test_the_report_has_the_promised_fields(run, found):
     directory, config, state, _ = run
     report = json.loads((directory / "eval" / "report.json").read_text())
-    assert set(report) == {"modes", "flips", "shift", "shift_li2018", "config", "checkpoint_step"}
+    assert set(report) == {
+        *("modes", "gap", "advice", "flips", "flipped_images", "shift", "shift_li2018"),
+        *("config", "checkpoint_step"),
+    }
     assert report["config"] == json.loads(json.dumps(config.to_dict()))
     assert report["checkpoint_step"] == int(state.step) == 66
-    cells = [(row["dropout"], row["batch_norm"], row["split"]) for row in report["modes"]]
-    assert cells == list(itertools.product(("off", "on"), ("running", "batch"), ("train", "test")))
+    cells = [(row["noise"], row["batch_norm"], row["data"]) for row in report["modes"]]
+    sources = ("running", "batch", "settled", "recalibrated")
+    assert cells == list(itertools.product(("off", "on"), sources, ("train", "test")))
     fields = {"layer", "count", "moving_var", "real_var", "ratio", "mean_shift"}
     order = [f"stage{s}_block1/bn{i}" for s in (1, 2, 3) for i in (1, 2)] + ["head/bn1"]
     for name in ("shift", "shift_li2018"):
@@ -108,8 +113,37 @@ def test_flips_are_right_in_train_mode_and_wrong_in_test_mode(run, found):
         _in_groups(config, state, split, dataset, apply).argmax(-1) == split.labels
         for apply in (in_train_mode, in_test_mode)
     )
-    assert found.flips == pytest.approx((right & ~right_in_test).mean(), abs=1e-9)
-    assert found.flips > 0  # After three epochs of dropout 0.5 some images flip.
+    assert found.gap.flipped == pytest.approx((right & ~right_in_test).mean(), abs=1e-9)
+    assert found.gap.flipped > 0  # After three epochs of dropout 0.5 some images flip.
+
+
+def test_recalibration_and_samples_as_in_the_tables(run, tmp_path):
+    """Before is test mode; after is test mode with the statistics that were written."""
+    directory, config, state, _ = run
+    dataset = data.load(config.data)
+    found = evaluation.evaluate(directory, recalibration="dropout_off", mc_samples=4)
+    rows = {(row["statistics"], row["data"]): row for row in found.recalibrated.rows}
+    for split in ("train", "test"):
+        assert rows["before", split]["loss"] == pytest.approx(_row(found, "off", "running", split)["loss"])
+    with np.load(directory / "eval" / "batch_stats-dropout_off.npz") as stored:
+        stats = flax.traverse_util.unflatten_dict({tuple(k.split("/")): stored[k] for k in stored.files})
+    given = {"params": state.params, "batch_stats": stats}
+    images = (dataset.test.images / np.float32(255) - dataset.mean) / dataset.std
+    logits = models.create(config.model).apply(given, images)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, dataset.test.labels).mean()
+    assert rows["dropout_off", "test"]["loss"] == pytest.approx(float(loss), rel=1e-4)
+    assert rows["dropout_off", "test"]["loss"] != pytest.approx(rows["before", "test"]["loss"], rel=1e-3)
+
+    plain, sampled = found.sampled.rows
+    assert plain["accuracy"] == rows["before", "test"]["accuracy"]
+    assert plain["nll"] == pytest.approx(rows["before", "test"]["loss"], rel=1e-5)
+    assert sampled["prediction"] == "mean of 4 samples"
+    assert 0 < sampled["ece"] < 1 and sampled["nll"] != pytest.approx(plain["nll"], rel=1e-3)
+    with pytest.raises(DropbnError, match="Did you mean 'li2018'"):
+        evaluation.evaluate(directory, recalibration="li2019")
+    batch_stats = evaluation.recalibrate_run(config, dataset, state, "li2018")[1]
+    moved = batch_stats["stem"] if "stem" in batch_stats else batch_stats["stage1_block1"]
+    assert set(moved["bn1"]) == {"mean", "var"}
 
 
 def test_every_image_counts_in_the_shift(run, found):

@@ -183,7 +183,7 @@ def test_shares_add_up_and_their_errors_are_paired(trained):
     for key in ("accuracy", "loss"):
         assert sum(row[key] for row in causes) == pytest.approx(whole[key], abs=1e-9)
     before, after = causes[0]["before"], causes[-1]["after"]
-    assert (before, after) == ("noise on, batch, train", "noise off, running, test")
+    assert (before, after) == ("on, batch, train", "off, running, test")
     right = []
     for stats in (_by_hand(variables, batches, False)[1], _by_hand(variables, batches, True)[1]):
         given = {**variables, "batch_stats": stats}
@@ -221,8 +221,23 @@ def test_without_noise_no_share_is_given_to_it(trained):
     assert {(row["noise"], row["batch_norm"]) for row in found.rows} == {
         ("off", source) for source in ("running", "batch", "settled")
     }
-    assert found.advice.startswith("No dropout was found") and "nothing to repair" in found.advice
+    assert found.advice.startswith("The model has no dropout, so") and "nothing to repair" in found.advice
     assert found.flips.rows == [] and found.plot() is not None
+
+
+def test_without_batch_normalization_there_are_two_causes():
+    x = np.asarray(jax.random.normal(jax.random.key(0), (50, 4)))
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Dropout(0.9)(x, deterministic=not train)
+
+    labels = x.argmax(-1)
+    found = gap.explain(Plain(), {}, [(x, labels)], [(x, (labels + 1) % 4)])
+    assert [row["cause"] for row in found.shares.rows] == ["dropout noise", "generalisation", "the whole gap"]
+    assert found.shares.rows[1]["accuracy"] == found.shares.rows[1]["accuracy"] == 1
+    assert "no batch normalization" in found.advice and len(found.rows) == 4
 
 
 @pytest.mark.parametrize("model", [Scanned(), HalfPrecision()], ids=lambda m: type(m).__name__)

@@ -180,7 +180,7 @@ def test_a_folder_of_photographs_trains_stops_and_goes_on(tmp_path, monkeypatch)
 
     found = evaluation.evaluate(tmp_path / "run")
     assert found.shift_li2018.rows[0]["count"] == 2 * 8 * 16 * 16
-    by_mode = {(r["dropout"], r["batch_norm"], r["split"]): r["accuracy"] for r in found.modes.rows}
+    by_mode = {(r["noise"], r["batch_norm"], r["data"]): r["accuracy"] for r in found.gap.rows}
     assert by_mode["off", "running", "test"] == pytest.approx(records[-1]["test/accuracy"])
 
     # A run that is stopped after its first epoch sees the same images in its second.

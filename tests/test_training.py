@@ -226,7 +226,7 @@ def test_a_network_without_norms_trains_and_evaluates(tiny_config, tmp_path):
     tiny_config.model.block, tiny_config.model.head = "dense relu drop", "dense"
     _, records = training.train_and_evaluate(tiny_config, tmp_path / "run")
     found = evaluation.evaluate(tmp_path / "run")
-    assert found.shift.rows == [] and len(found.modes.rows) == 8
+    assert found.shift.rows == [] and len(found.gap.rows) == 4
     console = rich.console.Console(width=120, markup=False)
     with console.capture() as printed:
         report.print_run(records, found.shift, "runs/[bn relu]", console)

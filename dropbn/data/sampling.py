@@ -4,6 +4,7 @@ Everything random is keyed by the epoch and an example's position in the epoch's
 order and augmentation are the same on any number of devices.
 """
 
+import dataclasses
 from collections.abc import Iterator
 
 import jax
@@ -92,21 +93,28 @@ def eval_batch(split: Split, index, *, mean, std, batch_size: int, axis_name=Non
     }
 
 
-def plain_batches(
-    split: Split | Stream, batch_size: int, mean, std, order=None
-) -> Iterator[dict[str, np.ndarray]]:
-    """All images of a split on the host; the last batch is as short as it is.
+@dataclasses.dataclass(frozen=True)
+class PlainBatches:
+    """All images of a split on the host, from the beginning each time; the last batch is as short as it is.
 
-    Args:
+    Attributes:
       split: the split.
       batch_size: images in each batch.
       mean, std: of the channels, in units of 0 to 1.
       order: a permutation of the split's examples; None is its own order.
     """
-    order = np.arange(split.num_examples) if order is None else np.asarray(order)
-    for start in range(0, len(order), batch_size):
-        part = split.take(order[start : start + batch_size])
-        yield {"image": normalize(part.images, mean, std), "label": part.labels}
+
+    split: Split | Stream
+    batch_size: int
+    mean: np.ndarray
+    std: np.ndarray
+    order: np.ndarray | None = None
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        order = np.arange(self.split.num_examples) if self.order is None else np.asarray(self.order)
+        for start in range(0, len(order), self.batch_size):
+            part = self.split.take(order[start : start + self.batch_size])
+            yield {"image": normalize(part.images, self.mean, self.std), "label": part.labels}
 
 
 def _positions(index, batch_size, axis_name):
