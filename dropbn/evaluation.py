@@ -154,7 +154,7 @@ def recalibrate_run(
         raise DropbnError("This network has no batch normalization: there is nothing to recalibrate.")
     plain = recipe in ("dropout_off", "closed_form")
     batches = _shuffled(config, dataset, "train") if plain else _augmented_epoch(config, dataset)
-    passes = None if plain else 1
+    passes = None if plain else 1  # An augmented epoch can be gone through once.
     model = _model_of_groups(config)
     found = recalibrate.recalibrate(
         model,

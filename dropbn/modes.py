@@ -109,10 +109,7 @@ def apply(
       DropbnError: `variables` do not fit the model, or lack the statistics of a BN; a layer draws from a
         stream that has no key; the moments of a BN are wanted that is called with a mask.
     """
-    names = list(inspect.signature(type(inspect.unwrap(model)).__call__).parameters)[1:]
-    for flag in (set(names[len(args) :]) & _FLAGS.keys()) - kwargs.keys():
-        if getattr(model, flag, None) is None:  # One that the model was constructed with is given already.
-            kwargs[flag] = _FLAGS[flag] != (mode == TEST)
+    kwargs = with_flags(model, args, kwargs, mode)
     # nn.jit caches what it traced by the module and what is mutable, not by the mode: a name of our own
     # among the mutable collections keeps this call's trace to itself.
     mutable = ["batch_stats", f"{switches.OURS}call {next(_calls)}"]
@@ -122,7 +119,7 @@ def apply(
     except flax.errors.InvalidRngError as error:
         raise DropbnError(f"A layer draws from a random stream that got no key: {error}") from error
     except _MISFITS as error:
-        sentence = str(error).split(" (https")[0]
+        sentence = str(error).splitlines()[0].split(" (https")[0]
         raise DropbnError(f"The variables do not fit the model: {sentence}") from error
     given = flatten_dict(flax.core.unfreeze(variables.get("batch_stats", {})))
     given = {path: leaf for path, leaf in given.items() if not path[-1].startswith(switches.OURS)}
@@ -130,6 +127,15 @@ def apply(
     for path in [path for path in stats if path[-1] == switches.MOVED]:
         stats[(*path[:-1], "mean")], stats[(*path[:-1], "var")] = stats.pop(path)
     return output, unflatten_dict(stats if mode.update else stats | given)
+
+
+def with_flags(model: nn.Module, args: tuple, kwargs: dict, mode: Mode) -> dict:
+    """`kwargs` and the flags of the model that the caller left out; see `apply`."""
+    names = list(inspect.signature(type(inspect.unwrap(model)).__call__).parameters)[1:]
+    missing = (set(names[len(args) :]) & _FLAGS.keys()) - kwargs.keys()
+    # One that the model was constructed with is given already.
+    missing = {flag for flag in missing if getattr(model, flag, None) is None}
+    return {flag: _FLAGS[flag] != (mode == TEST) for flag in sorted(missing)} | kwargs
 
 
 class Predictor:

@@ -163,6 +163,15 @@ def statistics(variables: dict, path: Path) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.asarray(layer[key], np.float64) for key in ("mean", "var"))
 
 
+def refuse_untrained(name: str, mean: np.ndarray, var: np.ndarray) -> None:
+    """Raises for running statistics that are those of initialisation."""
+    if np.all(mean == 0) and np.all(var == 1):
+        raise DropbnError(
+            f"The running statistics of '{name}' are still at mean 0, variance 1: train the model first, "
+            "or restore its batch_stats."
+        )
+
+
 def with_statistics(variables: dict, statistics: dict[Path, tuple[np.ndarray, np.ndarray]]) -> dict:
     """The variables with (mean, var) of the given layers replaced, in the dtypes they had."""
     stats = flat_stats(variables)

@@ -12,6 +12,8 @@ recipe           noise    BN uses      average over batches    replaces
 `hendrycks2016`  off      batch        moving average          variance
 `precise_bn`     choice   batch        exact moments           mean and variance
 ===============  =======  ===========  ======================  ==================
+
+`closed_form` takes no data: it subtracts from the running variances what the noise had added to them.
 """
 
 import dataclasses
@@ -21,9 +23,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from dropbn import modes, moments, observation
+from dropbn import flow, modes, moments, observation
 from dropbn.batches import Batches
 from dropbn.errors import DropbnError, unknown
+from dropbn.flow import marks
 from dropbn.results import Result
 
 
@@ -42,11 +45,12 @@ class Recipe(NamedTuple):
     replaces: tuple[str, ...] = ("mean", "var")
 
 
-RECIPES = {
+RECIPES: dict[str, Recipe | None] = {
     "dropout_off": Recipe("running", moving=False),
     "li2018": Recipe("running", moving=True),
     "hendrycks2016": Recipe("batch", moving=True, replaces=("var",)),
     "precise_bn": Recipe("batch", moving=False),
+    "closed_form": None,
 }
 # Statistics are settled where a further pass moves none of them by more than this, in standard deviations
 # (mean) and relatively (variance).
@@ -67,6 +71,8 @@ class Recalibration(Result):
       mean_shift: RMS over channels of (new mean - old mean) / sqrt(old variance + epsilon).
       error: relative standard error of the layer's variance, estimated from the spread between batches;
         None of a single batch.
+    and of "closed_form", instead of `count`, `mean_shift` and `error`:
+      how: the noise's way to the layer, or why the layer stays as it is.
 
     Attributes:
       batch_stats: the new statistics, to be put in the place of the old: `{**variables, "batch_stats": ...}`.
@@ -114,11 +120,16 @@ def recalibrate(
       batches B. With `noise=True` as their code leaves it, which estimates the variance of training, shift
       included; with noise off, the default here, without it.
 
+    - "closed_form": see `dropbn.flow.variance_without_noise`. Running means stay, because noise leaves them
+      alone. It corrects layers that noise reaches directly, or from a BN through an activation and one weight
+      layer (and on into a skip); of the others it says why not.
+
     Args:
       model: any Linen module; see `dropbn.modes` for what can be reached.
       variables: its trained variables; they are not changed.
-      batches: gone through once a pass; see `dropbn.batches.Batches`. Shuffle them: the standard error takes
-        batches for exchangeable.
+      batches: gone through once a pass ("closed_form" looks at the shape of the first alone); see
+        `dropbn.batches.Batches`. Shuffle
+        them: the standard error takes batches for exchangeable.
       recipe: a key of `RECIPES`.
       noise: of "precise_bn": whether noise stays on.
       passes: how often the batches are gone through. By default until settled for "dropout_off", once for
@@ -152,6 +163,8 @@ def recalibrate(
         raise DropbnError(f"noise=True belongs to recipe='precise_bn'; {recipe!r} has the noise off.")
     if passes is not None and passes < 1:
         raise DropbnError(f"passes={passes}: the batches are gone through at least once.")
+    if recipe == "closed_form":
+        return _closed_form(model, variables, Batches(batches, inputs, once=True), rngs, kwargs)
     batches = Batches(batches, inputs, once=passes == 1)
     mode = modes.Mode(noise, RECIPES[recipe].batch_norm, update=False)
     observer = observation.Observer(model, variables, batches, mode, rngs, kwargs)
@@ -173,6 +186,31 @@ def recalibrate(
         rows.append(_row(name, *old_new, observer.layers[path].epsilon, counts, variances))
     title = f"Statistics by {recipe}: {observer.num_images:,} images, {number} pass{'es' * (number > 1)}"
     return Recalibration(rows, title, new["batch_stats"], observer.num_images, number)
+
+
+def _closed_form(model, variables, batches, rngs, kwargs):
+    x = batches.inputs(batches.first)
+    marked = marks.trace(model, x, variables=variables, rngs=rngs, **kwargs)
+    reached = flow.follow(marked).reached
+    if not marked.norms:
+        raise DropbnError("The model has no batch normalization that dropbn.modes can reach.")
+    if not marked.noises:
+        raise DropbnError("The model has no noise that is on in training: there is nothing to correct.")
+    rows, new = [], {}
+    for name, norm in marked.norms.items():
+        path = tuple(name.split("/")) if name != "." else ()
+        mean, old = observation.statistics(variables, path)
+        observation.refuse_untrained(name, mean, old)
+        carried = [(marked.noises[noise], way) for (noise, layer), way in reached.items() if layer == name]
+        variance, how = flow.variance_without_noise(norm, carried)
+        if variance is None:
+            variance, how = old, f"not corrected: {how}"
+        new[path] = mean, variance
+        ratio = float(np.mean(variance) / np.mean(old))
+        rows.append({"layer": name, "old_var": float(np.mean(old)), "new_var": float(np.mean(variance))})
+        rows[-1] |= {"ratio": ratio, "how": how}
+    corrected = observation.with_statistics(variables, new)["batch_stats"]
+    return Recalibration(rows, "Statistics by closed_form, without data", corrected)
 
 
 def _pass(observer, variables, recipe, tolerance, most):

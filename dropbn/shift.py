@@ -185,11 +185,7 @@ ESTIMATORS = {"pooled": _pooled, "li2018": _li2018}
 
 def _row(name, epsilon, real, running):
     moving_mean, moving_var = running
-    if np.all(moving_mean == 0) and np.all(moving_var == 1):
-        raise DropbnError(
-            f"The running statistics of '{name}' are still at mean 0, variance 1: train the model first, "
-            "or restore its batch_stats."
-        )
+    observation.refuse_untrained(name, moving_mean, moving_var)
     if not (np.any(real.variance) and np.any(moving_var)):
         raise DropbnError(
             f"The input of '{name}' does not vary: give more than one image, or look for a dead layer."

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from linen_models import BREADTH, ConstructorFlags
 
-from dropbn import modes, recalibrate, shift
+from dropbn import modes, noise, recalibrate, shift
 from dropbn.errors import DropbnError
 
 X = 1 + jax.random.normal(jax.random.key(0), (96, 6))
@@ -123,6 +123,63 @@ def test_precise_bn_with_noise_keeps_the_shift():
     assert off == pytest.approx(h.var(0).mean(), rel=1e-5)
 
 
+class Ways(nn.Module):
+    """Noise to BN directly, through ReLU and a convolution, into a skip, and from two sides."""
+
+    make: type
+    amount: float = 0.3
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        def norm(x, name):
+            scale = nn.initializers.uniform(2.0)
+            return nn.BatchNorm(momentum=0.0, scale_init=scale, bias_init=scale, name=name)(
+                x, use_running_average=not train
+            )
+
+        def drop(x):
+            return self.make(self.amount)(x, deterministic=not train)
+
+        x = norm(x, "clean")
+        x = norm(nn.Conv(24, (3, 3), padding="VALID")(drop(nn.relu(x))), "weights")
+        x = norm(drop(nn.leaky_relu(nn.Dense(24)(x))), "direct")
+        x = norm(nn.Dense(24)(x), "again")
+        y = nn.Dense(24)(drop(nn.gelu(x)))
+        z = norm(nn.Dense(24)(x), "other")
+        x = norm(y + z, "skip")
+        x = norm(jnp.concatenate([drop(x), z], -1), "concat")
+        x = nn.Dense(6)(nn.tanh(nn.Dense(6)(drop(x))))
+        return norm(x, "far")
+
+
+@pytest.mark.parametrize(
+    "make", [nn.Dropout, noise.Dropout, noise.GaussianDropout, noise.Uout], ids=lambda c: c.__qualname__
+)
+def test_closed_form_is_what_data_would_give(make):
+    """Statistics of training with noise on, corrected, against those taken again with noise off.
+
+    Inputs of BNs are Gaussian, or nearly so as sums of 24 and more. Variances of 90,000 pixels have a
+    relative error below 5 sqrt(10 / 90,000) = 0.05 in a channel, and much below in the mean over 24 of them.
+    """
+    x = np.random.default_rng(0).normal(size=(10_000, 5, 5, 4)).astype(np.float32)
+    model = Ways(make, 0.6 if make is noise.Uout else 0.3)
+    variables = model.init(jax.random.key(1), x[:2])
+    rngs = {"dropout": jax.random.key(2)}
+    _, stats = jax.jit(lambda v: modes.apply(model, v, x, mode=modes.TRAIN, rngs=rngs))(variables)
+    variables = {**variables, "batch_stats": stats}
+    found = recalibrate.recalibrate(model, variables, [x[:2]], "closed_form")
+    wanted = recalibrate.recalibrate(model, variables, [x], tolerance=0, passes=7).rows
+    hows = {row["layer"]: row["how"].partition(";")[0] for row in found.rows}
+    assert hows["clean"] == "no noise reaches it" and hows["direct"] == hows["concat"] == "directly"
+    assert (hows["weights"], hows["skip"]) == ("through weights", "through a skip")
+    assert hows["far"].startswith("not corrected: the noise comes through more than")
+    for row, right in zip(found.rows, wanted, strict=True):
+        if row["layer"] != "far":
+            assert row["new_var"] == pytest.approx(right["new_var"], rel=0.03), row["layer"]
+    by_name = {row["layer"]: row["ratio"] for row in found.rows}
+    assert by_name["direct"] < 0.9 > by_name["weights"] and by_name["skip"] < 0.98
+
+
 def test_it_stops_when_the_standard_error_is_small_and_the_error_is_true():
     """Batches of correlated values, so that only their spread tells the error; against 200 repetitions."""
     rng = np.random.default_rng(0)
@@ -190,6 +247,10 @@ def test_refusals():
     refused("do not fit the model", Net(), {"params": {}, "batch_stats": {}}, [X])
     refused("hold no batch_stats", Net(), {"params": VARIABLES["params"]}, [X])
 
+    refused("no noise that is on", nn.BatchNorm(True), _scaled(3.0), [X], "closed_form")
+    fresh = Net().init(jax.random.key(1), X)
+    refused("'bn1' are still at mean 0, variance 1", Net(), fresh, [X], "closed_form")
+
     class Shrinking:
         length = 3
 
@@ -198,6 +259,11 @@ def test_refusals():
             return iter(SPLIT[: self.length + 1])
 
     refused("ended early: 1 where an earlier pass had 2", Net(), VARIABLES, Shrinking())
+
+
+def _scaled(value):
+    variables = nn.BatchNorm(True).init(jax.random.key(0), X)
+    return jax.tree.map(lambda leaf: leaf + value, variables)
 
 
 def test_a_frozen_noise_and_a_registered_norm():

@@ -1,0 +1,165 @@
+"""Functions of arrays, on descriptions: reshaping, elements, constants, weights."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dropbn.flow.values import Flow, Value, ancestors, forget, union
+
+# A standard normal by the trapezoidal rule: an even number of nodes, so that none lies on a kink at 0.
+NODES = np.linspace(-8, 8, 1600)
+DENSITY = np.exp(-(NODES**2) / 2) / np.exp(-(NODES**2) / 2).sum()
+# Larger constants are not computed with.
+_LARGEST = 10_000_000
+SHAPES = frozenset(
+    "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy pad slice rev "  # noqa: SIM905
+    "stop_gradient reduce_precision dynamic_slice sharding_constraint".split()
+)
+SUMS = frozenset(("reduce_sum", "reduce_max"))
+ELEMENTWISE = frozenset(
+    "add add_any sub mul div neg max min abs sign exp exp2 log log1p expm1 tanh logistic erf sqrt rsqrt "  # noqa: SIM905
+    "square integer_pow pow select_n gt ge lt le eq ne and or not clamp sin cos".split()
+)
+
+
+def known(value, name: str = "") -> Value:
+    """A constant or a parameter; large ones are known by name only."""
+    small = value is not None and np.size(value) <= _LARGEST
+    return Value(constant=value if small else None, name=name)
+
+
+def without_data(eqn, values: list[Value]) -> list[Value]:
+    """Constants are computed where all that goes into them is known; a parameter keeps its name."""
+    name = next((value.name for value in values if value.name), "")
+    outputs = [np.prod(getattr(var.aval, "shape", ()), dtype=float) for var in eqn.outvars]
+    cheap = eqn.primitive.name in SHAPES | ELEMENTWISE | SUMS and max(outputs) <= _LARGEST
+    if not cheap or any(value.constant is None for value in values):
+        return [Value(name=name)] * len(outputs)
+    return [Value(constant=eqn.primitive.bind(*(v.constant for v in values), **eqn.params), name=name)]
+
+
+def reshaped(eqn, values: list[Value]) -> Value:
+    """The same numbers elsewhere. Channels stay known while they are last, or come to be periodic there."""
+    x = values[0]
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    channels = before[-1] if before else 1
+    keeps = bool(after) and after[-1] % max(channels, 1) == 0
+    if eqn.primitive.name == "transpose":
+        keeps = eqn.params["permutation"][-1] == len(before) - 1
+    elif eqn.primitive.name != "reshape":
+        keeps = bool(after) and after[-1] == channels
+    if not x.data:
+        return Value(True, union(values), ancestors(values))
+    if not keeps:
+        flows = {n: dataclasses.replace(flow, channels=None, added=None) for n, flow in x.flows.items()}
+        flows = {n: flows[n] if x.flows[n].channels is None else forget(flows[n]) for n in flows}
+        return dataclasses.replace(x, flows=flows, gauss=None, source="", bias="")
+    flows = {
+        n: dataclasses.replace(
+            flow,
+            channels=None if flow.channels is None else fit(flow.channels, after[-1]),
+            added=None if flow.added is None else fit(flow.added, after[-1]),
+        )
+        for n, flow in x.flows.items()
+    }
+    return dataclasses.replace(x, flows=flows)
+
+
+def elementwise(eqn, values: list[Value]) -> Value:
+    """A function of the elements: its distribution, and whether m is still a factor of it."""
+    data = [value for value in values if value.data]
+    result = _apply(eqn, values, [1] * len(values))
+    merged = {}
+    for noise, flow in union(values).items():
+        carriers = [value.flows.get(noise) for value in values]
+        degree = None
+        if result is not None and all(carrier is None or carrier.degree == 1 for carrier in carriers):
+            # Homogeneous functions of degree 1 keep the factor; of degree 0, as a sign, they lose the noise.
+            doubled = _apply(eqn, values, [1 if carrier is None else 2 for carrier in carriers])
+            degree = next((d for d in (1, 0) if np.allclose(doubled, result * 2**d, rtol=1e-3)), None)
+        if degree == 0:
+            continue
+        keeps = eqn.primitive.name in ("add", "sub", "neg") and len(data) == 1
+        merged[noise] = dataclasses.replace(flow, degree=degree, added=flow.added if keeps else None)
+    same = all(value.gauss is not None and value.source == data[0].source for value in data)
+    known = same and all(value.data or value.constant is not None for value in values)
+    gauss = result if known and result is not None and np.ndim(result) == 2 else None
+    if gauss is not None:
+        merged = {n: with_moments(f, gauss) if f.degree == 1 else f for n, f in merged.items()}
+    single = len(data) == 1
+    bias = next((value.name for value in values if value.name.rpartition("/")[2] == "bias"), "")
+    is_biased = single and eqn.primitive.name == "add" and data[0].origin == "weights"
+    return Value(
+        True,
+        merged,
+        ancestors(values),
+        gauss,
+        data[0].source if gauss is not None else "",
+        origin=data[0].origin if single else "",
+        bias=bias if is_biased else "",
+    )
+
+
+def _apply(eqn, values, factors):
+    """The function on nodes, (nodes, channels), of its arguments times factors; None where it fails.
+
+    An argument whose distribution is not known is stood for by some numbers, which serve to tell a
+    homogeneous function from others.
+    """
+    arguments = []
+    for i, (value, factor, var) in enumerate(zip(values, factors, eqn.invars, strict=True)):
+        if value.data:
+            x = np.roll(NODES, 211 * i)[:, None] if value.gauss is None else value.gauss
+        else:
+            x = np.reshape(0.7 if value.constant is None else value.constant, (1, -1))
+        is_bool = var.aval.dtype == bool
+        arguments.append(x > 0 if is_bool and x.dtype != bool else x if is_bool else factor * x)
+    try:
+        arguments = np.broadcast_arrays(*arguments)
+        dtypes = [bool if x.dtype == bool else np.float32 for x in arguments]
+        # CPU and eager, whatever the model runs on: these are some thousand numbers.
+        with jax.ensure_compile_time_eval():
+            arrays = [jnp.asarray(x, dtype) for x, dtype in zip(arguments, dtypes, strict=True)]
+            found = eqn.primitive.bind(*arrays, **eqn.params)
+        return np.asarray(found, bool if found.dtype == bool else np.float64)
+    except (TypeError, ValueError):
+        return None
+
+
+def squares_of(eqn, kernel, kernel_is_right: bool) -> np.ndarray | None:
+    """w^2 summed over taps, (groups, inputs of a group, outputs of a group); None for unusual layouts."""
+    squares = np.square(np.asarray(kernel, np.float64))
+    numbers = eqn.params["dimension_numbers"]
+    if eqn.primitive.name == "dot_general":
+        (left, right), batch = numbers
+        own, others = (right, left) if kernel_is_right else (left, right)
+        rank = len(eqn.invars[0 if kernel_is_right else 1].aval.shape)
+        if any(batch) or len(own) != 1 or others[0] != rank - 1:
+            return None
+        return np.moveaxis(squares, own[0], 0).reshape(1, squares.shape[own[0]], -1)
+    channels_last = numbers.lhs_spec[1] == numbers.out_spec[1] == squares.ndim - 1
+    if not (kernel_is_right and channels_last and eqn.params["batch_group_count"] == 1):
+        return None
+    groups = eqn.params["feature_group_count"]
+    outputs, inputs, *taps = numbers.rhs_spec
+    squares = np.transpose(squares, (*taps, inputs, outputs)).sum(tuple(range(len(taps))))
+    return squares.reshape(len(squares), groups, -1).swapaxes(0, 1)
+
+
+def fit(values: np.ndarray, size: int) -> np.ndarray | None:
+    """Values for `size` channels: one for all, one for each, or repeated as flattening repeats them."""
+    number = values.shape[-1]
+    if size % number:
+        return None
+    return np.tile(values, (*(1,) * (values.ndim - 1), size // number))
+
+
+def with_moments(flow: Flow, gauss: np.ndarray | None) -> Flow:
+    """The flow with mean and variance of the array that its noise multiplies."""
+    if gauss is None or gauss.dtype == bool:
+        return flow
+    means = DENSITY @ gauss
+    variances = DENSITY @ np.square(gauss) - means**2
+    return dataclasses.replace(flow, mean=float(means.mean()), variance=float(variances.mean()))

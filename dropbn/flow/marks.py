@@ -1,0 +1,170 @@
+"""A model as a jaxpr in which its noises and batch normalizations are marked; nothing is computed.
+
+A mark is an identity with a name: `mark(y, x)` gives y, and says that x was what the layer got.
+"""
+
+from typing import Any, NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.extend.core
+import numpy as np
+from jax.interpreters import batching
+
+from dropbn import modes, noise, switches
+from dropbn.errors import DropbnError
+
+mark_p = jax.extend.core.Primitive("dropbn_mark")
+mark_p.def_impl(lambda y, x, **_: y)
+mark_p.def_abstract_eval(lambda y, x, **_: y)
+
+
+def _batch(args, dims, **params):
+    y, x = (batching.moveaxis(a, d, 0) if d is not None else a for a, d in zip(args, dims, strict=True))
+    return mark_p.bind(y, x, **params), 0 if dims[0] is not None else None
+
+
+batching.primitive_batchers[mark_p] = _batch
+
+
+class Noise(NamedTuple):
+    """A noise of the model.
+
+    Attributes:
+      amount: its rate or beta; None where it is traced or where the type has none.
+      s2: Var[m]; None where it is unknown or infinite, or where m does not multiply the input.
+      is_positive: m >= 0, so that it commutes with ReLU (Kim et al. 2023, Proposition 1).
+      is_shared: one m serves several positions (`broadcast_dims`).
+    """
+
+    amount: float | None
+    s2: float | None
+    is_positive: bool
+    is_shared: bool
+
+
+class Norm(NamedTuple):
+    """A batch normalization of the model; scale, bias, mean and var are None where they are not known."""
+
+    momentum: float
+    epsilon: float
+    scale: np.ndarray | None
+    bias: np.ndarray | None
+    mean: np.ndarray | None
+    var: np.ndarray | None
+
+
+class Parameter(NamedTuple):
+    """A parameter's name, and its value where variables were given."""
+
+    name: str
+    value: np.ndarray | None
+
+
+class Marked(NamedTuple):
+    """A traced model.
+
+    Attributes:
+      jaxpr: its ClosedJaxpr, in training.
+      inputs: for each input of the jaxpr its `Parameter`, or None for an input of the model.
+      noises, norms: by name, in the order of the trace.
+    """
+
+    jaxpr: Any
+    inputs: list
+    noises: dict[str, Noise]
+    norms: dict[str, Norm]
+
+
+def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **kwargs) -> Marked:
+    """Traces a model in train mode.
+
+    Args:
+      model: any Linen module.
+      *args: example inputs; only their shapes matter.
+      variables: its variables, if their values are to be known; otherwise their shapes come from its `init`.
+      rngs: random keys by stream; by default one for "dropout".
+      **kwargs: further arguments of its `__call__`.
+
+    Raises:
+      DropbnError: the model cannot be traced with these inputs.
+    """
+    noises, norms = {}, {}
+    rngs = modes.default_rngs(rngs)
+    known = variables is not None
+    if not known:
+        variables = _shapes(model, args, rngs, kwargs)
+    flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(variables))
+
+    def mark(run, arguments, named, context):
+        y, module = run(*arguments, **named), context.module
+        noisy, norm = (switches.of(module, kinds) for kinds in (switches.NOISES, switches.NORMS))
+        if context.method_name != "__call__" or not (norm or noisy) or not isinstance(y, jax.Array):
+            return y
+        x, name = (*arguments, *named.values())[0], switches.name_of(module)
+        if norm:
+            norms[name] = _norm(module, flat if known else {})
+        elif switches.is_identity(module, noisy):
+            return y
+        else:
+            noises[name] = _noise(module)
+            if not isinstance(module, (nn.Dropout, noise.Noise)):
+                x = y  # It may be more than a multiplication, such as attention: what it puts out counts.
+        return mark_p.bind(y, x, kind="norm" if norm else "noise", name=name)
+
+    def run(variables, *args):
+        mode = modes.TRAIN._replace(update=False)
+        return modes.apply(model, variables, *args, mode=mode, rngs=rngs, **kwargs)[0]
+
+    try:
+        with nn.intercept_methods(mark):
+            jaxpr = jax.make_jaxpr(run)(variables, *args)
+    except DropbnError:
+        raise
+    except Exception as error:
+        raise DropbnError(f"The model cannot be traced with these inputs: {_first_line(error)}") from error
+    inputs = [
+        Parameter("/".join(key.key for key in keys[1:]), np.asarray(leaf) if known else None)
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)
+    ]
+    return Marked(jaxpr, inputs + [None] * (len(jaxpr.jaxpr.invars) - len(inputs)), noises, norms)
+
+
+def _shapes(model, args, rngs, kwargs):
+    flags = modes.with_flags(model, args, kwargs, modes.TRAIN)
+    try:
+        keys = {"params": jax.random.key(0)} | rngs
+        init = jax.eval_shape(lambda *args: model.init(keys, *args, **flags), *args)
+    except Exception as error:
+        raise DropbnError(f"The model cannot be traced with these inputs: {_first_line(error)}") from error
+    return flax.core.unfreeze(init)
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(" (https")[0]
+
+
+def _noise(module):
+    amount = getattr(module, "amount", getattr(module, "rate", None))
+    amount = float(amount) if isinstance(amount, (int, float, np.number)) else None
+    s2 = None
+    if isinstance(module, nn.Dropout):
+        s2 = noise.Dropout(amount, parent=None).s2 if amount is not None else None
+    elif amount is not None and not getattr(module, "restore", ""):
+        s2 = getattr(module, "s2", None)
+    positive = isinstance(module, (nn.Dropout, noise.Dropout, noise.Uout))
+    s2 = float(s2) if s2 is not None and np.isfinite(s2) else None
+    return Noise(amount, s2, positive, bool(getattr(module, "broadcast_dims", ())))
+
+
+def _norm(module, flat):
+    """What is known of a BN; what nn.scan has stacked is not, and neither are channels that are not last."""
+
+    def find(collection, leaf, absent=None):
+        value = np.asarray(flat.get((collection, *module.path, leaf), absent), np.float64)
+        return value if flat and value.ndim == 1 and switches.attribute(module, "axis") == -1 else None
+
+    momentum, epsilon = (float(switches.attribute(module, key)) for key in ("momentum", "epsilon"))
+    statistics = (find("batch_stats", leaf) for leaf in ("mean", "var"))
+    return Norm(momentum, epsilon, find("params", "scale", [1.0]), find("params", "bias", [0.0]), *statistics)
