@@ -15,11 +15,16 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; by defau
 
 
 def main():
-    from dropbn import data, evaluation, report, training
+    import jax
+
+    from dropbn import data, evaluation, lint, models, report, training
 
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{_name(flags.FLAGS['config'].config_filename)}"
     dataset = data.load(config.data)
+    image = jax.ShapeDtypeStruct((2, *dataset.train.image_shape), "float32")
+    for line in lint.check(models.create(config.model), image).summary():
+        print(line)
     state, records = training.train_and_evaluate(config, workdir, dataset)
     shift = evaluation.measure_shift(config, dataset, state)
     report.print_run(records, shift, workdir)
@@ -32,4 +37,4 @@ def _name(config_filename):
 
 
 if __name__ == "__main__":
-    doorway.run(main)
+    doorway.run(main, interrupted="the same command goes on from the last checkpoint")

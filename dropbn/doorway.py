@@ -1,9 +1,9 @@
-"""What train.py and eval.py share: flags, settings of the process, errors as sentences."""
+"""What the commands share: flags, settings of the process, errors as sentences."""
 
 import contextlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import absl.logging
 import jax
@@ -12,22 +12,36 @@ from absl import app, flags
 from dropbn.errors import DropbnError
 
 
-def run(main: Callable[[], None]) -> None:
-    """Parses flags and calls `main()`; what the user got wrong ends in a sentence, not a traceback."""
+def run(
+    main: Callable[..., int | None], *, arguments: Sequence[str] = (), failure: int = 1, interrupted: str = ""
+) -> None:
+    """Parses flags and calls `main`; what the user got wrong ends in a sentence, not a traceback.
+
+    Args:
+      main: called with the positional arguments; returns the exit status.
+      arguments: what those are, for the sentence about a missing one.
+      failure: exit status after a `DropbnError`.
+      interrupted: what to say after Ctrl-C.
+    """
     absl.logging.set_verbosity(absl.logging.ERROR)
     # Before anything is drawn: on CPU this form of threefry draws dropout masks 2 to 3 times faster and
     # compiles several times faster. Every draw depends on it, so it is fixed once for all runs.
     jax.config.update("jax_threefry_partitionable", False)
 
     def guarded(argv):
-        if argv[1:]:
-            _exit(f"unexpected argument {argv[1]!r}; flags begin with -- and take their value after =", 2)
+        given = argv[1:]
+        if given[len(arguments) :]:
+            unexpected = given[len(arguments)]
+            _exit(f"unexpected argument {unexpected!r}; flags begin with -- and take their value after =", 2)
+        if len(given) < len(arguments):
+            _exit(f"give {arguments[len(given)]}", 2)
         try:
-            main()
+            status = main(*given)
         except DropbnError as error:
-            _exit(str(error), 1)
+            _exit(str(error), failure)
         except KeyboardInterrupt:
-            _exit("interrupted; the same command goes on from the last checkpoint", 130)
+            _exit(f"interrupted{interrupted and '; '}{interrupted}", 130)
+        sys.exit(status)
 
     app.run(guarded, flags_parser=_parse)
 

@@ -55,7 +55,7 @@ TEST = Mode(noise=False, batch_norm="running", update=False)
 LI_ADJUST = Mode(noise=False, batch_norm="running", update=True)
 
 # What these flags of a model say in training.
-_FLAGS = {
+FLAGS = {
     "train": True,
     "training": True,
     "is_training": True,
@@ -132,10 +132,10 @@ def apply(
 def with_flags(model: nn.Module, args: tuple, kwargs: dict, mode: Mode) -> dict:
     """`kwargs` and the flags of the model that the caller left out; see `apply`."""
     names = list(inspect.signature(type(inspect.unwrap(model)).__call__).parameters)[1:]
-    missing = (set(names[len(args) :]) & _FLAGS.keys()) - kwargs.keys()
+    missing = (set(names[len(args) :]) & FLAGS.keys()) - kwargs.keys()
     # One that the model was constructed with is given already.
     missing = {flag for flag in missing if getattr(model, flag, None) is None}
-    return {flag: _FLAGS[flag] != (mode == TEST) for flag in sorted(missing)} | kwargs
+    return {flag: FLAGS[flag] != (mode == TEST) for flag in sorted(missing)} | kwargs
 
 
 class Predictor:

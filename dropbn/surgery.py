@@ -30,8 +30,9 @@ import flax
 import flax.linen as nn
 import jax
 
-from dropbn import modes, switches
+from dropbn import flow, modes, switches
 from dropbn.errors import DropbnError, unknown
+from dropbn.flow import marks
 from dropbn.noise import Dropout
 
 
@@ -126,6 +127,43 @@ def move(model: nn.Module, moves: Mapping[str, str]) -> nn.Module:
         return x if call.name in moves else call.run(x)
 
     return _Operated(_Hidden(model), lift, tuple(map(glob.escape, moves)), tuple(moves.items()))
+
+
+def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **kwargs) -> nn.Module:
+    """Moves every noise that shifts a BN onto the output of the first BN behind it where it shifts none.
+
+    That is the last BN of the noise's branch where a skip is added behind it, otherwise the last BN of the
+    net. By Proposition 1 of Kim et al. (2023), dropout there equals dropout behind the ReLU that follows. Of
+    several noises with the same target the last is kept and the others get rate 0.
+
+    Args:
+      model: any Linen module.
+      *inputs, variables, **kwargs: see `dropbn.lint.check`; nothing is computed.
+
+    Returns:
+      The model itself where no noise reaches a BN but into a skip.
+
+    Raises:
+      DropbnError: the model cannot be traced; no BN is left behind which a noise shifts none.
+    """
+    marked = marks.trace(model, *inputs, variables=variables, **kwargs)
+    flows = flow.follow(marked, probe_norms=True)
+    harmed = {}
+    for (source, norm), carried in flows.reached.items():
+        if carried.way != flow.Way.SKIP:
+            harmed.setdefault(source, []).append(norm)
+    moves = {}
+    for noise in marked.noises:
+        if noise in harmed:
+            target = next((norm for norm in flows.behind[noise] if norm not in harmed), None)
+            if target is None:
+                raise DropbnError(f"No batch normalization behind '{noise}' is the last of its branch.")
+            moves[noise] = target
+    kept = {target: noise for noise, target in moves.items()}
+    dropped = {glob.escape(noise): 0.0 for noise in moves if noise not in kept.values()}
+    if dropped:
+        model = with_rates(model, dropped)
+    return move(model, {noise: target for target, noise in kept.items()}) if kept else model
 
 
 def _amount(kind: type) -> str | None:
@@ -268,7 +306,7 @@ def _in_training(model, args, kwargs):
     """The arguments of a call, with the model's flags as in training."""
     signature = inspect.signature(type(inspect.unwrap(model)).__call__)
     bound = signature.bind(model, *args, **kwargs)
-    bound.arguments |= {flag: on for flag, on in modes._FLAGS.items() if flag in signature.parameters}
+    bound.arguments |= {flag: on for flag, on in modes.FLAGS.items() if flag in signature.parameters}
     return bound.args[1:], bound.kwargs
 
 

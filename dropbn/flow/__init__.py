@@ -29,6 +29,7 @@ class Flows:
       together: groups of noises that one branch holds.
       max_pooled: noises that go right into max pooling.
       biased: the bias in front of a BN, by BN.
+      behind: every BN that depends on a noise, in the order of the trace, by noise.
     """
 
     reached: dict[tuple[str, str], Flow] = dataclasses.field(default_factory=dict)
@@ -38,11 +39,17 @@ class Flows:
     together: set[frozenset[str]] = dataclasses.field(default_factory=set)
     max_pooled: set[str] = dataclasses.field(default_factory=set)
     biased: dict[str, str] = dataclasses.field(default_factory=dict)
+    behind: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
-def follow(marked: Marked) -> Flows:
-    """Follows every noise of a traced model to the first BN on each of its paths."""
-    follower = _Follower(marked)
+def follow(marked: Marked, probe_norms: bool = False) -> Flows:
+    """Follows every noise of a traced model to the first BN on each of its paths.
+
+    Args:
+      marked: the traced model.
+      probe_norms: also follow what a noise on the output of each BN would do; it has the BN's name.
+    """
+    follower = _Follower(marked, probe_norms)
     inputs = [
         Value(data=True) if given is None else functions.known(given.value, given.name)
         for given in marked.inputs
@@ -96,8 +103,8 @@ def variance_without_noise(norm: Norm, carried: list[tuple[Noise, Flow]]) -> tup
 
 
 class _Follower:
-    def __init__(self, marked):
-        self.marked, self.flows = marked, Flows()
+    def __init__(self, marked, probe_norms):
+        self.marked, self.flows, self.probe_norms = marked, Flows(), probe_norms
 
     def run(self, jaxpr, inputs):
         """Descriptions of the outputs of a jaxpr, closed or not."""
@@ -116,7 +123,7 @@ class _Follower:
     def step(self, eqn, values):
         name, params = eqn.primitive.name, eqn.params
         if name == "dropbn_mark":
-            return [getattr(self, "_" + params["kind"])(params["name"], values[1])]
+            return [getattr(self, "_" + params["kind"])(params["name"], *values)]
         if name in ("scan", "while"):
             return self._loop(eqn, values)
         if name == "cond":
@@ -160,22 +167,33 @@ class _Follower:
                 return [*joined, *outputs[len(carry) :]]
             carry = joined
 
-    def _noise(self, name, x):
+    def _noise(self, name, y, x):
         self.flows.origins.setdefault(name, x.origin)
         flow = Flow(Way.DIRECT, degree=None if self.marked.noises[name].s2 is None else 1)
         flows = x.flows | {name: functions.with_moments(flow, x.gauss)}
         return dataclasses.replace(x, data=True, flows=flows, ancestors=x.ancestors | {name}, bias="")
 
-    def _norm(self, name, x):
+    def _norm(self, name, y, x):
         for noise, flow in x.flows.items():
             seen = self.flows.reached.get((noise, name))
             self.flows.reached[noise, name] = worse(seen, flow) if seen else flow
+        for noise in x.ancestors:
+            norms = self.flows.behind.setdefault(noise, [])
+            norms.extend({name} - set(norms))
         if x.bias:
             self.flows.biased[name] = x.bias
         norm = self.marked.norms[name]
         known = norm.scale is not None and norm.bias is not None
         scale, bias = (norm.scale, norm.bias) if known else (np.ones(1), np.zeros(1))
-        return Value(True, {}, x.ancestors, bias + scale * functions.NODES[:, None], name, origin="norm")
+        gauss = bias + scale * functions.NODES[:, None]
+        # A noise that surgery has put on the output is drawn within the layer.
+        inside = {n for n, flow in y.flows.items() if n not in x.ancestors or flow.degree == 1}
+        flows = {
+            n: functions.with_moments(dataclasses.replace(y.flows[n], added=None), gauss) for n in inside
+        }
+        if self.probe_norms:
+            flows[name] = Flow(degree=None)
+        return Value(True, flows, x.ancestors | flows.keys(), gauss, name, origin="norm")
 
     def _sum(self, a, b):
         """x + branch(x): a noise in one of them alone is diluted by the other."""
@@ -200,8 +218,10 @@ class _Follower:
 
     def _added(self, noise, flow, gauss, weights=None):
         """s2 sum_i w_i^2 E[x_i^2] for each output; without weights s2 E[x^2]. None where it is not known."""
+        if flow.degree != 1:
+            return None
         noise = self.marked.noises[noise]
-        if flow.degree != 1 or noise.s2 is None or gauss is None:
+        if noise.s2 is None or gauss is None:
             return None
         second = functions.DENSITY @ np.square(gauss)
         if flow.channels is not None:

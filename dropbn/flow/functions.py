@@ -113,7 +113,9 @@ def _apply(eqn, values, factors):
         if value.data:
             x = np.roll(NODES, 211 * i)[:, None] if value.gauss is None else value.gauss
         else:
-            x = np.reshape(0.7 if value.constant is None else value.constant, (1, -1))
+            x = _by_channel(value.constant, eqn.outvars[0].aval.shape)
+            if x is None:
+                return None
         is_bool = var.aval.dtype == bool
         arguments.append(x > 0 if is_bool and x.dtype != bool else x if is_bool else factor * x)
     try:
@@ -126,6 +128,17 @@ def _apply(eqn, values, factors):
         return np.asarray(found, bool if found.dtype == bool else np.float64)
     except (TypeError, ValueError):
         return None
+
+
+def _by_channel(constant, shape):
+    """A constant as (1, channels or 1); something in place of an unknown one; None if it varies otherwise."""
+    if constant is None:
+        return np.full((1, 1), 0.7)
+    constant = np.asarray(constant)
+    if shape and constant.size == shape[-1] and (constant.ndim == 0 or constant.shape[-1] == constant.size):
+        return constant.reshape(1, -1)
+    is_one = constant.size and np.all(constant == constant.flat[0])
+    return constant.flat[0].reshape(1, 1) if is_one else None
 
 
 def squares_of(eqn, kernel, kernel_is_right: bool) -> np.ndarray | None:

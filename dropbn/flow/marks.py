@@ -3,6 +3,7 @@
 A mark is an identity with a name: `mark(y, x)` gives y, and says that x was what the layer got.
 """
 
+import collections
 from typing import Any, NamedTuple
 
 import flax
@@ -12,7 +13,8 @@ import jax.extend.core
 import numpy as np
 from jax.interpreters import batching
 
-from dropbn import modes, noise, switches
+from dropbn import modes, switches
+from dropbn import noise as noise_kinds
 from dropbn.errors import DropbnError
 
 mark_p = jax.extend.core.Primitive("dropbn_mark")
@@ -90,7 +92,7 @@ def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **k
     Raises:
       DropbnError: the model cannot be traced with these inputs.
     """
-    noises, norms = {}, {}
+    noises, norms, number = {}, {}, collections.Counter()
     rngs = modes.default_rngs(rngs)
     known = variables is not None
     if not known:
@@ -98,18 +100,21 @@ def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **k
     flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(variables))
 
     def mark(run, arguments, named, context):
-        y, module = run(*arguments, **named), context.module
-        noisy, norm = (switches.of(module, kinds) for kinds in (switches.NOISES, switches.NORMS))
-        if context.method_name != "__call__" or not (norm or noisy) or not isinstance(y, jax.Array):
+        module, name = context.module, switches.name_of(context.module)
+        before = number[name]
+        y, x = run(*arguments, **named), next(iter((*arguments, *named.values())), None)
+        noise, norm = (switches.of(module, kinds) for kinds in (switches.NOISES, switches.NORMS))
+        if context.method_name != "__call__" or not (norm or noise) or not isinstance(y, jax.Array):
             return y
-        x, name = (*arguments, *named.values())[0], switches.name_of(module)
+        # Marked already: a subclass has called its parent, or surgery another noise. Or nothing was done.
+        if number[name] > before or y is x or (noise and switches.is_identity(module, noise)):
+            return y
+        number[name] += 1
         if norm:
             norms[name] = _norm(module, flat if known else {})
-        elif switches.is_identity(module, noisy):
-            return y
         else:
             noises[name] = _noise(module)
-            if not isinstance(module, (nn.Dropout, noise.Noise)):
+            if not isinstance(module, (nn.Dropout, noise_kinds.Noise)):
                 x = y  # It may be more than a multiplication, such as attention: what it puts out counts.
         return mark_p.bind(y, x, kind="norm" if norm else "noise", name=name)
 
@@ -150,10 +155,10 @@ def _noise(module):
     amount = float(amount) if isinstance(amount, (int, float, np.number)) else None
     s2 = None
     if isinstance(module, nn.Dropout):
-        s2 = noise.Dropout(amount, parent=None).s2 if amount is not None else None
+        s2 = noise_kinds.Dropout(amount, parent=None).s2 if amount is not None else None
     elif amount is not None and not getattr(module, "restore", ""):
         s2 = getattr(module, "s2", None)
-    positive = isinstance(module, (nn.Dropout, noise.Dropout, noise.Uout))
+    positive = isinstance(module, (nn.Dropout, noise_kinds.Dropout, noise_kinds.Uout))
     s2 = float(s2) if s2 is not None and np.isfinite(s2) else None
     return Noise(amount, s2, positive, bool(getattr(module, "broadcast_dims", ())))
 
