@@ -72,6 +72,13 @@ _MISFITS = (
 _calls = itertools.count()
 
 
+class _Unlike(str):
+    """A name that no cache finds again."""
+
+    def __hash__(self):
+        return next(_calls)
+
+
 def apply(
     model: nn.Module,
     variables: dict,
@@ -79,6 +86,7 @@ def apply(
     mode: Mode,
     rngs: dict | None = None,
     observe: Callable[[nn.BatchNorm, jax.Array], None] | None = None,
+    retrace: bool = False,
     **kwargs,
 ) -> tuple[Any, dict]:
     """`model.apply` in a given mode.
@@ -100,6 +108,7 @@ def apply(
       mode: the three switches.
       rngs: random keys by stream, needed where the mode has noise on.
       observe: called while tracing with every BN module, bound, and its input, before it runs.
+      retrace: trace every block under `nn.jit` by itself, also one that is made as another is.
       **kwargs: further arguments of the model's `__call__`.
 
     Returns:
@@ -112,7 +121,8 @@ def apply(
     kwargs = with_flags(model, args, kwargs, mode)
     # nn.jit caches what it traced by the module and what is mutable, not by the mode: a name of our own
     # among the mutable collections keeps this call's trace to itself.
-    mutable = ["batch_stats", f"{switches.OURS}call {next(_calls)}"]
+    call = f"{switches.OURS}call {next(_calls)}"
+    mutable = ["batch_stats", _Unlike(call) if retrace else call]
     try:
         with nn.intercept_methods(switches.interceptor(mode, observe)):
             output, updated = model.apply(variables, *args, rngs=rngs, mutable=mutable, **kwargs)

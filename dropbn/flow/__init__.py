@@ -14,7 +14,20 @@ from jax.extend.core import Literal
 
 from dropbn.flow import functions
 from dropbn.flow.marks import Marked, Noise, Norm
-from dropbn.flow.values import Flow, Value, Way, ancestors, forget, join, signature, union, worse
+from dropbn.flow.values import (
+    EARLIER,
+    Flow,
+    Value,
+    Way,
+    ancestors,
+    base,
+    forget,
+    join,
+    renamed,
+    signature,
+    union,
+    worse,
+)
 
 
 @dataclasses.dataclass
@@ -155,16 +168,25 @@ class _Follower:
             body, start = params["body_jaxpr"], params["cond_nconsts"]
             first, last = start + params["body_nconsts"], len(values)
         else:
-            body, start, first = params["jaxpr"], 0, params["num_consts"]
-            last = first + params["num_carry"]
+            # JAX 0.10 and 0.12 say differently how many there are of each; the ranks say it in both.
+            body, start = params["jaxpr"], 0
+            inner = body.jaxpr
+            last = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
+            num_carry = sum(
+                a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, inner.outvars, strict=True)
+            )
+            first = last - num_carry
         consts, carry = values[start:first], values[first:last]
         # Of what is stacked along the loop, a step sees one slice.
         slices = [dataclasses.replace(value, constant=None, gauss=None) for value in values[last:]]
+        given = ancestors([*consts, *carry, *slices])
         while True:
             outputs = self.run(body, [*consts, *carry, *slices])
-            joined = [join(*pair) for pair in zip(carry, outputs, strict=False)]
+            # What the next step gets was drawn in an earlier one: other noises, of the same names.
+            earlier = [renamed(v, lambda n: n if n in given else EARLIER + base(n)) for v in outputs]
+            joined = [join(*pair) for pair in zip(carry, earlier, strict=False)]
             if [*map(signature, joined)] == [*map(signature, carry)]:
-                return [*joined, *outputs[len(carry) :]]
+                return [renamed(value, base) for value in [*joined, *outputs[len(carry) :]]]
             carry = joined
 
     def _noise(self, name, y, x):
@@ -175,9 +197,9 @@ class _Follower:
 
     def _norm(self, name, y, x):
         for noise, flow in x.flows.items():
-            seen = self.flows.reached.get((noise, name))
-            self.flows.reached[noise, name] = worse(seen, flow) if seen else flow
-        for noise in x.ancestors:
+            seen = self.flows.reached.get((base(noise), name))
+            self.flows.reached[base(noise), name] = worse(seen, flow) if seen else flow
+        for noise in map(base, x.ancestors):
             norms = self.flows.behind.setdefault(noise, [])
             norms.extend({name} - set(norms))
         if x.bias:
@@ -200,27 +222,31 @@ class _Follower:
         merged = {}
         for one, other in ((a, b), (b, a)):
             fresh = one.ancestors - other.ancestors
-            if len(fresh & one.flows.keys()) > 1:
-                self.flows.together.add(frozenset(fresh & one.flows.keys()))
+            self._together(fresh & one.flows.keys())
             for noise, flow in one.flows.items():
                 if noise in other.flows:
                     merged[noise] = forget(worse(flow, other.flows[noise]))
                 elif noise in fresh:
                     if flow.way == Way.DIRECT and one.origin == "weights":
-                        self.flows.after_last_weight.add(noise)
+                        self.flows.after_last_weight.add(base(noise))
                     added = self._added(noise, flow, one.gauss) if flow.way == Way.DIRECT else flow.added
                     merged[noise] = dataclasses.replace(flow, way=Way.SKIP, degree=None, added=added)
                 else:
                     if flow.way != Way.SKIP:
-                        self.flows.on_trunk.add(noise)
+                        self.flows.on_trunk.add(base(noise))
                     merged[noise] = dataclasses.replace(flow, degree=None)
         return Value(True, merged, a.ancestors | b.ancestors)
+
+    def _together(self, noises):
+        group = frozenset(map(base, noises))
+        if len(group) > 1:
+            self.flows.together.add(group)
 
     def _added(self, noise, flow, gauss, weights=None):
         """s2 sum_i w_i^2 E[x_i^2] for each output; without weights s2 E[x^2]. None where it is not known."""
         if flow.degree != 1:
             return None
-        noise = self.marked.noises[noise]
+        noise = self.marked.noises[base(noise)]
         if noise.s2 is None or gauss is None:
             return None
         second = functions.DENSITY @ np.square(gauss)
@@ -273,9 +299,7 @@ class _Follower:
             merged[noise] = dataclasses.replace(flow, channels=np.concatenate(channels), added=added)
         for i, value in enumerate(values):
             others = frozenset().union(*(other.ancestors for other in values[:i] + values[i + 1 :]))
-            fresh = (value.ancestors - others) & value.flows.keys()
-            if len(fresh) > 1:
-                self.flows.together.add(fresh)
+            self._together((value.ancestors - others) & value.flows.keys())
         gauss = None
         if last and all(value.gauss is not None for value in values):
             fitted = [functions.fit(value.gauss, size) for value, size in zip(values, sizes, strict=True)]
@@ -286,7 +310,7 @@ class _Follower:
         """Pooling, and whatever is not known: noises go on, and no more is said of them."""
         name, merged = eqn.primitive.name, union(values)
         if name in ("reduce_window_max", "reduce_max"):
-            self.flows.max_pooled |= {n for n, flow in merged.items() if flow.degree == 1}
+            self.flows.max_pooled |= {base(n) for n, flow in merged.items() if flow.degree == 1}
         axes, rank = eqn.params.get("axes", ()), len(getattr(eqn.invars[0].aval, "shape", ()))
         spatial = name == "reduce_sum" and axes and set(axes) <= set(range(1, rank - 1))
         flows = {noise: forget(flow) for noise, flow in merged.items()}

@@ -10,6 +10,7 @@ import flax
 import flax.linen as nn
 import jax
 import jax.extend.core
+import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import batching
 
@@ -23,7 +24,7 @@ mark_p.def_abstract_eval(lambda y, x, **_: y)
 
 
 def _batch(args, dims, **params):
-    y, x = (batching.moveaxis(a, d, 0) if d is not None else a for a, d in zip(args, dims, strict=True))
+    y, x = (jnp.moveaxis(a, d, 0) if d is not None else a for a, d in zip(args, dims, strict=True))
     return mark_p.bind(y, x, **params), 0 if dims[0] is not None else None
 
 
@@ -120,7 +121,8 @@ def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **k
 
     def run(variables, *args):
         mode = modes.TRAIN._replace(update=False)
-        return modes.apply(model, variables, *args, mode=mode, rngs=rngs, **kwargs)[0]
+        # A block under nn.jit would else bring the names of the first that is made alike.
+        return modes.apply(model, variables, *args, mode=mode, rngs=rngs, retrace=True, **kwargs)[0]
 
     try:
         with nn.intercept_methods(mark):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,24 @@ def union(values: list[Value]) -> dict[str, Flow]:
 def ancestors(values: list[Value]) -> frozenset:
     """Every noise that one of the arrays depends on."""
     return frozenset().union(*(value.ancestors for value in values))
+
+
+# Begins the name of a noise that was drawn in an earlier step of a loop.
+EARLIER = "earlier "
+
+
+def base(noise: str) -> str:
+    """A noise's own name."""
+    return noise.removeprefix(EARLIER)
+
+
+def renamed(value: Value, rename: Callable[[str], str]) -> Value:
+    """The value with its noises renamed; where two get one name, the more harmful flow stays."""
+    flows = {}
+    for noise, flow in value.flows.items():
+        name = rename(noise)
+        flows[name] = worse(flows[name], flow) if name in flows else flow
+    return dataclasses.replace(value, flows=flows, ancestors=frozenset(map(rename, value.ancestors)))
 
 
 def join(a: Value, b: Value) -> Value:
