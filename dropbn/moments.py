@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 class Moments(NamedTuple):
@@ -54,11 +55,16 @@ def of(x: jax.Array, axis: int | tuple[int, ...] = -1) -> Moments:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     channel_axes = {a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)}
     axes = tuple(a for a in range(x.ndim) if a not in channel_axes)
+    within = tuple(a for a in axes if a)  # of an example: devices and cores then share the examples
+
+    def total(values):
+        return values.sum(within).sum(0) if 0 in axes else values.sum(within)
+
     origin = jnp.mean(x if 0 in channel_axes else x[:1], axes, keepdims=True)
-    deviation = x - origin
     count = jnp.asarray(x.size / max(origin.size, 1), x.dtype)
-    offset = jnp.sum(deviation, axes) / count
-    m2 = jnp.sum(jnp.square(deviation), axes) - count * jnp.square(offset)
+    offset = total(x - origin) / count
+    # The barrier keeps XLA from writing the deviations to memory for both sums.
+    m2 = total(jnp.square(x - lax.optimization_barrier(origin))) - count * jnp.square(offset)
     return Moments(count, jnp.squeeze(origin, axes), offset, jnp.maximum(m2, 0))
 
 

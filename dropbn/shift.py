@@ -146,7 +146,9 @@ def predict(
     training = observation.Observer(model, variables, batches, modes.TRAIN, rngs, kwargs)
     variables = observation.with_statistics(variables, observation.settled(training, variables))
     testing = observation.Observer(model, variables, batches, modes.TEST, kwargs=kwargs)
-    return _against_running(testing, variables, "pooled", "Predicted variance shift")
+    x = batches.inputs(batches.first)
+    lacking = "" if modes.noises(model, variables, x, **kwargs) else " (the model has no noise)"
+    return _against_running(testing, variables, "pooled", f"Predicted variance shift{lacking}")
 
 
 def _against_running(observer, variables, estimator, title):

@@ -248,6 +248,17 @@ def test_noise_moves_to_the_last_bn_and_the_checkpoint_still_loads():
     assert gathered.errors() == [] and gathered.title == "Chain: 1 noises, 2 batch normalizations"
 
 
+def test_a_frozen_norm_remembers_no_noise():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.Dropout(0.5, name="drop")(x, deterministic=not train)
+            x = nn.BatchNorm(use_running_average=True, name="frozen")(x)
+            return nn.BatchNorm(name="live")(x, use_running_average=not train)
+
+    assert _on_the_way(lint.check(Model(), jnp.ones((4, 3)))) == {("error", "directly", "drop", "live")}
+
+
 def test_a_users_test():
     good = Chain((nn.Dense(3), nn.BatchNorm(), nn.relu, nn.Dropout(0.5), nn.Dense(2)))
     bad = Chain((nn.Dropout(0.2), nn.BatchNorm()))

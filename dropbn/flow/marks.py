@@ -110,6 +110,8 @@ def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **k
         # Marked already: a subclass has called its parent, or surgery another noise. Or nothing was done.
         if number[name] > before or y is x or (noise and switches.is_identity(module, noise)):
             return y
+        if norm and getattr(module, norm.flag, None) is norm.test:
+            return y  # Frozen on purpose: it takes no statistics of what the noise does.
         number[name] += 1
         if norm:
             norms[name] = _norm(module, flat if known else {})
