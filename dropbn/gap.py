@@ -163,10 +163,10 @@ def explain(
         }
         for source, name in itertools.product(given, data):
             predict = predictors["batch" if source == "batch" else "running"]
-            parts = list(predict(given[source], data[name], rngs))
-            cells[noise, source, name] = _scores(score, parts, name)
+            cell, found = _scores(score, predict(given[source], data[name], rngs), name)
+            cells[noise, source, name] = cell
             if (noise, source, name) in (train_mode, test_mode):
-                outputs[noise, source, name] = np.concatenate([output for _, output in parts])
+                outputs[noise, source, name] = found
     rows = [
         {"noise": _switch(noise), "batch_norm": source, "data": name}
         | {"accuracy": float(cell["correct"].mean()), "loss": float(cell["loss"].mean())}
@@ -209,17 +209,21 @@ def _classify(batches):
     return score
 
 
-def _scores(score, parts, name):
-    """{"loss", "correct"} of all images, in float64."""
-    if not all(np.all(np.isfinite(outputs)) for _, outputs in parts):
-        raise DropbnError(
-            f"Outputs for the {name} batches are not finite: look for NaN in batches or weights."
-        )
-    found = [score(outputs, batch) for batch, outputs in parts]
-    loss, correct = (
-        np.concatenate([np.asarray(part[key], np.float64) for part in found]) for key in ("loss", "correct")
-    )
-    return {"loss": loss, "correct": correct}
+def _scores(score, predictions, name):
+    """{"loss", "correct"} of all images in float64, and the outputs."""
+    scores, outputs = [], []
+    for batch, output in predictions:
+        if not np.all(np.isfinite(output)):
+            raise DropbnError(
+                f"Outputs for the {name} batches are not finite: look for NaN in batches or weights."
+            )
+        scores.append(score(output, batch))
+        outputs.append(output)
+    cell = {
+        key: np.concatenate([np.asarray(part[key], np.float64) for part in scores])
+        for key in ("loss", "correct")
+    }
+    return cell, np.concatenate(outputs)
 
 
 def _switch(noise):

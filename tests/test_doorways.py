@@ -48,6 +48,7 @@ def test_train_then_eval_from_any_directory(tmp_path):
         "--config.model.depth=1",
         "--config.model.head=dense",
         "--config.duration=2 epochs",
+        "--config.eval.train_examples=320",
     ]
 
     def go(script, *flags):

@@ -123,9 +123,7 @@ def test_command_writes_numbers_and_figure(figure, rows, tmp_path):
 
 
 MISTAKES = {
-    "one value": ("--figure=3 --values=1", "--values=1"),
     "widths of figure 3": ("--figure=3 --widths=64", "belongs to figure 1"),
-    "no width": ("--figure=1 --widths=64,x", "no list of positive numbers"),
     "a file": ("--figure=3 --out=file", "cannot be a directory"),
 }
 

@@ -152,17 +152,15 @@ class Ways(nn.Module):
         return norm(x, "far")
 
 
-@pytest.mark.parametrize(
-    "make", [nn.Dropout, noise.Dropout, noise.GaussianDropout, noise.Uout], ids=lambda c: c.__qualname__
-)
+@pytest.mark.parametrize("make", [nn.Dropout, noise.GaussianDropout], ids=lambda c: c.__qualname__)
 def test_closed_form_is_what_data_would_give(make):
     """Statistics of training with noise on, corrected, against those taken again with noise off.
 
-    Inputs of BNs are Gaussian, or nearly so as sums of 24 and more. Variances of 90,000 pixels have a
-    relative error below 5 sqrt(10 / 90,000) = 0.05 in a channel, and much below in the mean over 24 of them.
+    Inputs of BNs are Gaussian, or nearly so as sums of 24 and more. Variances of 45,000 pixels have a
+    relative error below 5 sqrt(10 / 45,000) = 0.07 in a channel, and much below in the mean over 24 of them.
     """
-    x = np.random.default_rng(0).normal(size=(10_000, 5, 5, 4)).astype(np.float32)
-    model = Ways(make, 0.6 if make is noise.Uout else 0.3)
+    x = np.random.default_rng(0).normal(size=(5_000, 5, 5, 4)).astype(np.float32)
+    model = Ways(make)
     variables = model.init(jax.random.key(1), x[:2])
     rngs = {"dropout": jax.random.key(2)}
     _, stats = jax.jit(lambda v: modes.apply(model, v, x, mode=modes.TRAIN, rngs=rngs))(variables)
@@ -178,6 +176,34 @@ def test_closed_form_is_what_data_would_give(make):
             assert row["new_var"] == pytest.approx(right["new_var"], rel=0.03), row["layer"]
     by_name = {row["layer"]: row["ratio"] for row in found.rows}
     assert by_name["direct"] < 0.9 > by_name["weights"] and by_name["skip"] < 0.98
+
+
+@pytest.mark.parametrize(
+    ("make", "activation", "how"),
+    [
+        (nn.Dropout, nn.relu, "directly"),
+        (noise.Uout, nn.leaky_relu, "directly"),
+        (noise.GaussianDropout, nn.relu, "not corrected: what reaches it is not its input times the noise"),
+        (noise.GaussianDropout, lambda x: -2 * x, "directly"),
+        (nn.Dropout, nn.gelu, "not corrected: what reaches it is not its input times the noise"),
+    ],
+)
+def test_noise_commutes_with_what_is_homogeneous(make, activation, how):
+    """Kim et al. 2023, Proposition 1: ReLU(m x) = m ReLU(x) for m >= 0, which a Gaussian m is not."""
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = activation(make(0.5)(x, deterministic=not train))
+            return nn.BatchNorm()(x, use_running_average=not train)
+
+    variables = jax.tree.map(lambda leaf: leaf + 0.5, Model().init(jax.random.key(0), X))
+    (row,) = recalibrate.recalibrate(Model(), variables, [X], "closed_form").rows
+    assert row["how"] == how
+    mean, var = 0.5, 1.5
+    s2 = 1 / 12 if make is noise.Uout else 1.0
+    wanted = (var - s2 * mean**2) / (1 + s2) if how == "directly" else var
+    assert row["new_var"] == pytest.approx(wanted)
 
 
 def test_it_stops_when_the_standard_error_is_small_and_the_error_is_true():
@@ -202,7 +228,15 @@ def test_it_stops_when_the_standard_error_is_small_and_the_error_is_true():
     assert recalibrate.recalibrate(model, variables, endless, tolerance=0).num_images == 640
 
 
-@pytest.mark.parametrize(("model", "flag", "on"), BREADTH, ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize(
+    ("model", "flag", "on"),
+    [
+        case
+        for case in BREADTH
+        if type(case[0]).__name__ in ("SharedNorm", "Scanned", "HalfPrecision", "Jitted")
+    ],
+    ids=lambda v: type(v).__name__,
+)
 def test_breadth_has_no_shift_afterwards(model, flag, on):
     x = 1 + jax.random.normal(jax.random.key(0), (12, 4, 4, 2))
     variables = model.init(jax.random.key(1), x, **{flag: not on})
@@ -247,7 +281,7 @@ def test_refusals():
     refused("do not fit the model", Net(), {"params": {}, "batch_stats": {}}, [X])
     refused("hold no batch_stats", Net(), {"params": VARIABLES["params"]}, [X])
 
-    refused("no noise that is on", nn.BatchNorm(True), _scaled(3.0), [X], "closed_form")
+    refused("no noise that is on", Quiet(), _quiet(), [X], "closed_form")
     fresh = Net().init(jax.random.key(1), X)
     refused("'bn1' are still at mean 0, variance 1", Net(), fresh, [X], "closed_form")
 
@@ -261,12 +295,17 @@ def test_refusals():
     refused("ended early: 1 where an earlier pass had 2", Net(), VARIABLES, Shrinking())
 
 
-def _scaled(value):
-    variables = nn.BatchNorm(True).init(jax.random.key(0), X)
-    return jax.tree.map(lambda leaf: leaf + value, variables)
+class Quiet(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.BatchNorm()(nn.Dropout(0.0)(x, deterministic=not train), use_running_average=not train)
 
 
-def test_a_frozen_noise_and_a_registered_norm():
+def _quiet():
+    return jax.tree.map(lambda leaf: leaf + 3.0, Quiet().init(jax.random.key(0), X))
+
+
+def test_a_registered_norm():
     """A BN of another class, registered in one line, is switched, measured and recalibrated."""
     from dropbn import switches
 

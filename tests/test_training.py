@@ -267,27 +267,37 @@ def test_bad_configs_are_refused_before_anything_is_written(tiny_config, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("flags", "accuracy", "lowest", "highest"),
+    ("epochs", "flags", "accuracy", "lowest", "highest"),
     [
-        pytest.param(("--config.model.noise.rate=0",), 0.98, (0.9, 1.1), (0.9, 1.1), id="none"),
-        pytest.param(("--config.model.noise.rate=0.7",), 0.9, (0.0, 0.5), (0.0, 2.0), id="dropout 0.7"),
-        pytest.param(
-            ("--config.model.noise.kind=uout", "--config.model.noise.beta=0.5"),
-            *(0.98, (0.8, 1.1), (0.8, 1.1)),
-            id="uout 0.5",
-            marks=pytest.mark.slow,
+        pytest.param(12, ("--config.model.noise.rate=0.7",), 0.7, (0.0, 0.5), (0.0, 2.0), id="in short"),
+        *(
+            pytest.param(30, flags, *wanted, id=name, marks=pytest.mark.slow)
+            for name, flags, *wanted in (
+                ("none", ("--config.model.noise.rate=0",), 0.98, (0.9, 1.1), (0.9, 1.1)),
+                ("dropout 0.7", ("--config.model.noise.rate=0.7",), 0.9, (0.0, 0.5), (0.0, 2.0)),
+                (
+                    "uout 0.5",
+                    ("--config.model.noise.kind=uout", "--config.model.noise.beta=0.5"),
+                    *(0.98, (0.8, 1.1), (0.8, 1.1)),
+                ),
+            )
         ),
     ],
 )
-def test_digits_show_the_shift(tmp_path, flags, accuracy, lowest, highest):
-    """The default config, whole: the control has no shift, dropout 0.7 has one, Uout 0.5 hardly."""
+def test_digits_show_the_shift(tmp_path, epochs, flags, accuracy, lowest, highest):
+    """The default config, in slow tests whole: the control has no shift, dropout 0.7 has, Uout 0.5 hardly."""
     run = tmp_path / "run"
-    done = subprocess.run(_train_command(run, *flags), cwd=ROOT, env=_environment(), capture_output=True)
+    done = subprocess.run(
+        _train_command(run, *flags, f"--config.duration={epochs} epochs"),
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr.decode()
     config = workdir.read_config(run)
     dataset = data.load(config.data)
     state, records = training.train_and_evaluate(config, run, dataset)  # finished: restores
-    assert records[-1]["epoch"] == 30 and records[-1]["test/accuracy"] >= accuracy
+    assert records[-1]["epoch"] == epochs and records[-1]["test/accuracy"] >= accuracy
     ratios = [row["ratio"] for row in evaluation.measure_shift(config, dataset, state).rows]
     assert lowest[0] <= min(ratios) <= lowest[1]
     assert highest[0] <= max(ratios) <= highest[1]

@@ -77,8 +77,10 @@ def elementwise(eqn, values: list[Value]) -> Value:
         degree = None
         if result is not None and all(carrier is None or carrier.degree == 1 for carrier in carriers):
             # Homogeneous functions of degree 1 keep the factor; of degree 0, as a sign, they lose the noise.
-            doubled = _apply(eqn, values, [1 if carrier is None else 2 for carrier in carriers])
-            degree = next((d for d in (1, 0) if np.allclose(doubled, result * 2**d, rtol=1e-3)), None)
+            factors = (2,) if flow.is_positive else (2, -1)
+            scaled = [(k, _apply(eqn, values, [1 if c is None else k for c in carriers])) for k in factors]
+            fits = (d for d in (1, 0) if all(np.allclose(y, result * k**d, rtol=1e-3) for k, y in scaled))
+            degree = next(fits, None)
         if degree == 0:
             continue
         keeps = eqn.primitive.name in ("add", "sub", "neg") and len(data) == 1

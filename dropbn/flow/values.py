@@ -24,6 +24,7 @@ class Flow:
       way: through nothing that mixes channels, through weights, or into a skip that is free of it.
       weights: names of the weight layers on the way.
       degree: 1 where the array is what it would be without the noise, times m; None otherwise.
+      is_positive: m >= 0.
       mean, variance: of what m has multiplied last, averaged over channels; None where they are not known.
       channels: of these the noise is (a bool array), None for all; concatenation leaves some free of it.
       added: the variance that the noise adds to each channel, once it has gone through weights; None where
@@ -33,6 +34,7 @@ class Flow:
     way: Way = Way.DIRECT
     weights: tuple[str, ...] = ()
     degree: int | None = 1
+    is_positive: bool = True
     mean: float | None = None
     variance: float | None = None
     channels: Any = None
