@@ -122,7 +122,12 @@ def recalibrate(
 
     - "closed_form": see `dropbn.flow.variance_without_noise`. Running means stay, because noise leaves them
       alone. It corrects layers that noise reaches directly, or from a BN through an activation and one weight
-      layer (and on into a skip); of the others it says why not.
+      layer (and on into a skip); of the others it says why not. Each layer is corrected for its own noise,
+      with the inputs of training. But a corrected layer puts out more: half of what BN had normalised was
+      noise, which the next weights averaged out, and the signal in its place they do not. So layers further
+      on come to see larger variances than they remember, the more the deeper the network, and this recipe may
+      do harm where
+      the others do not: compare before you keep it.
 
     Args:
       model: any Linen module; see `dropbn.modes` for what can be reached.
@@ -191,7 +196,8 @@ def recalibrate(
 def _closed_form(model, variables, batches, rngs, kwargs):
     x = batches.inputs(batches.first)
     marked = marks.trace(model, x, variables=variables, rngs=rngs, **kwargs)
-    reached = flow.follow(marked).reached
+    flows = flow.follow(marked)
+    behind = {norm for norms in flows.behind.values() for norm in norms}
     if not marked.norms:
         raise DropbnError("The model has no batch normalization that dropbn.modes can reach.")
     if not marked.noises:
@@ -201,8 +207,12 @@ def _closed_form(model, variables, batches, rngs, kwargs):
         path = tuple(name.split("/")) if name != "." else ()
         mean, old = observation.statistics(variables, path)
         observation.refuse_untrained(name, mean, old)
-        carried = [(marked.noises[noise], way) for (noise, layer), way in reached.items() if layer == name]
+        carried = [
+            (marked.noises[noise], way) for (noise, layer), way in flows.reached.items() if layer == name
+        ]
         variance, how = flow.variance_without_noise(norm, carried)
+        if not carried and name in behind:
+            variance, how = None, "no noise reaches it, but layers before it are corrected"
         if variance is None:
             variance, how = old, f"not corrected: {how}"
         new[path] = mean, variance
