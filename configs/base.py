@@ -1,9 +1,16 @@
-"""Every field of a config, with its default. A study's config starts from here and changes some."""
+"""Every field of a config, with its default. A study's config starts from here and changes some.
+
+Below them what the studies share: the words of a cell, the cells of a table and what a table claims.
+"""
 
 import functools
+import itertools
+import re
+from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from dropbn.claims import METRICS, Claim
 from dropbn.errors import DropbnError, unknown
 
 
@@ -31,6 +38,7 @@ def get_config() -> ConfigDict:
     data.part_size = 0  # pixels of a side of that part before its middle is cropped; 0: image_size
     data.rotation = 0.0  # in training, largest angle, degrees
     data.jitter = 0.0  # in training, of brightness, contrast and saturation
+    data.train_examples = 0  # so many training images, evenly spread over all; 0: all
     data.split = ""  # "70:15:15" divides all images anew into train, validation and test; "": as published
     data.workers = 0  # processes that read images; 0: threads
 
@@ -166,24 +174,170 @@ def set_word(config: ConfigDict, word: str, words: dict, quick: dict) -> None:
         raise DropbnError(f"'{word}' gives no number.") from None
 
 
-def cells(tables: dict, name: str) -> list[dict]:
-    """[{"arg": a cell that `get_config` takes, "paper": the paper's value}] of a study's table.
+def cells(tables: dict, name: str, *, blank: bool = False) -> list[dict]:
+    """The cells of a study's table.
 
     Args:
       tables: name -> {"networks", "columns": what each column adds to "network,dataset", "paper": dataset ->
-        a row for each network with a value for each column, None where the paper ran no such cell}.
+        a row for each network with a value for each column, None where the paper ran no such cell}; and
+        "adjusted": values with BN's statistics taken again, as "paper", where the paper gives them. For
+        `claims` also "pairs", "labels" and "source".
       name: of the table.
+      blank: whether cells without a value are listed too.
+
+    Returns:
+      [{"arg": a cell that `get_config` takes, "paper": the paper's value, "adjusted": the same with adjusted
+      statistics, or None}].
 
     Raises:
       DropbnError: an unknown name.
     """
     if name not in tables:
         raise unknown("table", name, tables)
-    table = tables[name]
+    paper, adjusted = (_by_cell(tables[name], key) for key in ("paper", "adjusted"))
     return [
-        {"arg": f"{network},{dataset}{column}", "paper": value}
-        for dataset, rows in table["paper"].items()
+        {"arg": arg, "paper": value, "adjusted": adjusted.get(arg)}
+        for arg, value in paper.items()
+        if blank or value is not None
+    ]
+
+
+def _by_cell(table, key):
+    return {
+        f"{network},{dataset}{column}": value
+        for dataset, rows in table.get(key, {}).items()
         for network, row in zip(table["networks"], rows, strict=True)
         for column, value in zip(table["columns"], row, strict=True)
-        if value is not None
+    }
+
+
+# What claims call the datasets, and the words of a cell.
+DATASETS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn_cropped": "SVHN",
+    "imagenet2012": "ImageNet",
+    "caltech101": "Caltech-101",
+    "oxford_iiit_pet": "Oxford-IIIT Pet",
+    "digits": "digits",
+}
+PHRASES = {
+    "rate": "dropout {}",
+    "beta": "Uout {}",
+    "bn": "BN {}",
+    "affine": "scale and bias",
+    "activation": "{}",
+    "weight_decay": "weight decay {}",
+}  # else the word and its value
+PLACES = {"a": "(a)", "b": "(b)", "last": "the classifier"}
+
+
+class Side(NamedTuple):
+    """One side of a comparison.
+
+    Attributes:
+      label: the cell in words.
+      arg: the cell.
+      metric: the number compared, of `dropbn.claims.METRICS`.
+      paper: the paper's accuracy in %.
+    """
+
+    label: str
+    arg: str
+    metric: str = "accuracy"
+    paper: float | None = None
+
+
+def label(column: str, plain: str = "no dropout") -> str:
+    """A column in words: ",place=a,rate=0.5" is "dropout 0.5 at (a)"; `plain` is what "" is called."""
+    words = dict(word.partition("=")[::2] for word in column.split(",") if word)
+    place = words.pop("place", "")
+    noise = ", ".join(PHRASES.get(key, f"{key} {{}}").format(value) for key, value in words.items())
+    return " at ".join(part for part in (noise, PLACES.get(place, place)) if part) or plain
+
+
+def against_first(columns: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """The pairs of every column and the first one."""
+    return tuple((column, columns[0]) for column in columns[1:])
+
+
+def claim(
+    more: Side, less: Side, where: str, source: str, *, paper: float | None = None, sign: int = 1
+) -> Claim:
+    """The claim that the number of `more` is above that of `less`; with sign 0 the question.
+
+    Args:
+      more: the side that is larger according to the source.
+      less: the other side.
+      where: network and dataset, in words.
+      source: who says so.
+      paper: the source's difference.
+      sign: 1, or 0 where no source says which is larger.
+    """
+    quantity = METRICS[more.metric].quantity
+    phrases = (METRICS[side.metric].prefix + side.label for side in (more, less))
+    sentence = (" above " if sign else " against ").join(phrases)
+    sentence += f" in {quantity} ({where})" if quantity != "accuracy" else f" ({where})"
+    less_metric = "" if less.metric == more.metric else less.metric
+    return Claim(sentence, more.arg, less.arg, more.metric, source, paper, less_metric, sign)
+
+
+def claims(
+    tables: dict,
+    name: str,
+    *,
+    source: str,
+    networks: dict[str, str],
+    metric: str = "accuracy",
+    adjusted: str = "adjusted_accuracy",
+    plain: str = "no dropout",
+) -> list[Claim]:
+    """What a study's table claims: of two cells, that the one with the better value is more accurate.
+
+    The cells are those of the table's "pairs" of columns, by default every column and the first one, and the
+    "adjusted" values against the unadjusted ones of the same cell. The values decide which is better, also
+    where a pair goes against the rule that the paper draws from the table. Equal and missing values claim
+    nothing. Differences are in points of accuracy.
+
+    Args:
+      tables: as for `cells`. A table's "labels" are words for columns that `label` would call otherwise;
+        "source" is the part of the source, by default the table's name.
+      name: of the table.
+      source: the paper.
+      networks: name -> its name in the paper.
+      metric: what the values are, in %: "accuracy" or "error".
+      adjusted: the metric of ours that the "adjusted" values are compared with.
+      plain: what the column "" is called.
+
+    Raises:
+      DropbnError: an unknown name of a table.
+    """
+    values, table = {cell["arg"]: cell for cell in cells(tables, name)}, tables[name]
+    columns, labels = table["columns"], table.get("labels", {})
+    # "table3" is "Table 3".
+    source += ", " + table.get("source", re.sub(r"(?<=[a-z])(?=\d)", " ", name).capitalize())
+
+    def side(arg, column, key):
+        value = values.get(arg, {}).get(key)
+        accuracy = 100 - value if value is not None and metric == "error" else value
+        ours = {"paper": "accuracy", "adjusted": adjusted}[key]
+        return Side(labels.get(column) or label(column, plain), arg, ours, accuracy)
+
+    compared = [
+        ((one, "paper"), (other, "paper")) for one, other in table.get("pairs", against_first(columns))
     ]
+    compared += [((column, "adjusted"), (column, "paper")) for column in columns]
+    found = []
+    for dataset, network in itertools.product(table["paper"], table["networks"]):
+        where = f"{networks[network]}, {DATASETS[dataset]}"
+        for pair in compared:
+            found += _ranked(*(side(f"{network},{dataset}{c}", c, key) for c, key in pair), where, source)
+    return found
+
+
+def _ranked(one, other, where, source):
+    """[the claim that the more accurate side is above the other], [] where the values say nothing."""
+    if None in (one.paper, other.paper) or one.paper == other.paper:
+        return []
+    less, more = sorted((one, other), key=lambda side: side.paper)
+    return [claim(more, less, where, source, paper=round(more.paper - less.paper, 4))]

@@ -7,7 +7,7 @@ devices; `*_batch` run inside the program and make this device's batch of it.
 import collections
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -15,35 +15,52 @@ import numpy as np
 from dropbn import data, parallel
 from dropbn.data import sampling
 from dropbn.data.splits import Split
+from dropbn.errors import DropbnError
 
 
-def create(config, dataset: data.Dataset, devices: list[jax.Device]) -> "Resident | Streamed":
-    """The feed of a config's dataset."""
-    return (Resident if isinstance(dataset.train, Split) else Streamed)(config, dataset, devices)
+def create(
+    config, dataset: data.Dataset, layout: parallel.Layout, seeds: Sequence[int] = ()
+) -> "Resident | Streamed":
+    """The feed of a config's dataset.
+
+    Args:
+      config: the config.
+      dataset: its data.
+      layout: the devices.
+      seeds: of the runs where each device has its own; by default the config's.
+
+    Raises:
+      DropbnError: a stream for runs side by side.
+    """
+    if isinstance(dataset.train, Split):
+        return Resident(config, dataset, layout, seeds or [config.seed])
+    if not layout.axis_name:
+        raise DropbnError("Streamed images feed one run at a time: train with --parallel=data.")
+    return Streamed(config, dataset, layout)
 
 
 class Resident:
     """Images live on every device; batches are gathered and augmented there."""
 
-    def __init__(self, config, dataset, devices):
-        self._config, self._devices = config, devices
+    def __init__(self, config, dataset, layout, seeds):
+        self._config, self._devices = config, layout.devices
         self._statics = {
             "batch_size": config.batch_size,
-            "axis_name": parallel.AXIS,
+            "axis_name": layout.axis_name,
             "mean": dataset.mean,
             "std": dataset.std,
         }
-        self._train = parallel.replicate(dataset.train, devices)
+        self._train = parallel.replicate(dataset.train, layout.devices)
         self._measured = {}  # id of a split -> (the split, its copy on the devices)
         num_examples = dataset.train.num_examples
-        self._seed = parallel.replicate(config.seed, devices)
+        self._seeds = layout.put(list(seeds))
         self._order = parallel.on_each(
-            lambda seed, epoch: sampling.epoch_order(seed, epoch, num_examples), devices, in_axes=(0, None)
+            lambda seed, epoch: sampling.epoch_order(seed, epoch, num_examples), layout, in_axes=(0, None)
         )
 
     def train_inputs(self, epoch: int, steps: range) -> Iterator:
         """What `train_batch` takes at each of some steps of an epoch."""
-        return itertools.repeat((self._train, self._order(self._seed, epoch)), len(steps))
+        return itertools.repeat((self._train, self._order(self._seeds, epoch)), len(steps))
 
     def train_batch(self, inputs, step, seed) -> dict[str, jax.Array]:
         """The batch {"image", "label"} of a step since the start of training."""
@@ -67,8 +84,8 @@ class Resident:
 class Streamed:
     """Batches are read by the host, a few ahead of the devices."""
 
-    def __init__(self, config, dataset, devices):
-        self._config, self._devices = config, devices
+    def __init__(self, config, dataset, layout):
+        self._config, self._devices = config, layout.devices
         self._train, self._mean, self._std = dataset.train, dataset.mean, dataset.std
 
     def train_inputs(self, epoch: int, steps: range) -> Iterator:

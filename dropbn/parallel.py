@@ -1,6 +1,7 @@
 """Devices: the only file that says pmap."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -8,27 +9,66 @@ import numpy as np
 AXIS = "batch"
 
 
-def devices_for(batch_size: int) -> list[jax.Device]:
-    """The largest number of local devices that divides the batch."""
+class Layout(NamedTuple):
+    """Which runs the devices work on: one on all of them together, or one on each.
+
+    Attributes:
+      devices: where it runs.
+      axis_name: the axis of the collectives where all devices share a run; None where each has its own.
+    """
+
+    devices: Sequence[jax.Device]
+    axis_name: str | None = AXIS
+
+    @property
+    def share(self) -> int:
+        """How many devices share a batch."""
+        return len(self.devices) if self.axis_name else 1
+
+    def put(self, values: list):
+        """The runs' values (pytrees) on their devices, stacked along a new first axis.
+
+        Where there are more devices than runs, the last run is there more than once: programs are compiled
+        for a number of devices.
+        """
+        if self.axis_name:
+            return replicate(values[0], self.devices)
+        values = [*values, *values[-1:] * (len(self.devices) - len(values))]
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *values)
+        return jax.device_put(stacked, _sharding(self.devices))
+
+    def take(self, tree, number: int) -> list:
+        """The values of the first `number` runs, as NumPy arrays."""
+        if self.axis_name:
+            return [first(tree)]
+        tree = jax.tree.map(np.asarray, tree)
+        return [jax.tree.map(lambda leaf, run=run: leaf[run], tree) for run in range(number)]
+
+
+def together(batch_size: int) -> Layout:
+    """One run on the largest number of local devices that divides its batch."""
     devices = jax.local_devices()
     number = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-    return devices[:number]
+    return Layout(devices[:number])
 
 
-def on_each(
-    function: Callable, devices: Sequence[jax.Device], *, in_axes=0, donate: int | None = None
-) -> Callable:
+def side_by_side(number: int) -> Layout:
+    """As many runs as there are local devices, at most `number`."""
+    return Layout(jax.local_devices()[:number], axis_name=None)
+
+
+def on_each(function: Callable, layout: Layout, *, in_axes=0, donate: int | None = None) -> Callable:
     """`function` run on every device at once, its collectives over the axis `AXIS`.
 
     Args:
       function: takes and returns one device's share.
-      devices: where it runs; arguments and results carry them as their first axis.
+      layout: where it runs; arguments and results carry the devices as their first axis.
       in_axes: 0 or None for each argument; None hands every device the same value.
       donate: the argument whose memory the result takes over; it cannot be used again.
     """
     donated = () if donate is None else (donate,)
-    mapped = jax.pmap(function, AXIS, devices=devices, in_axes=in_axes, donate_argnums=donated)
-    if len(devices) == 1 or devices[0].platform != "cpu":
+    mapped = jax.pmap(function, AXIS, devices=layout.devices, in_axes=in_axes, donate_argnums=donated)
+    if layout.share == 1 or layout.devices[0].platform != "cpu":
         return mapped
 
     def one_at_a_time(*arguments):

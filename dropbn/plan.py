@@ -19,7 +19,7 @@ class Plan(NamedTuple):
       model: the network on one device, for evaluation.
       tx: the optimizer.
       task: loss and score of images.
-      devices: where it trains.
+      layout: where it trains.
       steps_per_epoch: full batches in an epoch.
       total_steps: length of the run.
       checkpoint_every: least number of steps from one checkpoint to the next.
@@ -28,14 +28,19 @@ class Plan(NamedTuple):
     model: nn.Module
     tx: optax.GradientTransformation
     task: Callable
-    devices: list[jax.Device]
+    layout: parallel.Layout
     steps_per_epoch: int
     total_steps: int
     checkpoint_every: int
 
 
-def make_plan(config, dataset: data.Dataset) -> Plan:
+def make_plan(config, dataset: data.Dataset, layout: parallel.Layout | None = None) -> Plan:
     """Checks a config against a dataset and derives the run's numbers; fills in `model.num_classes`.
+
+    Args:
+      config: a config with the fields of `configs/base.py`.
+      dataset: its data.
+      layout: where it trains; by default on all devices that its batch can be divided among.
 
     Raises:
       DropbnError: what does not fit, before anything is written.
@@ -44,6 +49,7 @@ def make_plan(config, dataset: data.Dataset) -> Plan:
     for field, low, high in (
         ("seed", 0, 2**31 - 1),
         ("batch_size", 1, num_examples),
+        ("data.train_examples", 0, None),
         ("data.crop_padding", 0, None),
         ("data.image_size", 0, None),
         ("data.rotation", 0, 180),
@@ -75,13 +81,13 @@ def make_plan(config, dataset: data.Dataset) -> Plan:
     total_steps = to_steps(config.duration)
     if not total_steps:
         raise DropbnError(f"duration={config.duration!r} is less than one step.")
-    devices = parallel.devices_for(config.batch_size)
-    norm.split_groups(config.model.bn.group_size, config.batch_size // len(devices), len(devices))
+    layout = layout or parallel.together(config.batch_size)
+    norm.split_groups(config.model.bn.group_size, config.batch_size // layout.share, layout.share)
     return Plan(
         models.create(config.model),
         optimizer.create(config.optimizer, to_steps, total_steps),
         losses.TASKS[config.task],
-        devices,
+        layout,
         steps_per_epoch,
         total_steps,
         max(1, to_steps(config.checkpoint_every)),

@@ -25,8 +25,7 @@ class Progress:
 
     def __init__(self, headline: str, total_steps: int, batch_size: int, console=None):
         self._console = console or rich.console.Console(highlight=False, markup=False)
-        self._console.print(headline, soft_wrap=True)
-        self._batch_size = batch_size
+        self._headline, self._batch_size = headline, batch_size
         self._bar = rich.progress.Progress(
             rich.progress.BarColumn(bar_width=None),
             rich.progress.TaskProgressColumn(),
@@ -47,7 +46,8 @@ class Progress:
         self._bar.stop()
 
     def resume(self, step: int) -> None:
-        """The run goes on from `step`."""
+        """The run begins, or goes on, at `step`."""
+        self._console.print(self._headline, soft_wrap=True)
         self._bar.update(self._task, completed=step)
 
     def step(self, sums: list[dict]) -> None:

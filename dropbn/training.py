@@ -1,11 +1,13 @@
 """Training: the run that a config describes."""
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import ml_collections
 import numpy as np
 
 from dropbn import checkpoint, data, feeds, initializers, models, noise, parallel, steps, workdir
@@ -31,7 +33,7 @@ class Programs(NamedTuple):
 
 def programs(config, feed: feeds.Resident | feeds.Streamed, plan: Plan) -> Programs:
     """Composes feed and steps for the devices of the plan."""
-    axis_name = parallel.AXIS
+    axis_name = plan.layout.axis_name
 
     def train(state, inputs, hyper):
         return steps.train_step(
@@ -44,7 +46,7 @@ def programs(config, feed: feeds.Resident | feeds.Streamed, plan: Plan) -> Progr
             axis_name=axis_name,
         )
 
-    on_each = functools.partial(parallel.on_each, devices=plan.devices)
+    on_each = functools.partial(parallel.on_each, layout=plan.layout)
     return Programs(
         on_each(train, donate=0),
         on_each(feed.eval_batch),
@@ -76,78 +78,143 @@ def train_and_evaluate(
     """
     dataset = dataset or data.load(config.data)
     plan = make_plan(config, dataset)
+    with Progress(_headline(config, dataset, plan), plan.total_steps, config.batch_size) as progress:
+        [outcome] = train([config], [directory], dataset, plan, progress)
+    if isinstance(outcome, DropbnError):
+        raise outcome
+    return outcome, workdir.read_metrics(directory)
+
+
+def train(
+    configs: list, directories: list, dataset: data.Dataset, plan: Plan, progress
+) -> list[steps.TrainState | DropbnError]:
+    """Trains runs that stand at the same step, by one compiled program, and keeps each in its workdir.
+
+    Args:
+      configs: one for each run, which `make_plan` has seen; they differ in seed, noise amount and learning
+        rate alone.
+      directories: their workdirs.
+      dataset: the data.
+      plan: of the first config. Its layout has one device for each run, or all devices share a single run.
+      progress: shows the runs; it has the methods of `dropbn.progress.Progress`.
+
+    Returns:
+      For each run its final state on the host, or why it failed; the others go on without it.
+    """
+    outcomes = [None] * len(configs)
+    with contextlib.ExitStack() as stack:
+        runs = {}
+        for i, (config, directory) in enumerate(zip(configs, directories, strict=True)):
+            try:
+                runs[i] = stack.enter_context(_opened(config, directory, dataset, plan))
+            except DropbnError as error:
+                outcomes[i] = error
+        if runs:
+            trained = _train(list(runs.values()), dataset, plan, progress)
+            for i, outcome in zip(runs, trained, strict=True):
+                outcomes[i] = outcome
+    return outcomes
+
+
+class _Run(NamedTuple):
+    """What a run has open while it trains: the state that it starts from, its checkpoints and records."""
+
+    config: ml_collections.ConfigDict
+    state: steps.TrainState
+    checkpoints: Any
+    write: Callable[[dict], None]
+
+
+@contextlib.contextmanager
+def _opened(config, directory, dataset, plan):
     like = abstract_state(config, dataset, plan)
     directory = workdir.claim(directory, config)
-    with (
-        workdir.lock(directory),
-        Progress(_headline(config, dataset, plan), plan.total_steps, config.batch_size) as progress,
-        checkpoint.manager(directory / "checkpoints") as checkpoints,
-    ):
+    with workdir.lock(directory), checkpoint.manager(directory / "checkpoints") as checkpoints:
         if checkpoints.all_steps():
             state = checkpoint.restore(checkpoints, like)
         else:
             _refuse_lost_checkpoints(directory, plan)
             state = _initial_state(config, dataset, plan)
-        step = saved = int(state.step)
-        progress.resume(step)
-        feed = feeds.create(config, dataset, plan.devices)
-        run = programs(config, feed, plan)
-        replicate = functools.partial(parallel.replicate, devices=plan.devices)
-        state = replicate(state)
-        hyper = replicate(steps.Hyper(config.seed, noise.amount(config.model.noise), 1.0))
-        measured = {"train": dataset.plain(config.eval.train_examples), "test": dataset.test}
-        if dataset.validation:
-            measured["validation"] = dataset.validation
-        chosen_by = "validation/accuracy" if dataset.validation else "test/accuracy"
-        with workdir.metrics_writer(directory, step) as write:
-            while step < plan.total_steps:
-                epoch, done = divmod(step, plan.steps_per_epoch)
-                num_steps = min(plan.steps_per_epoch - done, plan.total_steps - step)
-                inputs = feed.train_inputs(epoch, range(done, done + num_steps))
-                state, sums, seconds = _train_steps(run.train, state, inputs, hyper, progress)
-                losses = [part["loss"] + part.get("penalty", 0) for part in sums]
-                _refuse_nonfinite(losses, step + 1, saved)
-                step += num_steps
-                on_train = _means(sums)
-                found = {name: _evaluate(run, feed, state, split) for name, split in measured.items()}
+        if int(state.step) == plan.total_steps and not workdir.read_metrics(directory):
+            raise DropbnError(f"The run in {directory} is finished, but its metrics.jsonl was removed.")
+        with workdir.metrics_writer(directory, int(state.step)) as write:
+            yield _Run(config, state, checkpoints, write)
+
+
+def _train(runs, dataset, plan, progress):
+    config, layout = runs[0].config, plan.layout
+    step = saved = int(runs[0].state.step)
+    progress.resume(step)
+    feed = feeds.create(config, dataset, layout, [run.config.seed for run in runs])
+    program = programs(config, feed, plan)
+    state = layout.put([run.state for run in runs])
+    hyper = layout.put([_hyper(run.config, config) for run in runs])
+    measured = {"train": dataset.plain(config.eval.train_examples), "test": dataset.test}
+    if dataset.validation:
+        measured["validation"] = dataset.validation
+    chosen_by = "validation/accuracy" if dataset.validation else "test/accuracy"
+    failed = {}
+    while step < plan.total_steps and len(failed) < len(runs):
+        epoch, done = divmod(step, plan.steps_per_epoch)
+        num_steps = min(plan.steps_per_epoch - done, plan.total_steps - step)
+        inputs = feed.train_inputs(epoch, range(done, done + num_steps))
+        state, sums, seconds = _train_steps(program.train, state, inputs, hyper, progress)
+        found = {name: _evaluate(program, feed, state, split) for name, split in measured.items()}
+        first_step, step = step + 1, step + num_steps
+        saves = step - saved >= plan.checkpoint_every or step == plan.total_steps
+        states = layout.take(state, len(runs)) if saves else None
+        sums = layout.take(sums, len(runs))
+        found = {name: layout.take(of_split, len(runs)) for name, of_split in found.items()}
+        for i, run in enumerate(runs):
+            if i in failed:
+                continue
+            means = {name: _means(of_split[i], measured[name]) for name, of_split in found.items()}
+            try:
+                _refuse_nonfinite(
+                    [part["loss"] + part.get("penalty", 0) for part in sums[i]], first_step, saved
+                )
                 # The last step's update may have been the one that diverged.
-                _refuse_nonfinite([sum(means["loss"] for means in found.values())], step, saved)
-                record = {
-                    "step": step,
-                    "epoch": step / plan.steps_per_epoch,
-                    **{f"train/{key}": value for key, value in on_train.items()},
-                    "train/accuracy_test_mode": found.pop("train")["accuracy"],
-                    **{
-                        f"{name}/{key}": value
-                        for name, means in found.items()
-                        for key, value in means.items()
-                    },
-                    "images_per_second": num_steps * config.batch_size / seconds,
-                }
-                write(record)
-                progress.epoch(record)
-                if step - saved >= plan.checkpoint_every or step == plan.total_steps:
-                    checkpoint.save(checkpoints, step, parallel.first(state), record[chosen_by])
-                    saved = step
-    records = workdir.read_metrics(directory)
-    if not records:
-        raise DropbnError(f"The run in {directory} is finished, but its metrics.jsonl was removed.")
-    return parallel.first(state), records
+                _refuse_nonfinite([sum(scores["loss"] for scores in means.values())], step, saved)
+            except DropbnError as error:
+                failed[i] = error
+                continue
+            record = {
+                "step": step,
+                "epoch": step / plan.steps_per_epoch,
+                **{f"train/{key}": value for key, value in _means(sums[i]).items()},
+                "train/accuracy_test_mode": means.pop("train")["accuracy"],
+                **{f"{name}/{key}": value for name, scores in means.items() for key, value in scores.items()},
+                "images_per_second": num_steps * config.batch_size / seconds,
+            }
+            run.write(record)
+            progress.epoch(record)
+            if saves:
+                checkpoint.save(run.checkpoints, step, states[i], record[chosen_by])
+        saved = step if saves else saved
+    states = layout.take(state, len(runs))
+    return [failed.get(i, states[i]) for i in range(len(runs))]
+
+
+def _hyper(config, first):
+    scale = config.optimizer.learning_rate / first.optimizer.learning_rate
+    return steps.Hyper(config.seed, noise.amount(config.model.noise), scale)
 
 
 def _initial_state(config, dataset, plan):
-    state = steps.create_state(plan.model, plan.tx, config.seed, dataset.train.image_shape)
+    model = models.create(config.model)
+    state = steps.create_state(model, plan.tx, config.seed, dataset.train.image_shape)
     if config.model.init != "lsuv":
         return state
     images = dataset.plain(config.batch_size).images
     images = sampling.normalize(images, dataset.mean, dataset.std)
-    params = initializers.lsuv(plan.model, state.variables, images)["params"]
+    params = initializers.lsuv(model, state.variables, images)["params"]
     return state.replace(params=params, opt_state=plan.tx.init(params))
 
 
 def _headline(config, dataset, plan):
     block, head = models.orders(config.model)
-    devices = f"{len(plan.devices)} {plan.devices[0].platform} device{'s' * (len(plan.devices) > 1)}"
+    devices = plan.layout.devices
+    devices = f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
     return (
         f"{config.model.name} on {config.data.name}: {dataset.train.num_examples} training images, "
         f"{plan.total_steps} steps of {config.batch_size} on {devices}\n"
@@ -156,7 +223,7 @@ def _headline(config, dataset, plan):
 
 
 def _train_steps(train, state, inputs, hyper, progress):
-    """Takes steps; returns (state, their sums on the host, seconds they took, compilation left out)."""
+    """Takes steps; returns (state, their sums on the devices, seconds they took, compilation left out)."""
     sums = []
     started = time.monotonic()
     for given in inputs:
@@ -166,21 +233,19 @@ def _train_steps(train, state, inputs, hyper, progress):
             jax.block_until_ready(new)  # The first step may compile: the others' time stands for it.
             compiled = time.monotonic()
         progress.step(sums)
-    number, sums = len(sums), parallel.first(sums)
-    seconds = time.monotonic() - (compiled if number > 1 else started)
-    return state, sums, seconds * number / max(number - 1, 1)
+    jax.block_until_ready(sums)
+    seconds = time.monotonic() - (compiled if len(sums) > 1 else started)
+    return state, sums, seconds * len(sums) / max(len(sums) - 1, 1)
 
 
-def _evaluate(run, feed, state, split):
-    sums = [run.evaluate(state, run.batch(inputs)) for inputs in feed.eval_inputs(split)]
-    sums = parallel.first(sums)
-    counted = sum(int(part["count"]) for part in sums)
-    assert counted == split.num_examples, f"counted {counted} of {split.num_examples} images"
-    return _means(sums)
+def _evaluate(program, feed, state, split):
+    return [program.evaluate(state, program.batch(inputs)) for inputs in feed.eval_inputs(split)]
 
 
-def _means(sums):
+def _means(sums, split=None):
+    """Means of a run's sums, which of a whole split count every image once."""
     total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
+    assert split is None or total["count"] == split.num_examples, f"{total['count']} images counted"
     names = {"loss": "loss", "correct": "accuracy", "penalty": "penalty"}
     return {names[name]: total[name] / total["count"] for name in total if name != "count"}
 

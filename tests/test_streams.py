@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import base, digits
-from dropbn import checkpoint, data, evaluation, feeds, training
+from dropbn import checkpoint, data, evaluation, feeds, parallel, training
 from dropbn.data import files, sampling
 from dropbn.data.photos import View
 from dropbn.data.streams import Stream
@@ -114,7 +114,7 @@ def _feed(stream, devices):
     config = base.get_config()
     config.batch_size = 16
     dataset = data.Dataset(stream, stream, 50, data.PHOTO_MEAN, data.PHOTO_STD)
-    return feeds.create(config, dataset, jax.local_devices()[:devices])
+    return feeds.create(config, dataset, parallel.Layout(jax.local_devices()[:devices]))
 
 
 def test_a_streamed_evaluation_counts_every_image_once():

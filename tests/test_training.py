@@ -43,10 +43,10 @@ def _environment():
 def _few_steps(config, devices, number=3, amount=None):
     """State and sums after some steps on the first `devices` devices, by the run's own programs."""
     dataset = data.load(config.data)
-    plan = make_plan(config, dataset)._replace(devices=jax.devices()[:devices])
-    feed = feeds.create(config, dataset, plan.devices)
+    plan = make_plan(config, dataset)._replace(layout=parallel.Layout(jax.devices()[:devices]))
+    feed = feeds.create(config, dataset, plan.layout)
     run = training.programs(config, feed, plan)
-    replicate = functools.partial(parallel.replicate, devices=plan.devices)
+    replicate = functools.partial(parallel.replicate, devices=plan.layout.devices)
     amount = noise.amount(config.model.noise) if amount is None else amount
     hyper = replicate(steps.Hyper(config.seed, amount, 1.0))
     state = replicate(steps.create_state(plan.model, plan.tx, config.seed, dataset.train.images.shape[1:]))
@@ -111,9 +111,9 @@ def test_masks_differ_by_device_step_and_seed_and_repeat():
 def test_nothing_compiles_after_the_first_step_whatever_the_amount(tiny_config):
     dataset = data.load(tiny_config.data)
     plan = make_plan(tiny_config, dataset)
-    feed = feeds.create(tiny_config, dataset, plan.devices)
+    feed = feeds.create(tiny_config, dataset, plan.layout)
     run = training.programs(tiny_config, feed, plan)
-    replicate = functools.partial(parallel.replicate, devices=plan.devices)
+    replicate = functools.partial(parallel.replicate, devices=plan.layout.devices)
     state = replicate(steps.create_state(plan.model, plan.tx, 0, (8, 8, 1)))
     hypers = [replicate(steps.Hyper(seed, rate, 1.0)) for seed, rate in ((0, 0.5), (1, 0.0), (2, 1.0))]
     compiled = []

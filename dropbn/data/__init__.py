@@ -41,9 +41,7 @@ class Dataset:
 
         Not the first ones: a folder's images lie class by class.
         """
-        total = self.train.num_examples
-        number = min(number or total, total)
-        return self.train.take(np.arange(number) * total // number)
+        return self.train.take(_evenly(number, self.train.num_examples))
 
 
 def load(config) -> Dataset:
@@ -88,8 +86,17 @@ def load(config) -> Dataset:
         config.jitter,
         config.flip,
     )
-    splits = {name: Stream(source, rows, view) for name, (source, rows) in _divided(config, sources).items()}
+    divided = _divided(config, sources)
+    source, rows = divided["train"]
+    divided["train"] = source, rows[_evenly(config.train_examples, len(rows))]
+    splits = {name: Stream(source, rows, view) for name, (source, rows) in divided.items()}
     return Dataset(num_classes=num_classes, mean=PHOTO_MEAN, std=PHOTO_STD, **splits)
+
+
+def _evenly(number, total):
+    """`number` of `total` rows (0: all), at equal distances."""
+    number = min(number or total, total)
+    return np.arange(number) * total // number
 
 
 def _divided(config, sources):
@@ -123,7 +130,8 @@ def _in_memory(config, sources, num_classes):
         )
     splits = {}
     for name, source in sources.items():
-        examples = source.__getitems__(range(len(source)))
+        rows = _evenly(config.train_examples if name == "train" else 0, len(source))
+        examples = source.__getitems__(rows.tolist())
         images = np.stack([example["image"] for example in examples])
         splits[name] = Split(images, np.array([example["label"] for example in examples], np.int32))
     # Moments of the bytes, in float64 channel by channel, so that no float copy of all images is made.
