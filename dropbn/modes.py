@@ -18,6 +18,7 @@ model draws outside such a module cannot be reached: it is on in every mode but 
 own test mode.
 """
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -148,19 +149,46 @@ def with_flags(model: nn.Module, args: tuple, kwargs: dict, mode: Mode) -> dict:
     return {flag: FLAGS[flag] != (mode == TEST) for flag in sorted(missing)} | kwargs
 
 
+def kept(build: Callable) -> Callable:
+    """`build(model, mode, kwargs, *others)`, which compiles, keeping what it made for the next equal call.
+
+    A model that is measured again, after an epoch say, is then not compiled again. Where an argument has no
+    hash, nothing is kept. `kwargs` may be None.
+    """
+
+    @functools.lru_cache(maxsize=16)
+    def cached(kinds, model, mode, kwargs, others):
+        return build(model, mode, dict(kwargs), *others)
+
+    def call(model, mode, kwargs, *others):
+        # A type of layer that is registered in between changes what is traced.
+        kinds = (*switches.NOISES.items(), *switches.NORMS.items())
+        key = (kinds, model, mode, tuple(sorted((kwargs or {}).items())), others)
+        try:
+            hash(key)
+        except TypeError:
+            return build(model, mode, kwargs or {}, *others)
+        return cached(*key)
+
+    return call
+
+
+@kept
+def _outputs(model, mode, kwargs):
+    @jax.jit
+    def outputs(variables, x, rngs):
+        output, _ = apply(model, variables, x, mode=mode._replace(update=False), rngs=rngs, **kwargs)
+        return output.astype(jnp.float32)
+
+    return outputs
+
+
 class Predictor:
     """Outputs of a model for batches, in one mode, by one compiled program."""
 
     def __init__(self, model: nn.Module, mode: Mode, kwargs: dict | None = None):
         """`kwargs` are further arguments of the model's `__call__`; statistics are frozen."""
-
-        @jax.jit
-        def outputs(variables, x, rngs):
-            mode_ = mode._replace(update=False)
-            output, _ = apply(model, variables, x, mode=mode_, rngs=rngs, **(kwargs or {}))
-            return output.astype(jnp.float32)
-
-        self._outputs, self._by_batch = outputs, mode.batch_norm == "batch"
+        self._outputs, self._by_batch = _outputs(model, mode, kwargs), mode.batch_norm == "batch"
 
     def __call__(self, variables: dict, batches: Batches, rngs: dict | None = None) -> Iterator[tuple]:
         """(batch, float32 outputs) of every batch.

@@ -68,24 +68,9 @@ class Observer:
         Raises:
           DropbnError: the model has no batch normalization, or one that cannot be observed.
         """
-        self._batches, self._mode = batches, mode._replace(update=False)
-        rngs = modes.default_rngs(rngs)
-        kwargs = kwargs or {}
-
-        def apply(variables, x, index, observe):
-            keys = modes.fold_in(rngs, index)
-            return modes.apply(model, variables, x, mode=self._mode, rngs=keys, observe=observe, **kwargs)
-
-        self.layers, empty = _trace(apply, variables, batches.inputs(batches.first))
-
-        @jax.jit
-        def moments_of(variables, x, index):
-            stats = unflatten_dict(flat_stats(variables) | empty)
-            _, stats = apply({**variables, "batch_stats": stats}, x, index, _record)
-            flat = flatten_dict(stats)
-            return {path: flat[(*path, _MOMENTS)] for path in self.layers}
-
-        self._moments_of = moments_of
+        self._batches, self._mode, self._rngs = batches, mode._replace(update=False), modes.default_rngs(rngs)
+        traced = _abstract((variables, batches.inputs(batches.first), self._rngs))
+        self.layers, self._moments_of = _programs(model, self._mode, kwargs, *traced)
         self.num_images = 0
 
     def __call__(self, variables: dict) -> Iterator[dict[Path, Moments]]:
@@ -102,7 +87,7 @@ class Observer:
                 x = self._batches.inputs(batch)
                 if self._mode.batch_norm == "batch":
                     modes.refuse_one_image(x)
-                dispatched = self._moments_of(variables, x, index)
+                dispatched = self._moments_of(variables, x, self._rngs, index)
                 if _share_a_cpu(x):
                     jax.block_until_ready(dispatched)
             # Fetched only now, while the device works on the batch just dispatched.
@@ -186,6 +171,33 @@ def flat_stats(variables: dict) -> dict[Path, jax.Array]:
     return flatten_dict(flax.core.unfreeze(variables.get("batch_stats", {})))
 
 
+@modes.kept
+def _programs(model, mode, kwargs, treedef, leaves):
+    """The layers of a model by path, and the program that takes the moments of a batch at each of them."""
+    variables, x, rngs = treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in leaves)
+
+    def apply(variables, x, rngs, index, observe):
+        keys = modes.fold_in(rngs, index)
+        return modes.apply(model, variables, x, mode=mode, rngs=keys, observe=observe, **kwargs)
+
+    layers, empty = _trace(apply, variables, x, rngs)
+
+    @jax.jit
+    def moments_of(variables, x, rngs, index):
+        stats = unflatten_dict(flat_stats(variables) | empty)
+        _, stats = apply({**variables, "batch_stats": stats}, x, rngs, index, _record)
+        flat = flatten_dict(stats)
+        return {path: flat[(*path, _MOMENTS)] for path in layers}
+
+    return layers, moments_of
+
+
+def _abstract(tree):
+    """The structure of a tree, and (shape, dtype) of its leaves: hashable."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
 def _record(norm, x):
     seen, new = norm.get_variable("batch_stats", _MOMENTS), moments.of(x, switches.attribute(norm, "axis"))
     both = moments.merge(seen, new)  # of a layer that is called again
@@ -193,7 +205,7 @@ def _record(norm, x):
     norm.put_variable("batch_stats", _MOMENTS, Moments(*merged))
 
 
-def _trace(apply, variables, x):
+def _trace(apply, variables, x, rngs):
     """The model's layers by path, in the order of the trace, and empty moments for each of them."""
     layers, empty, scans = {}, {}, []
     stats = flat_stats(variables)
@@ -217,7 +229,7 @@ def _trace(apply, variables, x):
         empty[(*norm.path, _MOMENTS)] = Moments(np.zeros(stack, np.float32), zeros, zeros, zeros)
 
     with nn.intercept_methods(track):
-        jax.eval_shape(lambda variables, x: apply(variables, x, 0, observe), variables, x)
+        jax.eval_shape(lambda *given: apply(*given, 0, observe), variables, x, rngs)
     if not layers:
         raise DropbnError("The model has no batch normalization that dropbn.modes can reach.")
     return layers, empty
