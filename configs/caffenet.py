@@ -18,7 +18,8 @@ batch 256 at once. GoogLeNet128's own solver is not in the notes; CaffeNet's sta
 `sweep(table)` lists cells with the benchmark's top-1 accuracy in %, one run each; of its batchnorm.md
 "position" (before and after, with and without scale and bias), "activation" (BN after it), "dropout" (BN
 after ReLU), "init" and "googlenet", and of its pages on networks without BN "activation_no_bn",
-"dropout_no_bn", "width", "weight_decay" and "lrn".
+"dropout_no_bn", "width", "weight_decay" and "lrn". `claims(table)` says what follows: BN after against
+before, dropout 0.2 against 0.5 and 0, orthogonal against LSUV, else every cell against the first.
 """
 
 from configs import base
@@ -79,25 +80,45 @@ def get_config(arg="caffenet,imagenet2012"):
     return config
 
 
+NAMES = {"caffenet": "CaffeNet", "caffenet_lrn": "CaffeNet with LRN", "googlenet": "GoogLeNet"}
+METRIC = "accuracy"  # what the tables count, in %
+
+
 def sweep(table):
-    """[{"arg": what get_config takes, "paper": top-1 accuracy in %}] of every cell of a table."""
+    """The cells of a table: [{"arg": for get_config, "paper": top-1 accuracy in %, "adjusted": None}]."""
     return base.cells(TABLES, table)
 
 
-def _table(values, network="caffenet"):
-    """A table of one network, from {words of a cell: accuracy}."""
-    return {
+def claims(table):
+    """What a table claims: see `base.claims`."""
+    return base.claims(
+        TABLES, table, source="caffenet-benchmark", networks=NAMES, metric=METRIC, plain="no BN"
+    )
+
+
+def _column(words):
+    return f",{words}" if words else ""
+
+
+def _table(page, values, network="caffenet", pairs=()):
+    """A table on a page, from {words of a cell: accuracy}; pairs of cells, if not all against the first."""
+    table = {
         "networks": (network,),
-        "columns": tuple(f",{words}" if words else "" for words in values),
+        "columns": tuple(map(_column, values)),
         "paper": {"imagenet2012": (tuple(values.values()),)},
+        "source": page,
     }
+    return table | ({"pairs": tuple(tuple(map(_column, pair)) for pair in pairs)} if pairs else {})
 
 
 TABLES = {
     "position": _table(
-        {"": 47.1, "bn=before": 47.4, "bn=before,affine": 47.8, "bn=after": 49.9, "bn=after,affine": 49.3}
+        "batchnorm.md",
+        {"": 47.1, "bn=before": 47.4, "bn=before,affine": 47.8, "bn=after": 49.9, "bn=after,affine": 49.3},
+        pairs=(("bn=after", "bn=before"), ("bn=after,affine", "bn=before,affine")),
     ),
     "activation": _table(
+        "batchnorm.md",
         {
             "bn=after,activation=relu": 49.9,
             "bn=after,activation=rrelu": 50.0,
@@ -107,9 +128,10 @@ TABLES = {
             "bn=after,activation=sigmoid": 47.5,
             "bn=after,activation=tanh": 44.8,
             "bn=after,activation=identity": 38.4,
-        }
+        },
     ),
     "activation_no_bn": _table(
+        "Activations.md",
         {
             "activation=relu": 47.1,
             "activation=rrelu": 47.8,
@@ -118,29 +140,44 @@ TABLES = {
             "activation=maxout": 48.2,
             "activation=tanh": 40.1,
             "activation=identity": 38.9,
-        }
+        },
     ),
-    "dropout": _table({"bn=after,rate=0.5": 49.9, "bn=after,rate=0.2": 52.7, "bn=after,rate=0": 51.3}),
-    "dropout_no_bn": _table({"rate=0.5": 47.1, "rate=0.3": 49.7, "rate=0.2": 49.4, "rate=0.1": 47.3}),
+    "dropout": _table(
+        "batchnorm.md",
+        {"bn=after,rate=0.5": 49.9, "bn=after,rate=0.2": 52.7, "bn=after,rate=0": 51.3},
+        pairs=(("bn=after,rate=0.2", "bn=after,rate=0.5"), ("bn=after,rate=0.2", "bn=after,rate=0")),
+    ),
+    "dropout_no_bn": _table(
+        "Regularization.md", {"rate=0.5": 47.1, "rate=0.3": 49.7, "rate=0.2": 49.4, "rate=0.1": 47.3}
+    ),
     "width": _table(
+        "Regularization.md",
         {
             "width=4096,rate=0.65": 46.5,
             "width=6144,rate=0.77": 44.7,
             "width=4096,rate=0.5": 49.7,
             "width=1433,rate=0": 45.6,
-        }
+        },
     ),
-    "weight_decay": _table({"weight_decay=5e-4": 47.1, "weight_decay=1e-4": 45.0, "weight_decay=1e-5": 45.0}),
-    "lrn": _table({"": 47.0}, network="caffenet_lrn"),
+    "weight_decay": _table(
+        "Regularization.md", {"weight_decay=5e-4": 47.1, "weight_decay=1e-4": 45.0, "weight_decay=1e-5": 45.0}
+    ),
+    "lrn": _table("Activations.md", {"": 47.0}, network="caffenet_lrn"),
     "init": _table(
+        "batchnorm.md",
         {
             "bn=before,affine,init=lsuv": 47.8,
             "bn=before,affine,init=orthogonal": 48.2,
             "bn=after,init=lsuv": 49.9,
             "bn=after,init=orthogonal": 50.0,
-        }
+        },
+        pairs=(
+            ("bn=before,affine,init=orthogonal", "bn=before,affine,init=lsuv"),
+            ("bn=after,init=orthogonal", "bn=after,init=lsuv"),
+        ),
     ),
     "googlenet": _table(
+        "batchnorm.md",
         {
             "": 61.9,
             "bn=before,affine,init=lsuv": 60.3,

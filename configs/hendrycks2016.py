@@ -17,9 +17,9 @@ states keep), init (vgg: hendrycks, he_fan_in), seed, and `quick`. No augmentati
   trained 40 epochs with the extra images, here it is 300 without them. The momentum, which Hendrycks &
   Gimpel reset every five epochs, is never reset here.
 
-`sweep(table)` lists the cells of "vgg" (test error in %, Nesterov) and "table2" (DenseNet, final error with
-the running variances as trained). The paper's errors after one epoch that re-estimates the variances with
-dropout off are 1.85, 5.38, 22.17 and 22.48 for the cells of "table2".
+`sweep(table)` lists the cells of "vgg" (test error in %, Nesterov) and "table2" (DenseNet, final error,
+"paper" with the running variances as trained and "adjusted" after one epoch that re-estimates them with
+dropout off). `claims(table)` says what follows.
 """
 
 from configs import base
@@ -62,24 +62,53 @@ def get_config(arg="vgg,cifar10"):
     return base.cell(arg, NETWORKS, places=(), words={"init": "model.init"})
 
 
+NAMES = {"vgg": "VGG", "densenet40": "DenseNet-40", "densenet100": "DenseNet-100"}
+METRIC = "error"  # what the tables count, in %
+
+
 def sweep(table):
-    """[{"arg": what get_config takes, "paper": test error in %}] of every cell of a table."""
+    """The cells of a table: [{"arg": for get_config, "paper": test error in %, "adjusted": or None}]."""
     return base.cells(TABLES, table)
+
+
+def claims(table):
+    """What a table claims: see `base.claims`.
+
+    The paper re-estimates variances alone, with dropout off. A study's runs have Li's recipe
+    ("adjusted_accuracy") and "dropout_off" ("recalibrated_accuracy"); the latter, which takes the means again
+    too, stands for the paper's.
+    """
+    return base.claims(
+        TABLES,
+        table,
+        source="Hendrycks & Gimpel 2016",
+        networks=NAMES,
+        metric=METRIC,
+        adjusted="recalibrated_accuracy",
+    )
 
 
 TABLES = {
     "vgg": {
         "networks": ("vgg",),
         "columns": (",init=hendrycks", ",init=he_fan_in"),
+        "labels": {",init=hendrycks": "Hendrycks' init", ",init=he_fan_in": "He's init"},
+        "source": "VGG-like network with Nesterov momentum",
         "paper": {"cifar10": ((7.61, 36.59),)},
     },
     "table2": {
         "networks": ("densenet40", "densenet100"),
         "columns": (",rate=0.2", ",rate=0.3"),
+        "pairs": (),  # the table is about the variances, not the rates
         "paper": {
             "svhn_cropped": ((1.92, None), (None, None)),
             "cifar10": ((None, None), (5.62, None)),
             "cifar100": ((None, None), (22.65, 23.91)),
+        },
+        "adjusted": {
+            "svhn_cropped": ((1.85, None), (None, None)),
+            "cifar10": ((None, None), (5.38, None)),
+            "cifar100": ((None, None), (22.17, 22.48)),
         },
     },
 }

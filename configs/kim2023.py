@@ -22,7 +22,9 @@ shrinks the run for a laptop and takes digits. Settings (section 4, supplement a
 
 `sweep(table)` lists the cells of "table1" (positions), "supplement_g" (two at once), "table2" (other training
 and blocks), "table3" (ResNetV1), "table4" (photographs), "table5" and "table6" (heads) and "supplement1"
-(widths), with the paper's test accuracy in %, the mean of three seeds.
+(widths), with the paper's test accuracy in %, the mean of three seeds. `claims(table)` says what follows:
+every position against none, P5 and P6 against P4, H4 against none and H5; nothing from "supplement_g", which
+has no other cell beside it.
 """
 
 from configs import base
@@ -112,15 +114,50 @@ def get_config(arg="preresnet110,cifar10"):
     return base.cell(arg, NETWORKS, places=tuple(positions), rate=0.2)
 
 
+NAMES = {
+    **{f"preresnet{depth}": f"PreResNet-{depth}" for depth in (50, 110)},
+    **{f"resnet{depth}": f"ResNetV1-{depth}" for depth in (50, 110)},
+    **{f"wrn28_{k}": f"WRN-28-{k}" for k in (10, 5, 2, 1)},
+    "preresnet50_wd1e-3": "PreResNet-50, weight decay 1e-3",
+    "preresnet50_wd1e-5": "PreResNet-50, weight decay 1e-5",
+    "preresnet50_bottleneck": "PreResNet-50, bottlenecks",
+    "preresnet50_elu": "PreResNet-50, ELU",
+    **{f"resnetv2_{depth}": f"ResNetV2-{depth}" for depth in (50, 101)},
+    "mobilenetv2_140": "MobileNetV2(1.4)",
+    "efficientnet_b0": "EfficientNet-B0",
+    "resnet50_imagenet": "ResNet-50",
+    "densenet169": "DenseNet-169",
+}
+METRIC = "accuracy"  # what the tables count, in %
+
+
 def sweep(table):
-    """[{"arg": what get_config takes, "paper": test accuracy in %}] of every cell of a table."""
+    """The cells of a table: [{"arg": for get_config, "paper": test accuracy in %, "adjusted": None}]."""
     return base.cells(TABLES, table)
+
+
+def claims(table):
+    """What a table claims: see `base.claims`."""
+    return base.claims(TABLES, table, source="Kim et al. 2023", networks=NAMES, metric=METRIC)
+
+
+_POSITIONS = ("", *(f",place=P{i}" for i in range(8)))
+_HEADS = {
+    "columns": ("", ",place=H4", ",place=H5"),
+    "pairs": ((",place=H4", ""), (",place=H4", ",place=H5")),
+}
 
 
 TABLES = {
     "table1": {
         "networks": ("preresnet50", "preresnet110"),
-        "columns": ("", *(f",place=P{i}" for i in range(8))),
+        "columns": _POSITIONS,
+        # Guideline 1 beside: after the branch's last BN (P5, P6) rather than right before it (P4).
+        "pairs": (
+            *base.against_first(_POSITIONS),
+            (",place=P5", ",place=P4"),
+            (",place=P6", ",place=P4"),
+        ),
         "paper": {
             "cifar10": (
                 (93.6633, 84.2500, 92.9167, 93.1933, 93.5833, 93.2167, 93.8333, 93.6767, 93.7800),
@@ -142,6 +179,7 @@ TABLES = {
     },
     # The dataset is not named beside this table; by its numbers it is CIFAR-10.
     "supplement1": {
+        "source": "supplement, Table 1",
         "networks": ("wrn28_10", "wrn28_5", "wrn28_2", "wrn28_1"),
         "columns": ("", ",place=G1"),
         "paper": {
@@ -170,7 +208,7 @@ TABLES = {
     },
     "table5": {
         "networks": ("resnetv2_50", "resnetv2_101"),
-        "columns": ("", ",place=H4", ",place=H5"),
+        **_HEADS,
         "paper": {
             "caltech101": ((83.321, 83.978, 83.005), (83.807, 84.999, 83.662)),
             "oxford_iiit_pet": ((83.815, 84.988, 84.416), (84.567, 85.229, 85.259)),
@@ -178,7 +216,7 @@ TABLES = {
     },
     "table6": {
         "networks": ("mobilenetv2_140", "efficientnet_b0", "resnet50_imagenet", "densenet169"),
-        "columns": ("", ",place=H4", ",place=H5"),
+        **_HEADS,
         "paper": {
             "imagenet2012": (
                 (75.714, 75.820, 75.718),

@@ -14,9 +14,11 @@ and flip, batch 128 (DenseNet 64). Differences: channel statistics are computed 
 classifier's initial weights are PyTorch's uniform ones in every network; running variances are biased.
 
 `sweep(table)` lists the cells of a table with the paper's test error in %, the mean of five seeds:
-"table3" (drop 0.5 in (a) and (b), before adjusting the statistics), "table4" (dropout before the
-classifier), "table5" (the same on ImageNet, top-1) and "table6" (Uout in (b)); and "figure4", the drop rates
-0 to 0.7 in (a) and (b), whose values are read off its bars.
+"table3" (drop 0.5 in (a) and (b), "paper" before and "adjusted" after adjusting the statistics), "table4"
+(dropout before the classifier), "table5" (the same on ImageNet, top-1) and "table6" (Uout in (b)); and
+"figure4", the drop rates 0 to 0.7 in (a) and (b), whose values are read off its bars. `claims(table)` says
+what follows: (a) against (b) and adjusted against unadjusted statistics in Table 3, else every rate against
+none.
 
 Table 5's networks (`preresnet200`, `resnext101`, `senet154`, on imagenet2012) are named but not described in
 the paper: ResNeXt-101 and SENet are taken to be 64x4d and SENet-154, which have the errors it gives. Neither
@@ -116,6 +118,16 @@ NETWORKS = {
         "quick": {"model.depth": 14, "model.width": 2, "model.cardinality": 2, **base.PHOTOS},
     },
 }
+NAMES = {
+    "preresnet110": "PreResNet-110",
+    "resnext29": "ResNeXt-29",
+    "wrn28_10": "WRN-28-10",
+    "densenet_bc": "DenseNet-BC",
+    "preresnet200": "PreResNet-200",
+    "resnext101": "ResNeXt-101",
+    "senet154": "SENet-154",
+}
+METRIC = "error"  # what the tables count, in %
 CIFAR_NETWORKS = ("preresnet110", "resnext29", "wrn28_10", "densenet_bc")
 
 
@@ -124,8 +136,18 @@ def get_config(arg="preresnet110,cifar10"):
 
 
 def sweep(table):
-    """[{"arg": what get_config takes, "paper": test error in %}] of every cell of a table."""
+    """The cells of a table: [{"arg": for get_config, "paper": test error in %, "adjusted": or None}]."""
     return base.cells(TABLES, table)
+
+
+def claims(table):
+    """What a table claims: see `base.claims`."""
+    return base.claims(TABLES, table, source="Li et al. 2018", networks=NAMES, metric=METRIC)
+
+
+def _rates(place):
+    """Columns of Fig. 4 for a place, without dropout and by drop rate."""
+    return (f",place={place}", *(f",place={place},rate={rate}" for rate in (0.1, 0.3, 0.5, 0.7)))
 
 
 TABLES = {
@@ -135,6 +157,10 @@ TABLES = {
         "paper": {
             "cifar10": ((8.42, 5.85), (4.43, 4.09), (4.59, 3.81), (8.70, 5.63)),
             "cifar100": ((32.45, 25.50), (19.04, 19.33), (21.08, 19.48), (31.45, 25.00)),
+        },
+        "adjusted": {
+            "cifar10": ((6.42, 5.77), (3.96, 3.93), (4.20, 3.71), (6.82, 5.29)),
+            "cifar100": ((26.57, 25.20), (18.24, 19.09), (20.70, 19.15), (26.98, 23.92)),
         },
     },
     "table4": {
@@ -180,11 +206,9 @@ TABLES = {
     },
     "figure4": {
         "networks": CIFAR_NETWORKS,
-        "columns": tuple(
-            f",place={place},rate={rate}" if rate else f",place={place}"
-            for place in "ab"
-            for rate in (0, 0.1, 0.3, 0.5, 0.7)
-        ),
+        "columns": tuple(column for place in "ab" for column in _rates(place)),
+        "pairs": (*base.against_first(_rates("a")), *base.against_first(_rates("b"))),
+        "labels": {",place=a": "no dropout", ",place=b": "no dropout"},
         "paper": {
             "cifar10": (
                 (4.91, 5.16, 5.87, 8.43, 14.51, 5.10, 5.06, 5.29, 5.86, 7.23),

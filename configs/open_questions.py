@@ -1,5 +1,6 @@
 """What the sources leave open or only assert, each as a small experiment on digits.
 
+    python -m dropbn.study --config=configs/open_questions.py:all --workdir=runs/open_questions
     python train.py --config=configs/open_questions.py:bn_scale,sqrt2
     python train.py --config=configs/open_questions.py:pooling,after_avgpool,seed=3
     python train.py --config=configs/open_questions.py:one_image,dropout,data=cifar10
@@ -7,7 +8,8 @@
 
 The first word is a question of `QUESTIONS`, which says what is asked and what to look at, the second one of
 its arms; then seed, data (another dataset, whose images are in memory), and `quick` (two steps).
-`sweep(question)` lists the arms; there is no published value beside them.
+`sweep(question)` lists the arms, those of every question for "all"; there is no published value beside them.
+`claims(question)` lists the comparisons that answer it.
 
 Most networks are a small `lenet`, whose orders hold noise, BN and pooling. Where a question is about the
 variance, look at the shift of eval.py's report; where about one image against a batch, at its table of modes.
@@ -25,6 +27,7 @@ _LENET = {
     "model.head": "flatten dense relu dense",
     "batch_size": 64,
     "duration": "20 epochs",
+    "checkpoint_every": "10 epochs",
     "optimizer.learning_rate": 0.05,
     "optimizer.schedule": "cosine",
 }
@@ -36,17 +39,28 @@ _RESTORE = {
     "exact": {"model.noise.restore": "exact"},
 }
 _SQRT2 = {"model.bn.scale_init": 2**0.5}
+# The factor against none, and the simple factor against the exact one.
+_RESTORED = (("plain", "sqrt_keep"), ("plain", "exact"), ("sqrt_keep", "exact"))
 
 
 def _blocks(**orders):
     return {arm: {"model.block": order} for arm, order in orders.items()}
 
 
+def _accuracy_and_shift(*pairs):
+    """What "compare" holds for networks with noise before a BN."""
+    return {"accuracy": pairs, "shift": pairs}
+
+
+# "compare": metric of dropbn.claims -> the pairs of arms whose comparison answers the question; (): the first
+# arm and every other one. "asserted": (arm with more, arm with less, metric, difference, source).
 QUESTIONS = {
     "bn_scale": {
         "asks": "Does a BN scale that begins at sqrt(2) before ReLU train faster? Loss by epoch.",
         "fields": {**_LENET, "model.block": "conv bn relu maxpool"},
         "arms": {"one": {}, "sqrt2": _SQRT2},
+        "compare": {},
+        "asserted": [("one", "sqrt2", "loss", None, "asserted without a measurement")],
     },
     "bn_scale_mixed": {
         "asks": "The same in a network that mixes ReLU and sigmoid.",
@@ -56,6 +70,7 @@ QUESTIONS = {
             "model.head": "flatten dense bn sigmoid dense",
         },
         "arms": {"one": {}, "sqrt2": _SQRT2},
+        "compare": {"loss": ()},
     },
     "sparse_autoencoder": {
         "asks": "Does a BN bias that begins at -3.5 before a sigmoid speed up a sparse autoencoder of target "
@@ -73,11 +88,13 @@ QUESTIONS = {
             "negative": {"model.bn.bias_init": -3.5},
             "no_bn": {"model.block": "dense sigmoid sparse"},
         },
+        "compare": {"penalty": (), "loss": (), "accuracy": ()},
     },
     "relu": {
         "asks": "Dropout before or after ReLU? They are one for the same mask (Kim et al., Proposition 1).",
         "fields": {**_LENET, **_DROPOUT},
         "arms": _blocks(before="conv bn drop relu maxpool", after="conv bn relu drop maxpool"),
+        "compare": _accuracy_and_shift(),
     },
     "pooling": {
         "asks": "Dropout before or after max pooling and average pooling? The next BN's shift.",
@@ -88,27 +105,34 @@ QUESTIONS = {
             before_avgpool="conv bn relu drop avgpool",
             after_avgpool="conv bn relu avgpool drop",
         ),
+        "compare": _accuracy_and_shift(
+            ("before_maxpool", "after_maxpool"), ("before_avgpool", "after_avgpool")
+        ),
     },
     "restore_zero_mean": {
         "asks": "Does multiplying by sqrt(keep) after dropout restore the variance of a zero-mean input, as "
         "the exact factor does? Dropout stands between two BN.",
         "fields": {**_LENET, **_DROPOUT, "model.block": "conv bn drop bn relu maxpool"},
         "arms": _RESTORE,
+        "compare": _accuracy_and_shift(*_RESTORED),
     },
     "restore_nonzero_mean": {
         "asks": "The same of an input with a mean, ReLU's.",
         "fields": {**_LENET, **_DROPOUT, "model.block": "conv bn relu drop bn maxpool"},
         "arms": _RESTORE,
+        "compare": _accuracy_and_shift(*_RESTORED),
     },
     "restore_skewed": {
         "asks": "The same of a zero-mean but skewed input: BN of ReLU.",
         "fields": {**_LENET, **_DROPOUT, "model.block": "conv relu bn drop bn maxpool"},
         "arms": _RESTORE,
+        "compare": _accuracy_and_shift(*_RESTORED),
     },
     "scale_at": {
         "asks": "Is the shift ratio the same when dropout scales in test instead of in training?",
         "fields": {**_LENET, **_DROPOUT, "model.block": "conv drop bn relu maxpool"},
         "arms": {scale_at: {"model.noise.scale_at": scale_at} for scale_at in ("train", "test")},
+        "compare": _accuracy_and_shift(),
     },
     "both": {
         "asks": "Dropout on its own, BN on its own, both, neither.",
@@ -119,6 +143,8 @@ QUESTIONS = {
             "bn": {"model.block": "conv bn relu maxpool"},
             "both": {"model.block": "conv bn relu drop maxpool", **_DROPOUT},
         },
+        # Of the shift only those with BN.
+        "compare": {"accuracy": (), "shift": (("both", "bn"),)},
     },
     "activation": {
         "asks": "BN before or after the activation, for sigmoid beside ReLU.",
@@ -133,11 +159,22 @@ QUESTIONS = {
             for side in ("before", "after")
             for activation in ("relu", "sigmoid")
         },
+        "compare": {"accuracy": (("after_sigmoid", "before_sigmoid"),)},
+        "asserted": [
+            (
+                "after_relu",
+                "before_relu",
+                "accuracy",
+                2.5,
+                "caffenet-benchmark, batchnorm.md, CaffeNet, ImageNet",
+            )
+        ],
     },
     "bn_and_pooling": {
         "asks": "BN before or after pooling (where LeNet normalized)?",
         "fields": {**_LENET},
         "arms": _blocks(before="conv bn relu maxpool", after="conv relu maxpool bn"),
+        "compare": {"accuracy": ()},
     },
     "where": {
         "asks": "Dropout in convolutions only, in dense layers only, in both.",
@@ -150,6 +187,7 @@ QUESTIONS = {
                 "model.head": "flatten dense relu drop dense",
             },
         },
+        "compare": _accuracy_and_shift(),
     },
     "nonzero_at_zero": {
         "asks": "Dropout before an activation with f(0) != 0 (a dropped unit is not off), beside after it.",
@@ -160,6 +198,7 @@ QUESTIONS = {
             before_tanh="dense bn drop tanh",
             after_tanh="dense bn tanh drop",
         ),
+        "compare": _accuracy_and_shift(("before_sigmoid", "after_sigmoid"), ("before_tanh", "after_tanh")),
     },
     "one_image": {
         "asks": "Predicting one image, with running statistics, against a batch with its own: the table of "
@@ -174,8 +213,11 @@ QUESTIONS = {
                 **_DROPOUT,
             },
         },
+        "compare": {"accuracy": ()},
     },
 }
+TABLES = {name: [f"{name},{arm}" for arm in question["arms"]] for name, question in QUESTIONS.items()}
+TABLES["all"] = [arg for args in TABLES.values() for arg in args]
 
 
 def get_config(arg="bn_scale,one") -> ConfigDict:
@@ -193,10 +235,27 @@ def get_config(arg="bn_scale,one") -> ConfigDict:
 
 
 def sweep(question):
-    """[{"arg": what get_config takes, "paper": None}] of every arm of a question."""
-    if question not in QUESTIONS:
-        raise unknown("question", question, QUESTIONS)
-    return [{"arg": f"{question},{arm}", "paper": None} for arm in QUESTIONS[question]["arms"]]
+    """The arms of a question, or "all": [{"arg": for get_config, "paper": None, "adjusted": None}]."""
+    if question not in TABLES:
+        raise unknown("question", question, TABLES)
+    return [{"arg": arg, "paper": None, "adjusted": None} for arg in TABLES[question]]
 
 
-TABLES = QUESTIONS
+def claims(question):
+    """The comparisons that answer a question, or of "all"; claims where a source asserts the sign."""
+    if question == "all":
+        return [claim for name in QUESTIONS for claim in claims(name)]
+    sweep(question)  # Refuses a question that does not exist.
+    asked = QUESTIONS[question]
+    first, *others = asked["arms"]
+    compared = [
+        (*pair, metric, None, "open question", 0)
+        for metric, pairs in asked["compare"].items()
+        for pair in pairs or [(first, other) for other in others]
+    ]
+    return [_claim(question, *row) for row in compared + [(*row, 1) for row in asked.get("asserted", ())]]
+
+
+def _claim(question, more, less, metric, paper, source, sign):
+    sides = (base.Side(arm, f"{question},{arm}", metric) for arm in (more, less))
+    return base.claim(*sides, question, source, paper=paper, sign=sign)

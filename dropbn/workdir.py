@@ -36,7 +36,7 @@ def claim(workdir, config: ml_collections.ConfigDict) -> pathlib.Path:
         return path
     try:
         path.mkdir(parents=True, exist_ok=True)
-        _write(path / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
+        replace(path / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
     except OSError as error:
         raise DropbnError(f"Cannot write to workdir {path}: {error.strerror}.") from error
     return path
@@ -90,7 +90,7 @@ def metrics_writer(workdir, restored_step: int) -> Iterator[Callable[[dict], Non
     """
     file = pathlib.Path(workdir) / "metrics.jsonl"
     kept = [record for record in read_metrics(workdir) if record["step"] <= restored_step]
-    _write(file, "".join(json.dumps(record) + "\n" for record in kept))
+    replace(file, "".join(json.dumps(record) + "\n" for record in kept))
     events = tensorboardX.SummaryWriter(str(workdir), purge_step=restored_step + 1)
     with file.open("a") as lines, contextlib.closing(events):
 
@@ -105,7 +105,7 @@ def metrics_writer(workdir, restored_step: int) -> Iterator[Callable[[dict], Non
         yield write
 
 
-def _write(path, text):
+def replace(path: pathlib.Path, text: str) -> None:
     """Replaces a file in one step, so that a kill leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(text)
