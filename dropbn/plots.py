@@ -2,9 +2,109 @@
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vXP"
+# How the value of a paper is drawn beside ours.
+PAPER = {"linestyle": "", "marker": "D", "color": "black", "markerfacecolor": "white", "gid": "paper"}
+
+
+def style(axes, xlabel: str = "", ylabel: str = ""):
+    """The axes, with their labels and in the style of all figures."""
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.grid(color="0.92")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return axes
+
+
+def panels(number: int, columns: int = 2, width: float = 4.2, **kwargs) -> tuple[Figure, list]:
+    """A figure of several panels and the list of them, row by row.
+
+    Args:
+      number: of panels.
+      columns: panels in a row, at most.
+      width: of a panel, inches.
+      **kwargs: of `Figure.subplots`.
+    """
+    columns = min(number, columns)
+    rows = -(-number // columns)
+    figure = Figure(figsize=(width * columns, 1.0 + 2.9 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, **kwargs).flat
+    for axes in grid[number:]:
+        axes.remove()
+    return figure, list(grid[:number])
+
+
+def band(axes, at, runs, **look) -> None:
+    """The mean of several runs as a line, within a band from the least to the largest.
+
+    Args:
+      axes: where to draw.
+      at: x of every point.
+      runs: (runs, points).
+      **look: of the line.
+    """
+    runs = np.asarray(runs, np.float64)
+    axes.fill_between(at, runs.min(0), runs.max(0), color=look["color"], alpha=0.2, linewidth=0)
+    axes.plot(at, runs.mean(0), **{"linewidth": 1.6} | look)
+
+
+def bars(axes, at, intervals, width: float, bottom: float = 0, **look) -> None:
+    """Means as bars with the whiskers of their intervals.
+
+    Args:
+      axes: where to draw.
+      at: x of the middle of every bar.
+      intervals: (mean, half width or None) of every bar.
+      width: of a bar.
+      bottom: where bars begin.
+      **look: of the bars.
+    """
+    means = np.array([mean for mean, _ in intervals])
+    halves = np.array([np.nan if half is None else half for _, half in intervals])
+    axes.bar(list(at), means - bottom, width, bottom, **look)
+    axes.errorbar(list(at), means, halves, fmt="none", ecolor="black", elinewidth=1, capsize=3, zorder=4)
+
+
+def stretch(axes) -> None:
+    """Makes a y axis of ratios logarithmic if it reaches beyond 10, where one would hide the others."""
+    if axes.get_ylim()[1] > 10:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+
+
+def finish(figure: Figure, title: str, looks: dict) -> Figure:
+    """The figure, with its title above and its legend below the panels.
+
+    Args:
+      figure: of `panels`.
+      title: the line above.
+      looks: label -> a color, or the properties of a line; one of gid "paper" only if there is such a line.
+    """
+    looks = {
+        label: look if isinstance(look, dict) else {"color": look, "linewidth": 5}
+        for label, look in looks.items()
+    }
+    handles = [
+        Line2D([], [], **look, label=label)
+        for label, look in looks.items()
+        if look.get("gid") != "paper" or holds_papers(figure)
+    ]
+    widest = 0.6 + 0.075 * max(map(len, looks))  # inches of a legend's column
+    rows = -(-len(handles) // max(1, int(figure.get_figwidth() // widest)))
+    columns = -(-len(handles) // rows)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def holds_papers(figure: Figure) -> bool:
+    """Whether a line or a marker of the figure is a paper's, by its gid."""
+    lines = [line for axes in figure.axes for line in axes.lines if line.get_gid() == "paper"]
+    return any(np.isfinite(np.asarray(line.get_ydata(), np.float64)).any() for line in lines)
 
 
 def shift(curves: dict[str, list[dict]], path=None) -> Figure:
@@ -21,7 +121,7 @@ def shift(curves: dict[str, list[dict]], path=None) -> Figure:
             range(len(heights)),
             heights,
             marker=_MARKERS[i % len(_MARKERS)],
-            color=_COLORS[i % len(_COLORS)],
+            color=COLORS[i % len(COLORS)],
             label=label,
         )
     axes.axhline(1, color="0.6", linewidth=1, zorder=0)
@@ -40,7 +140,7 @@ def uncertainty(rows: list[dict], path=None) -> Figure:
     figure, axes = _axes("entropy of the mean prediction, nats", "mutual information, nats")
     entropies = [row["entropy"] for row in rows]
     information = [row["mutual_information"] for row in rows]
-    axes.plot(entropies, information, ".", color=_COLORS[0], alpha=0.5, label="an image")
+    axes.plot(entropies, information, ".", color=COLORS[0], alpha=0.5, label="an image")
     limit = max([*entropies, 1e-6])
     axes.plot([0, limit], [0, limit], color="0.6", linewidth=1, label="all of it disagreement of the draws")
     axes.set_title("What the predictions are unsure of, and what the draws disagree about", loc="left")
@@ -73,7 +173,7 @@ def flips(images, responses, rows: list[dict], path=None) -> Figure:
         axes = figure.add_subplot(number, 5, (5 * i + 2, 5 * i + 5) if shows else (5 * i + 1, 5 * i + 5))
         for k, label in enumerate(("train mode", "test mode")):
             places = np.arange(len(response[k])) + 0.4 * k - 0.2
-            axes.bar(places, response[k], 0.4, color=_COLORS[k], label=label)
+            axes.bar(places, response[k], 0.4, color=COLORS[k], label=label)
             best = int(np.argmax(response[k]))
             axes.plot(places[best], response[k][best], "v", color="black", markersize=5)
         axes.axhline(0, color="0.6", linewidth=1)
@@ -90,12 +190,7 @@ def flips(images, responses, rows: list[dict], path=None) -> Figure:
 
 def _axes(xlabel, ylabel):
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_xlabel(xlabel)
-    axes.set_ylabel(ylabel)
-    axes.grid(color="0.92")
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return figure, style(figure.add_subplot(), xlabel, ylabel)
 
 
 def _finish(figure, axes, path, **legend):
@@ -153,7 +248,7 @@ def _beside_closed_forms(axes, rows, group, x, names):
     """
     styles = list(zip(names, ("-", "--"), (None, "white"), strict=True))
     for i, value in enumerate(dict.fromkeys(row[group] for row in rows)):
-        color = _COLORS[i % len(_COLORS)]
+        color = COLORS[i % len(COLORS)]
         members = [row for row in rows if row[group] == value]
         at = [row[x] for row in members]
         size = min(4.5, 200 / len(at))
