@@ -74,7 +74,7 @@ def parsing():
 def _parse(argv):
     with parsing():
         argv = flags.FLAGS(argv)
-        if "config" in flags.FLAGS:
+        if "config" in flags.FLAGS and not isinstance(flags.FLAGS.config, str):
             flags.FLAGS.config.lock()  # Raises what loading the file raised.
         return argv
 

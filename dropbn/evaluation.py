@@ -23,6 +23,7 @@ from dropbn import (
     recalibrate,
     shift,
     steps,
+    theory,
     uncertainty,
     workdir,
 )
@@ -110,6 +111,52 @@ def evaluate(
     return found
 
 
+def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: list[dict], model) -> dict:
+    """What a study keeps of a finished run; little of it has to be compiled, and nothing for equal models.
+
+    Args:
+      config: of the run.
+      dataset: its data.
+      state: its final state.
+      records: of its metrics.jsonl.
+      model: the network on one device, the same object for runs that differ in numbers alone.
+
+    Returns:
+      accuracy, loss: of the test images after the last epoch, or after that of the best validation accuracy.
+      train_accuracy, train_accuracy_test_mode: of the last epoch.
+      adjusted_accuracy: of the test images with statistics taken again as Li et al. do ("li2018"), and
+        recalibrated_accuracy: with the population's ("dropout_off"), both at the end of training.
+      shift, shift_li2018: rows of `measure_shift` by both estimators; weights: of `theory.weight_statistics`.
+        Without BN the lists are empty and the two accuracies None.
+    """
+    chosen_by = "validation/accuracy" if "validation/accuracy" in records[-1] else "step"
+    final = max(records, key=lambda record: record[chosen_by])
+    summary = {
+        "accuracy": final["test/accuracy"],
+        "loss": final["test/loss"],
+        "train_accuracy": records[-1]["train/accuracy"],
+        "train_accuracy_test_mode": records[-1]["train/accuracy_test_mode"],
+        "adjusted_accuracy": None,
+        "recalibrated_accuracy": None,
+        "shift": [],
+        "shift_li2018": [],
+        "weights": theory.weight_statistics(state.params).rows,
+        "checkpoint_step": int(state.step),
+    }
+    if not state.batch_stats:
+        return summary
+    plain = _plain(config, dataset, "train")
+    augmented = list(_augmented_epoch(config, dataset))
+    summary["shift"] = shift.measure(model, state.variables, plain).rows
+    summary["shift_li2018"] = shift.measure(model, state.variables, augmented, estimator="li2018").rows
+    for name, recipe, batches in (("adjusted", "li2018", augmented), ("recalibrated", "dropout_off", plain)):
+        found = recalibrate.recalibrate(model, state.variables, batches, recipe)
+        variables = {**state.variables, "batch_stats": found.batch_stats}
+        scores, _, _ = _test_mode(config, dataset, variables, "test", model)
+        summary[f"{name}_accuracy"] = scores["accuracy"]
+    return summary
+
+
 def _report(found):
     """What report.json holds: rows of every table."""
     report = {"modes": found.gap.rows, "gap": found.gap.shares.rows, "advice": found.gap.advice}
@@ -133,7 +180,7 @@ def measure_shift(config, dataset: data.Dataset, state: steps.TrainState, estima
 def explain_run(config, dataset: data.Dataset, state: steps.TrainState) -> gap.Gap:
     """The table of modes, why they differ, and the flips; see `dropbn.gap`."""
     return gap.explain(
-        _model_of_groups(config),
+        model_of_groups(config),
         state.variables,
         _shuffled(config, dataset, "train"),
         _shuffled(config, dataset, "test"),
@@ -155,7 +202,7 @@ def recalibrate_run(
     plain = recipe in ("dropout_off", "closed_form")
     batches = _shuffled(config, dataset, "train") if plain else _augmented_epoch(config, dataset)
     passes = None if plain else 1  # An augmented epoch can be gone through once.
-    model = _model_of_groups(config)
+    model = model_of_groups(config)
     found = recalibrate.recalibrate(
         model,
         state.variables,
@@ -178,7 +225,7 @@ def sample_run(config, dataset: data.Dataset, state: steps.TrainState, number: i
         raise DropbnError(f"Monte Carlo dropout wants probabilities of classes; the task is {config.task!r}.")
     batches = _shuffled(config, dataset, "test")
     rngs = {"dropout": keys.key(config.seed, "noise")}
-    found = modes.sample(_model_of_groups(config), state.variables, batches, num_samples=number, rngs=rngs)
+    found = modes.sample(model_of_groups(config), state.variables, batches, num_samples=number, rngs=rngs)
     _, logits, labels = _test_mode(config, dataset, state.variables, "test")
     rows = [
         {"prediction": name} | uncertainty.scores(probabilities, labels)
@@ -190,10 +237,11 @@ def sample_run(config, dataset: data.Dataset, state: steps.TrainState, number: i
     return Result(rows, "Test images, deterministic and by Monte Carlo dropout")
 
 
-def _test_mode(config, dataset, variables, split):
+def _test_mode(config, dataset, variables, split, model=None):
     """({"accuracy", "loss"}, outputs, labels) of a split in test mode."""
     batches = Batches(_shuffled(config, dataset, split))
-    task, predict = losses.TASKS[config.task], modes.Predictor(_model_of_groups(config), modes.TEST)
+    predict = modes.Predictor(model or model_of_groups(config), modes.TEST)
+    task = losses.TASKS[config.task]
     parts = [
         (outputs, batch["label"], task(outputs, batch)) for batch, outputs in predict(variables, batches)
     ]
@@ -205,8 +253,8 @@ def _test_mode(config, dataset, variables, split):
     return scores, outputs, labels
 
 
-def _model_of_groups(config):
-    """The network for batches that are cut to the size of a group, so that each is one group."""
+def model_of_groups(config):
+    """The network on one device, for batches that are cut to the size of a group: each is one group."""
     model_config = config.model.copy_and_resolve_references()
     model_config.bn.group_size = 0
     return models.create(model_config)
@@ -228,9 +276,9 @@ def _shuffled(config, dataset, split):
 def _augmented_epoch(config, dataset) -> Iterator[jax.Array]:
     config = config.copy_and_resolve_references()
     config.batch_size = config.model.bn.group_size or config.batch_size
-    devices = jax.local_devices()[:1]
-    feed = feeds.create(config, dataset, devices)
-    batch = parallel.on_each(feed.train_batch, devices, in_axes=(0, None, None))
+    layout = parallel.Layout(jax.local_devices()[:1])
+    feed = feeds.create(config, dataset, layout)
+    batch = parallel.on_each(feed.train_batch, layout, in_axes=(0, None, None))
     for step, inputs in enumerate(
         feed.train_inputs(0, range(dataset.train.num_examples // config.batch_size))
     ):

@@ -1,0 +1,392 @@
+"""Trains every cell of a paper's table with several seeds, and sets it beside the paper's values.
+
+    python -m dropbn.study --config=configs/li2018.py:table3 --workdir=runs/table3 --seeds=5
+    python -m dropbn.study --config=configs/kim2023.py:table1 --workdir=runs/quick --quick --only=cifar100
+    python -m dropbn.study --config=configs/small.py:digits --workdir=runs/digits_study --dry_run
+
+A member is a cell and a seed; its run is kept in W/members/<cell>/seed<N> as train.py would keep it. Finished
+members are skipped and half-done ones go on from their checkpoint, so the same command goes on after any
+interruption. A member that fails is reported, its error is kept in error.txt beside the run, and the others
+go on. At the end W/table.csv, table.json, table.md and W/figures hold what was found, and
+`python -m dropbn.report --workdir=W` makes a page of it.
+
+Members that differ only in numbers (seed, noise amount, learning rate) share one compilation, and run side by
+side, one on each device; `--parallel=data` trains them one after another on all devices together. Further
+`--config.field=value` change every member.
+"""
+
+import fnmatch
+import functools
+import importlib.util
+import itertools
+import json
+import os
+import pathlib
+import re
+import shlex
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import NamedTuple
+
+import jax
+import ml_collections
+import rich.console
+from absl import flags
+from ml_collections import config_flags
+
+from dropbn import (
+    checkpoint,
+    cost,
+    data,
+    doorway,
+    evaluation,
+    evidence,
+    models,
+    parallel,
+    table,
+    training,
+    workdir,
+)
+from dropbn.board import Board
+from dropbn.data.splits import Split
+from dropbn.errors import DropbnError
+from dropbn.plan import Plan, make_plan
+from dropbn.results import Result
+
+
+class Member(NamedTuple):
+    """A run of a study.
+
+    Attributes:
+      cell: as after the colon of --config=configs/study.py:CELL.
+      config: of the run.
+      directory: its workdir.
+    """
+
+    cell: str
+    config: ml_collections.ConfigDict
+    directory: pathlib.Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.cell}, seed {self.config.seed}"
+
+
+class Job(NamedTuple):
+    """A member that is to be trained.
+
+    Attributes:
+      member: it.
+      dataset: its data.
+      plan: what its config means for them.
+      flops: of its training, about: three times those of the forward passes.
+    """
+
+    member: Member
+    dataset: data.Dataset
+    plan: Plan
+    flops: float
+
+
+def load(file: str) -> ModuleType:
+    """A study's config file as a module: `get_config(cell)`, `sweep(table)`, `claims(table)`, `METRIC`.
+
+    Raises:
+      DropbnError: there is no such file, or it lists no tables.
+    """
+    if not pathlib.Path(file).is_file():
+        raise DropbnError(f"There is no config file {file}.")
+    spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "sweep"):
+        raise DropbnError(f"{file} has no sweep(table): it is one experiment; train it with train.py.")
+    return module
+
+
+def members(
+    file: str, cells: Sequence[str], seeds: int, directory, overrides: Sequence[str] = (), quick: bool = False
+) -> list[Member]:
+    """The members of a study, seeds 0, 1, ... of each cell.
+
+    Args:
+      file: the study's config file.
+      cells: what its `get_config` takes.
+      seeds: how many of each cell.
+      directory: the study's workdir.
+      overrides: "--config.field=value", for every member.
+      quick: whether each is shrunk for a laptop.
+
+    Raises:
+      DropbnError: a cell that the file refuses.
+    """
+    found = []
+    for cell, seed in itertools.product(cells, range(seeds)):
+        name = f"{file}:{cell}{',quick' * quick}"
+        arguments, values = (
+            ["study", f"--config={name}", *overrides, f"--config.seed={seed}"],
+            flags.FlagValues(),
+        )
+        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+        values(arguments)
+        slug = re.sub(r"[^\w.=+]+", "-", cell)
+        found.append(
+            Member(cell, values["config"].value, pathlib.Path(directory, "members", slug, f"seed{seed}"))
+        )
+    return found
+
+
+def jobs(chosen: Sequence[Member], together: bool = False) -> tuple[list[Job], dict[str, str]]:
+    """What there is to do for members.
+
+    Args:
+      chosen: the members; their configs get their number of classes.
+      together: whether all devices share a run; they do for streamed data anyway.
+
+    Returns:
+      (jobs, {name of a member that cannot run: why}).
+    """
+    found, refused, datasets = [], {}, {}
+    for member in chosen:
+        try:
+            key = member.config.data.to_json()
+            if key not in datasets:
+                datasets[key] = data.load(member.config.data)
+            dataset = datasets[key]
+            apart = not together and isinstance(dataset.train, Split)
+            plan = make_plan(member.config, dataset, parallel.side_by_side(1) if apart else None)
+            found.append(Job(member, dataset, plan, _flops(member.config, dataset, plan)))
+        except DropbnError as error:
+            refused[member.name] = str(error)
+    return found, refused
+
+
+def stacks(todo: Sequence[Job]) -> Iterator[list[Job]]:
+    """Jobs that train at once: of equal configs but for numbers, at the same step, one for each device."""
+    groups = {}
+    for job in todo:
+        groups.setdefault((_structure(job.member.config), _step(job.member.directory)), []).append(job)
+    for group in groups.values():
+        layout = group[0].plan.layout
+        if not layout.axis_name:
+            layout = parallel.side_by_side(len(group))
+        size = len(layout.devices) // layout.share
+        for start in range(0, len(group), size):
+            yield [job._replace(plan=job.plan._replace(layout=layout)) for job in group[start : start + size]]
+
+
+def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
+    """Trains members and summarizes their runs.
+
+    Args:
+      todo: what there is to do.
+      board: shows them.
+
+    Returns:
+      {name: error} of members that failed. The error is in error.txt beside the run as well.
+    """
+    failed, model_of = {}, functools.lru_cache(maxsize=1)(_model)
+    for stack in stacks(todo):
+        given, plan = [job.member for job in stack], stack[0].plan
+        names, started = [member.name for member in given], time.monotonic()
+        with board.stack(names, sum(job.flops for job in stack), plan.total_steps) as progress:
+            try:
+                outcomes = training.train(
+                    [member.config for member in given],
+                    [member.directory for member in given],
+                    stack[0].dataset,
+                    plan,
+                    progress,
+                )
+            except Exception:  # Whatever it is, the other members can still be run.
+                outcomes = [DropbnError(traceback.format_exc())] * len(given)
+            for job, outcome in zip(stack, outcomes, strict=True):
+                try:
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    line = _summarize(job, outcome, model_of(_structure(job.member.config)))
+                except Exception as error:
+                    known = isinstance(error, DropbnError)
+                    failed[job.member.name] = str(error) if known else traceback.format_exc()
+                    line = _keep_error(job.member, failed[job.member.name])
+                board.ended(job.member.name, f"{line}   {time.monotonic() - started:.0f} s")
+    return failed
+
+
+def _summarize(job, state, model):
+    """Marks a member as finished; returns the line that says what it found."""
+    member = job.member
+    records = workdir.read_metrics(member.directory)
+    summary = evaluation.summarize(member.config, job.dataset, state, records, model)
+    evidence.write(member.directory, summary)
+    member.directory.joinpath("error.txt").unlink(missing_ok=True)
+    shift = evidence.largest_shift(summary["shift"])
+    adjusted = f", adjusted {summary['adjusted_accuracy']:.2%}   largest shift {shift:.3f}" if shift else ""
+    return f"test {summary['accuracy']:.2%}{adjusted}"
+
+
+def _keep_error(member, error):
+    """Writes error.txt; returns the line that says so."""
+    try:
+        member.directory.mkdir(parents=True, exist_ok=True)
+        workdir.replace(member.directory / "error.txt", error)
+    except OSError:
+        return f"failed: {_line(error)}"
+    return f"failed: {_line(error)} ({member.directory / 'error.txt'})"
+
+
+def _line(error):
+    """The line of an error that says most: a traceback's last, a sentence's first."""
+    lines = error.strip().splitlines()
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
+def _structure(config):
+    """What of a config is compiled: all but the numbers that a step takes as arguments."""
+    flat = config.copy_and_resolve_references()
+    flat.model.block, flat.model.head = map(str, models.orders(config.model))
+    flat.model.place, flat.seed = "", 0
+    flat.model.noise.rate = flat.model.noise.beta = 0.0
+    flat.optimizer.learning_rate = float(config.optimizer.learning_rate > 0)
+    return flat.to_json(sort_keys=True)
+
+
+def _model(structure):
+    return evaluation.model_of_groups(ml_collections.ConfigDict(json.loads(structure)))
+
+
+def _step(directory):
+    """The step of the last checkpoint, 0 without one."""
+    saved = pathlib.Path(directory, "checkpoints")
+    if not saved.is_dir():
+        return 0
+    with checkpoint.manager(saved, read_only=True) as checkpoints:
+        return checkpoints.latest_step() or 0
+
+
+def _flops(config, dataset, plan):
+    return 3 * plan.total_steps * config.batch_size * _forward(_structure(config), dataset.train.image_shape)
+
+
+@functools.cache
+def _forward(structure, image_shape):
+    """Floating-point operations of an image's forward pass."""
+    model, image = _model(structure), jax.ShapeDtypeStruct((1, *image_shape), "float32")
+    variables = jax.eval_shape(model.init, jax.random.key(0), image)
+    return cost.flops(model.apply, variables, image)
+
+
+def estimate(chosen: Sequence[Member], todo: Sequence[Job], refused: dict[str, str]) -> Result:
+    """What a study will do: a row for each cell, and the time that it takes at least on this machine.
+
+    Args:
+      chosen: the members.
+      todo: what of them is to be done.
+      refused: why others cannot run, by name.
+    """
+    rows = []
+    for cell, of_cell in itertools.groupby(chosen, lambda member: member.cell):
+        names = {member.name for member in of_cell}
+        left = [job for job in todo if job.member.name in names]
+        rows.append(
+            {
+                "cell": cell,
+                "members": len(names),
+                "finished": len(names) - len(left) - len(names & refused.keys()),
+                "steps": max((job.plan.total_steps for job in left), default=None),
+                "TFLOP": sum(job.flops for job in left) / 1e12,
+                "cannot_run": next((refused[name] for name in sorted(names & refused.keys())), ""),
+            }
+        )
+    speed, total = cost.speed(), sum(job.flops for job in todo)
+    title = (
+        f"{len(chosen)} members, {len(todo)} to be trained: {total / 1e12:,.4g} TFLOP in convolutions and "
+        f"products, {total / speed / 3600:,.2g} hours at the {speed / 1e9:,.0f} GFLOP/s of a 3x3 convolution "
+        "here; count on several times that"
+    )
+    return Result(rows, title)
+
+
+def main(overrides: Sequence[str]) -> int:
+    """Runs a study from the command line; returns the exit status, 1 if a member failed."""
+    given = flags.FLAGS
+    file, _, name = given.config.partition(":")
+    module = load(file)
+    tables = getattr(module, "TABLES", {})
+    if not name:
+        raise DropbnError(f"Say which table, as in --config={file}:{next(iter(tables), 'TABLE')}.")
+    cells = [cell for cell in module.sweep(name) if fnmatch.fnmatch(cell["arg"], f"*{given.only}*")]
+    if not cells:
+        raise DropbnError(f"--only={given.only} leaves no cell of {name}.")
+    args = [cell["arg"] for cell in cells]
+    with doorway.parsing():
+        chosen = members(file, args, given.seeds, given.workdir, overrides, given.quick)
+    todo, failed = jobs(
+        [member for member in chosen if not evidence.finished(member.directory)], given.parallel == "data"
+    )
+    console = rich.console.Console(highlight=False, markup=False)
+    if given.dry_run:
+        console.print(estimate(chosen, todo, failed))
+        return 0
+    hosts = slice(jax.process_index(), None, jax.process_count())
+    with Board(len(chosen), len(chosen) - len(todo), sum(job.flops for job in todo), console) as board:
+        for member, error in failed.items():
+            board.ended(member, f"cannot run: {error}")
+        failed |= run(todo[hosts], board)
+    directories = {arg: [member.directory for member in chosen if member.cell == arg] for arg in args}
+    found = table.collect(
+        given.workdir,
+        _title(module, name),
+        getattr(module, "METRIC", "accuracy"),
+        [evidence.cell(cell["arg"], cell["paper"], directories[cell["arg"]]) for cell in cells],
+        {cell["arg"]: cell.get("adjusted") for cell in cells},
+        module.claims(name) if hasattr(module, "claims") else [],
+        config=given.config,
+        command=_command(given, overrides),
+        seeds=list(range(given.seeds)),
+        failed=[{"member": member, "error": error} for member, error in failed.items()],
+        unfinished=sum(not evidence.finished(member.directory) for member in chosen) - len(failed),
+    )
+    console.print(Result(table.formatted(found["rows"]), found["title"]))
+    if found["claims"]:
+        console.print(Result(table.formatted(found["claims"]), "Claims"))
+    console.print(f"Written to {given.workdir}: table.md, table.csv, table.json, figures", soft_wrap=True)
+    for member, error in failed.items():
+        console.print(f"Failed: {member}: {_line(error)}", soft_wrap=True)
+    return 1 if failed else 0
+
+
+def _title(module, name):
+    first = module.__doc__.strip().splitlines()[0].rstrip(".") if module.__doc__ else module.__name__
+    return f"{first}: {name}"
+
+
+def _command(given, overrides):
+    words = [f"--config={given.config}", f"--seeds={given.seeds}", *overrides]
+    words += ["--quick"] * given.quick + [f"--only={given.only}"] * bool(given.only)
+    return shlex.join(["python", "-m", "dropbn.study", *words])
+
+
+if __name__ == "__main__":
+    flags.DEFINE_string(
+        "config", None, "A study's config file and one of its tables, FILE:TABLE.", required=True
+    )
+    flags.DEFINE_string("workdir", None, "Where the study is kept.", required=True)
+    flags.DEFINE_integer("seeds", 5, "Members of each cell, with seeds from 0.", lower_bound=1)
+    flags.DEFINE_string("only", "", "Only cells with this in them; * and ? are wildcards.")
+    flags.DEFINE_bool("quick", False, "Every member shrunk to two steps, on digits.")
+    flags.DEFINE_bool("dry_run", False, "Only list the members and what they will cost.")
+    flags.DEFINE_enum("parallel", "members", ["members", "data"], "What the devices share out.")
+    changes = [argument for argument in sys.argv if argument.startswith("--config.")]
+    sys.argv = [argument for argument in sys.argv if argument not in changes]
+    sys.path.insert(0, "")
+    if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+        # Without an accelerator, a member for each core.
+        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+    doorway.run(
+        functools.partial(main, changes),
+        interrupted="the same command goes on, and trains no finished member again",
+    )

@@ -1,0 +1,156 @@
+"""A study's table: what its members found, beside the paper's values, and what that says to the claims."""
+
+import datetime
+import json
+import pathlib
+import platform
+
+import flax
+import jax
+
+from dropbn import claims, evidence, figures, workdir
+from dropbn.results import Result
+
+# What a metric's values are: 100 * (offset + factor * accuracy).
+_VALUES = {"accuracy": (0, 1), "error": (1, -1)}
+
+
+def row(cell: evidence.Cell, metric: str, paper_adjusted: float | None = None) -> dict:
+    """A cell's row: means over seeds with half widths of 95 % intervals.
+
+    Args:
+      cell: with its finished runs.
+      metric: "accuracy" or "error", what the paper's values are.
+      paper_adjusted: the paper's value with statistics taken again.
+
+    Returns:
+      `value` (test accuracy or error, %), `adjusted` (by Li's recipe), `recalibrated` (the population's
+      statistics), `shift` (the largest max(r, 1/r) over BN layers), each with its `_interval`; `seeds`,
+      `paper`, `difference` (ours - the paper's) and `paper_adjusted`; None where there is none.
+    """
+    offset, factor = _VALUES[metric]
+
+    def percent(key):
+        return [100 * (offset + factor * value) for value in cell.values(key).values()]
+
+    shifts = (evidence.largest_shift(member.summary["shift"]) for member in cell.members)
+    numbers = {
+        "value": percent("accuracy"),
+        "adjusted": percent("adjusted_accuracy"),
+        "recalibrated": percent("recalibrated_accuracy"),
+        "shift": [value for value in shifts if value is not None],
+    }
+    found = {"cell": cell.arg, "seeds": len(cell.members)}
+    for name, values in numbers.items():
+        found[name], found[f"{name}_interval"] = claims.interval(values) if values else (None, None)
+        if name == "value":
+            both = cell.paper is not None and values
+            found |= {"paper": cell.paper, "difference": found["value"] - cell.paper if both else None}
+        if name == "adjusted":
+            found["paper_adjusted"] = paper_adjusted
+    return found
+
+
+def collect(
+    directory, title: str, metric: str, cells: list[evidence.Cell], adjusted: dict, claimed: list, **facts
+) -> dict:
+    """Writes W/table.csv, table.json, table.md and W/figures from what is finished.
+
+    Args:
+      directory: the study's workdir W.
+      title: of the table.
+      metric: "accuracy" or "error", what the paper's values are.
+      cells: of the study, with their finished runs.
+      adjusted: cell -> the paper's value with statistics taken again.
+      claimed: the paper's claims.
+      **facts: what else the table says of the study, such as command, seeds, failed.
+
+    Returns:
+      What table.json holds.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "figures").mkdir(exist_ok=True)
+    rows = [row(cell, metric, adjusted.get(cell.arg)) for cell in cells]
+    drawn = figures.draw([cell for cell in cells if cell.members], directory / "figures", metric)
+    found = {
+        "title": title,
+        "metric": f"test {metric}, %",
+        **facts,
+        "device": _devices(),
+        "versions": {
+            "python": platform.python_version(),
+            "jax": jax.__version__,
+            "flax": flax.__version__,
+        },
+        "date": datetime.date.today().isoformat(),
+        "rows": rows,
+        "claims": claims.judge(claimed, cells),
+        "figures": [figure | {"file": f"figures/{figure['file']}"} for figure in drawn],
+    }
+    workdir.replace(directory / "table.json", json.dumps(found, indent=1) + "\n")
+    workdir.replace(directory / "table.csv", Result(rows).to_csv())
+    workdir.replace(directory / "table.md", markdown(found))
+    return found
+
+
+def markdown(found: dict) -> str:
+    """A table.json as Markdown: how it was run, the claims, the rows, the figures."""
+    versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    parts = [
+        f"# {found['title']}",
+        f"    {found['command']}",
+        f"Seeds {_listed(found['seeds'])}; {found['device']}; {versions}; {found['date']}.",
+        f"Means over seeds +- 95 % intervals (Student's t). value: {found['metric']}; adjusted: the same "
+        "with BN statistics taken again as Li et al. do; recalibrated: with the population's; shift: the "
+        "largest max(r, 1/r) over BN layers.",
+    ]
+    if found["claims"]:
+        parts += [
+            "## Claims",
+            "Differences are paired by seed; a claim is decided where the 95 % interval excludes 0.",
+            _markdown_table(found["claims"]),
+        ]
+    parts += ["## Cells", _markdown_table(found["rows"])]
+    parts += [f"![{figure['caption']}]({figure['file']})" for figure in found["figures"]]
+    for member in found["failed"]:
+        parts.append(f"Failed: {member['member']}: {member['error'].splitlines()[-1]}")
+    if found["unfinished"]:
+        parts.append(f"Not run: {found['unfinished']} members.")
+    return "\n\n".join(parts) + "\n"
+
+
+def formatted(rows: list[dict]) -> list[dict]:
+    """Rows of text, each number with its interval in one column; columns without a number are left out."""
+    columns = [
+        key for key in rows[0] if not key.endswith("interval") and any(row[key] is not None for row in rows)
+    ]
+    return [{key: _text(row, key) for key in columns} for row in rows]
+
+
+def _markdown_table(rows):
+    texts = formatted(rows)
+    lines = [list(texts[0]), ["---" if isinstance(rows[0][key], str) else "---:" for key in texts[0]]]
+    lines += [[text.replace("|", "\\|") for text in row.values()] for row in texts]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(row, key):
+    value = row[key]
+    if not isinstance(value, float):
+        return "" if value is None else str(value)
+    decimals = 3 if key == "shift" or row.get("metric") in ("shift", "loss", "penalty") else 2
+    # A claim's only interval is that of its difference.
+    half = row.get(f"{key}_interval", row.get("interval") if key == "difference" else None)
+    return f"{value:.{decimals}f}" + ("" if half is None else f" +- {half:.{decimals}f}")
+
+
+def _listed(seeds):
+    return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else " and ".join(map(str, seeds))
+
+
+def _devices():
+    devices = jax.local_devices()
+    kind = devices[0].device_kind
+    machine = f" ({platform.machine()})" if devices[0].platform == "cpu" else ""
+    return f"{len(devices)} x {kind}{machine}"

@@ -1,0 +1,333 @@
+"""Studies: members that train together as they would alone, whatever is killed or fails in between."""
+
+import functools
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import small
+from dropbn import (
+    board,
+    claims,
+    cost,
+    evidence,
+    models,
+    parallel,
+    study,
+    table,
+    training,
+    workdir,
+)
+from dropbn.errors import DropbnError
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = (
+    "--config.model.width=4",
+    "--config.duration=2 epochs",
+    "--config.checkpoint_every=1 epochs",
+    "--config.eval.train_examples=100",
+)
+CELL = "preresnet8,digits,place=P4"
+
+
+def _members(directory, *cells, seeds=1, overrides=()):
+    return study.members("configs/small.py", cells or [CELL], seeds, directory, (*TINY, *overrides))
+
+
+def _run(members, together=False):
+    todo, refused = study.jobs(members, together)
+    with board.Board(len(todo), 0, 1.0) as shown:
+        return refused | study.run(todo, shown)
+
+
+def _records(member):
+    found = workdir.read_metrics(member.directory)
+    return [{k: v for k, v in record.items() if k != "images_per_second"} for record in found]
+
+
+def test_members_are_what_train_py_would_run(tmp_path):
+    found = study.members(
+        "configs/small.py",
+        ["preresnet8,digits,place=a,rate=0.5"],
+        2,
+        tmp_path,
+        ["--config.batch_size=32"],
+        True,
+    )
+    assert [member.name for member in found] == [
+        "preresnet8,digits,place=a,rate=0.5, seed 0",
+        "preresnet8,digits,place=a,rate=0.5, seed 1",
+    ]
+    config = small.get_config("preresnet8,digits,place=a,rate=0.5,quick")
+    config.batch_size, config.seed = 32, 1
+    assert found[1].config.to_dict() == config.to_dict()
+    assert found[1].directory == tmp_path / "members" / "preresnet8-digits-place=a-rate=0.5" / "seed1"
+
+
+def test_only_numbers_are_shared(tmp_path):
+    """One stack for each thing that is compiled, as many members in it as there are devices."""
+    cells = [
+        "preresnet8,digits,place=P4",
+        "preresnet8,digits,place=a,rate=0.5",  # the same place by Li's name
+        "preresnet8,digits,place=P5",
+        "preresnet8,digits,place=a,beta=0.5",  # another noise
+    ]
+    members = _members(tmp_path, *cells, seeds=5)
+    todo, refused = study.jobs(members)
+    assert not refused
+    stacks = [[job.member.name for job in stack] for stack in study.stacks(todo)]
+    assert list(map(len, stacks)) == [8, 2, 5, 5]
+    assert {name.partition(", seed")[0] for name in stacks[0] + stacks[1]} == set(cells[:2])
+    devices = [len(stack[0].plan.layout.devices) for stack in study.stacks(todo)]
+    assert devices == [8, 8, 5, 5]
+    one_by_one = [[job.member.name for job in stack] for stack in study.stacks(study.jobs(members, True)[0])]
+    assert list(map(len, one_by_one)) == [1] * 20
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Three members that differ in numbers alone, trained side by side; one by one; and as train.py would."""
+    directories = [tmp_path_factory.mktemp(name) for name in ("beside", "alone")]
+    cells = [CELL, "preresnet8,digits,place=a,rate=0.5,seed=7", "preresnet8,digits,place=a,rate=0"]
+    beside, alone = (_members(directory, *cells) for directory in directories)
+    rates = ["--config.optimizer.learning_rate=0.05"]
+    beside[2:], alone[2:] = (_members(d, cells[2], overrides=rates) for d in directories)
+    assert _run(beside) == {}
+    for member in alone[1:]:
+        todo, _ = study.jobs([member])
+        plan = todo[0].plan._replace(layout=parallel.Layout(jax.local_devices()[:1]))
+        with board.Board(1, 0, 1.0) as shown, shown.stack(["it"], 1.0, plan.total_steps) as progress:
+            training.train([member.config], [member.directory], todo[0].dataset, plan, progress)
+    return beside, alone
+
+
+def test_side_by_side_is_as_alone(finished):
+    for one, other in zip(*(members[1:] for members in finished), strict=True):
+        records, expected = _records(one), _records(other)
+        assert len(records) == 2
+        for record, wanted in zip(records, expected, strict=True):
+            assert record == pytest.approx(wanted, rel=1e-5)
+    losses = [_records(member)[-1]["train/loss"] for member in finished[0]]
+    assert len(set(losses)) == 3
+
+
+def test_a_finished_member_says_what_it_found(finished):
+    [cell] = {member.cell for member in finished[0][:1]}
+    found = evidence.cell(cell, 94.0, [finished[0][0].directory])
+    [member] = found.members
+    assert (found.arg, found.paper, member.seed) == (CELL, 94.0, 0)
+    assert found.config["model"]["width"] == 4
+    assert member.summary["accuracy"] == member.records[-1]["test/accuracy"]
+    assert len(member.summary["shift"]) == len(member.summary["shift_li2018"]) == 7
+    assert len(member.summary["weights"]) == 10  # seven in branches and stem, two shortcuts, the classifier
+    # The same as eval.py finds, by programs of its own.
+    from dropbn import evaluation
+
+    by_eval = evaluation.evaluate(finished[0][0].directory, recalibration="li2018")
+    assert [row["ratio"] for row in member.summary["shift"]] == pytest.approx(
+        [row["ratio"] for row in by_eval.shift.rows], rel=1e-6
+    )
+    after = {(row["statistics"], row["data"]): row["accuracy"] for row in by_eval.recalibrated.rows}
+    assert member.summary["adjusted_accuracy"] == pytest.approx(after["li2018", "test"], abs=1e-9)
+    assert evidence.cell(cell, None, [finished[1][1].directory]).members == []  # trained, not summarized
+
+
+def test_a_failing_member_does_not_stop_the_others(tmp_path, capsys):
+    """One diverges, one has another run in its workdir, one no data; the one beside them comes through."""
+    good, taken = _members(tmp_path, seeds=2)
+    diverges = _members(tmp_path, f"{CELL},seed=5", overrides=["--config.optimizer.learning_rate=1e30"])
+    lacking = _members(tmp_path, f"{CELL},seed=6", overrides=["--config.data.name=folder:nowhere"])
+    workdir.claim(taken.directory, small.get_config("preresnet8,digits"))
+    failed = _run([good, taken, *diverges, *lacking])
+    reasons = {member.directory.parent.name: failed.get(member.name, "") for member in (*diverges, *lacking)}
+    assert "place=P4" in failed[taken.name] and "another config" in failed[taken.name]
+    assert "not finite at step" in reasons["preresnet8-digits-place=P4-seed=5"]
+    assert "nowhere" in reasons["preresnet8-digits-place=P4-seed=6"]
+    assert evidence.finished(good.directory) and good.name not in failed
+    assert len(failed) == 3
+    assert "not finite" in (diverges[0].directory / "error.txt").read_text()
+    assert "another config" in (taken.directory / "error.txt").read_text()
+
+    alone = _members(tmp_path / "alone")
+    assert _run(alone) == {}
+    assert _records(good)[-1] == pytest.approx(_records(alone[0])[-1], rel=1e-5)
+    printed = capsys.readouterr().out
+    assert "failed: " in printed and "error.txt" in printed
+
+
+def _command(directory, *flags):
+    words = ["-m", "dropbn.study", "--config=configs/small.py:digits", f"--workdir={directory}", "--seeds=3"]
+    return [sys.executable, *words, "--only=P4", *TINY, "--config.duration=6 epochs", *flags]
+
+
+def _table(directory):
+    found = json.loads((directory / "table.json").read_text())
+    return {key: value for key, value in found.items() if key != "date"}
+
+
+def _killed_until_done(directory, times, rng):
+    """Runs a study, killing it at random moments; returns how often its members were trained in part."""
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    launch = functools.partial(
+        subprocess.Popen, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    kills = 0
+    while True:
+        process = launch(_command(directory))
+        if kills < times:
+            lines = _lines(directory) + rng.randint(0, 8)
+            while process.poll() is None and _lines(directory) < lines:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.5))
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        output = process.communicate()[0].decode()
+        if process.returncode == 0:
+            return output
+        assert process.returncode == -signal.SIGKILL, output
+
+
+def _lines(directory):
+    """Records written by all members."""
+    return sum(file.read_text().count("\n") for file in directory.glob("members/*/*/metrics.jsonl"))
+
+
+@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+def test_a_killed_study_ends_with_the_same_table(tmp_path, kills):
+    rng = random.Random(kills)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    _killed_until_done(whole, 0, rng)
+    before = {file: file.stat().st_mtime_ns for file in whole.glob("members/*/*/eval/summary.json")}
+    _killed_until_done(cut, kills, rng)
+    wanted, found = _table(whole), _table(cut)
+    assert found == wanted
+    assert wanted["unfinished"] == 0 and wanted["rows"][0]["seeds"] == 3
+    assert wanted["rows"][0]["value"] > 30
+    for seed in range(3):
+        one, other = (
+            workdir.read_metrics(directory / f"members/preresnet8-digits-place=P4/seed{seed}")
+            for directory in (whole, cut)
+        )
+        assert [record["train/loss"] for record in one] == [record["train/loss"] for record in other]
+    again = _killed_until_done(whole, 0, rng)
+    assert "seed" not in again.split("cell")[0]  # No member ended in this run.
+    assert before == {file: file.stat().st_mtime_ns for file in before}
+
+
+def test_a_table_by_hand(tmp_path):
+    def member(seed, accuracy, adjusted, ratios):
+        rows = [{"layer": "bn", "ratio": ratio} for ratio in ratios]
+        records = [{"epoch": 1.0, "train/accuracy": 0.9, "train/accuracy_test_mode": 0.8}]
+        summary = {"accuracy": accuracy, "adjusted_accuracy": adjusted, "shift": rows, "weights": []}
+        return evidence.Member(seed, records, summary)
+
+    config = small.get_config("preresnet8,digits").to_dict()
+    plain = evidence.Cell(
+        "plain", config, 95.0, [member(0, 0.9, 0.9, [1.0]), member(1, 0.94, 0.93, [0.8, 1.1])]
+    )
+    noisy = evidence.Cell(
+        "noisy", config, None, [member(0, 0.8, 0.9, [0.5]), member(1, 0.85, 0.9, [0.4, 1.0])]
+    )
+    row = table.row(plain, "accuracy", 96.5)
+    # t_{0.975, 1} = 12.7062; s of (90, 94) is 2.8284, so the half width is 12.7062 * 2.8284 / sqrt(2).
+    assert (row["seeds"], row["value"]) == (2, pytest.approx(92))
+    assert row["value_interval"] == pytest.approx(25.4124, abs=1e-3)
+    assert (row["paper"], row["difference"], row["paper_adjusted"]) == (95.0, pytest.approx(-3), 96.5)
+    assert row["shift"] == pytest.approx((1 + 1.25) / 2)
+    assert table.row(plain, "error")["value"] == pytest.approx(8)
+    empty = table.row(plain._replace(members=[]), "accuracy")
+    assert (empty["seeds"], empty["value"], empty["difference"], empty["shift"]) == (0, None, None, None)
+
+    claim = claims.Claim("plain above noisy", "plain", "noisy", "accuracy", "a source", 3.0)
+    facts = {
+        "command": "python -m dropbn.study",
+        "seeds": [0, 1],
+        "failed": [],
+        "unfinished": 1,
+        "config": "",
+    }
+    found = table.collect(tmp_path, "A title", "accuracy", [plain, noisy], {"plain": 96.5}, [claim], **facts)
+    [judged] = found["claims"]
+    assert (judged["difference"], judged["seeds"]) == (pytest.approx(9.5), 2)
+    # 10 and 9 points: s = 0.7071, half width 12.7062 * 0.7071 / sqrt(2) = 6.3531.
+    assert judged["interval"] == pytest.approx(6.3531, abs=1e-3)
+    assert judged["verdict"] == "confirmed"
+    assert json.loads((tmp_path / "table.json").read_text()) == found
+    text = (tmp_path / "table.md").read_text()
+    assert "| plain | 2 | 92.00 +- 25.41 | 95.00 | -3.00 |" in text
+    assert "Not run: 1 members." in text and "recalibrated |" not in text
+    assert (
+        (tmp_path / "table.csv")
+        .read_text()
+        .splitlines()[0]
+        .startswith("cell,seeds,value,value_interval,paper")
+    )
+
+
+def test_the_cost_of_networks_is_the_published_one():
+    """Multiply-adds of Zagoruyko & Komodakis (2016), Table 5, and of ResNet-50 by torchvision."""
+    from configs import kim2023, li2018
+
+    for config, size, wanted in (
+        (li2018.get_config("wrn28_10,cifar10"), 32, 5.2e9),
+        (kim2023.get_config("resnet50_imagenet,imagenet2012"), 224, 4.1e9),
+    ):
+        config.model.num_classes = 1000 if size == 224 else 10
+        model, image = models.create(config.model), jax.ShapeDtypeStruct((1, size, size, 3), "float32")
+        variables = jax.eval_shape(model.init, jax.random.key(0), image)
+        assert cost.flops(model.apply, variables, image) / 2 == pytest.approx(wanted, rel=0.02)
+
+
+def test_operations_are_counted_through_loops_and_calls():
+    x = np.ones((4, 4), np.float32)
+
+    def looped(x):
+        x, _ = jax.lax.scan(lambda carry, _: (jax.jit(lambda a: a @ a)(carry), None), x, None, length=5)
+        return jax.checkpoint(lambda a: a @ a)(x)
+
+    assert cost.flops(looped, x) == 6 * 2 * 4**3
+
+
+MISTAKES = {
+    "no table": ("--config=configs/kim2023.py", "Say which table"),
+    "override": ("--config=configs/small.py:digits --config.modle.depth=8", "no field 'modle'"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_end_in_a_sentence(flags, message, tmp_path):
+    command = [sys.executable, "-m", "dropbn.study", f"--workdir={tmp_path}/w", *flags.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (1, 2) and message in done.stderr, done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_files_that_are_no_studies_are_refused():
+    with pytest.raises(DropbnError, match=r"no config file configs/nothing\.py"):
+        study.load("configs/nothing.py")
+    with pytest.raises(DropbnError, match="no sweep"):
+        study.load("configs/digits.py")
+
+
+def test_a_dry_run_trains_nothing(tmp_path):
+    command = [sys.executable, "-m", "dropbn.study", f"--workdir={tmp_path}/w", "--dry_run", "--quick"]
+    done = subprocess.run(
+        [*command, "--config=configs/small.py:digits", "--seeds=2", "--only=P[0-3]"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 members, 8 to be trained" in done.stdout and "place=P3" in done.stdout
+    assert not (tmp_path / "w").exists()
