@@ -1,9 +1,20 @@
-"""What a run and its evaluation print."""
+"""What a run and its evaluation print, and the page of a workdir.
 
+    python -m dropbn.report --workdir=W [--output=FILE]
+
+writes all that a study's or a run's workdir has found into one HTML file (`dropbn.page`).
+"""
+
+import json
+import pathlib
 import shlex
 
 import rich.console
+from absl import flags
 
+from dropbn import page
+from dropbn import workdir as workdirs
+from dropbn.errors import DropbnError
 from dropbn.evaluation import Evaluation
 from dropbn.shift import Shift
 
@@ -27,7 +38,7 @@ def print_run(records: list[dict], shift: Shift, workdir, console=None) -> None:
         console.print("Most shifted BN layers, by real / moving variance (1 is no shift):")
     for row in shift.most_shifted(3):
         console.print(f"  {row['layer']:<35} {row['ratio']:.3f}")
-    command = f"python eval.py --workdir={shlex.quote(str(workdir))}"
+    command = _evaluating(workdir)
     console.print(f"Results are in {workdir}. Look closer:\n  {command}\n", soft_wrap=True)
 
 
@@ -49,3 +60,90 @@ def print_evaluation(found: Evaluation, workdir, console=None) -> None:
             f"Lowest ratio {pooled:.3f} (pooled), {li2018:.3f} by the estimator of Li et al. 2018. Variances "
             "are biased (1/m), as Flax keeps them."
         )
+
+
+def write_page(workdir, output=None) -> pathlib.Path:
+    """Writes the page of a study's or a run's workdir, in one step.
+
+    Args:
+      workdir: a study's, with table.json, or a run's, with config.json.
+      output: the file; by default report.html in the workdir.
+
+    Returns:
+      The file written.
+
+    Raises:
+      DropbnError: the workdir is neither, what it holds cannot be read, or the file cannot be written.
+    """
+    directory = pathlib.Path(workdir)
+    table = _read_json(directory / "table.json")
+    if table is not None:
+        text = page.study(table, _images(directory, [figure["file"] for figure in table.get("figures", [])]))
+    elif (directory / "config.json").exists():
+        text = _run_page(directory)
+    else:
+        raise DropbnError(f"{workdir} holds neither a study (no table.json) nor a run (no config.json).")
+    path = directory / "report.html" if output is None else pathlib.Path(output)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        temporary.write_bytes(text.encode("utf-8", "replace"))  # Names of files may hold what UTF-8 lacks.
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DropbnError(f"Cannot write to {path}: {error.strerror}.") from error
+    return path
+
+
+def _run_page(directory):
+    config = workdirs.read_config(directory).to_dict()
+    try:
+        records = workdirs.read_metrics(directory)
+    except ValueError as error:
+        raise DropbnError(f"{directory / 'metrics.jsonl'} is not valid JSON: {error}.") from error
+    figures = sorted(path.relative_to(directory).as_posix() for path in (directory / "eval").glob("*.png"))
+    evaluation, images = _read_json(directory / "eval" / "report.json"), _images(directory, figures)
+    return page.run(str(directory), config, records, evaluation, images, _evaluating(directory))
+
+
+def _evaluating(workdir):
+    return f"python eval.py --workdir={shlex.quote(str(workdir))}"
+
+
+def _read_json(file):
+    """The object in a file, None where there is no such file."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DropbnError(f"Cannot read {file}: {error.strerror}.") from error
+    except ValueError as error:
+        raise DropbnError(f"{file} is not valid JSON: {error}.") from error
+    if not isinstance(found, dict):
+        raise DropbnError(f"{file} holds no object of names and values.")
+    return found
+
+
+def _images(directory, files):
+    """file -> its bytes, None where it cannot be read."""
+    images = {}
+    for file in files:
+        try:
+            images[file] = (directory / file).read_bytes()
+        except OSError:
+            images[file] = None
+    return images
+
+
+def main() -> None:
+    """Writes the page of --workdir from the command line."""
+    path = write_page(flags.FLAGS.workdir, flags.FLAGS.output)
+    print(f"Written to {path} ({path.stat().st_size / 1000:,.0f} kB)")
+
+
+if __name__ == "__main__":
+    from dropbn import doorway
+
+    flags.DEFINE_string("workdir", None, "A study's workdir, or a run's.", required=True)
+    flags.DEFINE_string("output", None, "The file to write; by default report.html in the workdir.")
+    doorway.run(main)
