@@ -39,7 +39,7 @@ class Result:
         table = rich.table.Table(title=self.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
         for key in self.rows[0] if self.rows else ():
             numeric = not isinstance(self.rows[0][key], str)
-            table.add_column(key.replace("_", " "), justify="right" if numeric else "left")
+            table.add_column(key.replace("_", " "), justify="right" if numeric else "left", overflow="fold")
         for row in self.rows:
             table.add_row(*map(_cell, row.values()))
         return table

@@ -17,25 +17,21 @@ side, one on each device; `--parallel=data` trains them one after another on all
 
 import fnmatch
 import functools
-import importlib.util
 import itertools
 import json
 import os
 import pathlib
-import re
 import shlex
 import sys
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import NamedTuple
 
 import jax
 import ml_collections
 import rich.console
 from absl import flags
-from ml_collections import config_flags
 
 from dropbn import (
     checkpoint,
@@ -44,6 +40,7 @@ from dropbn import (
     doorway,
     evaluation,
     evidence,
+    members,
     models,
     parallel,
     table,
@@ -53,26 +50,9 @@ from dropbn import (
 from dropbn.board import Board
 from dropbn.data.splits import Split
 from dropbn.errors import DropbnError
+from dropbn.members import Member
 from dropbn.plan import Plan, make_plan
 from dropbn.results import Result
-
-
-class Member(NamedTuple):
-    """A run of a study.
-
-    Attributes:
-      cell: as after the colon of --config=configs/study.py:CELL.
-      config: of the run.
-      directory: its workdir.
-    """
-
-    cell: str
-    config: ml_collections.ConfigDict
-    directory: pathlib.Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.cell}, seed {self.config.seed}"
 
 
 class Job(NamedTuple):
@@ -89,54 +69,6 @@ class Job(NamedTuple):
     dataset: data.Dataset
     plan: Plan
     flops: float
-
-
-def load(file: str) -> ModuleType:
-    """A study's config file as a module: `get_config(cell)`, `sweep(table)`, `claims(table)`, `METRIC`.
-
-    Raises:
-      DropbnError: there is no such file, or it lists no tables.
-    """
-    if not pathlib.Path(file).is_file():
-        raise DropbnError(f"There is no config file {file}.")
-    spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "sweep"):
-        raise DropbnError(f"{file} has no sweep(table): it is one experiment; train it with train.py.")
-    return module
-
-
-def members(
-    file: str, cells: Sequence[str], seeds: int, directory, overrides: Sequence[str] = (), quick: bool = False
-) -> list[Member]:
-    """The members of a study, seeds 0, 1, ... of each cell.
-
-    Args:
-      file: the study's config file.
-      cells: what its `get_config` takes.
-      seeds: how many of each cell.
-      directory: the study's workdir.
-      overrides: "--config.field=value", for every member.
-      quick: whether each is shrunk for a laptop.
-
-    Raises:
-      DropbnError: a cell that the file refuses.
-    """
-    found = []
-    for cell, seed in itertools.product(cells, range(seeds)):
-        name = f"{file}:{cell}{',quick' * quick}"
-        arguments, values = (
-            ["study", f"--config={name}", *overrides, f"--config.seed={seed}"],
-            flags.FlagValues(),
-        )
-        config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
-        values(arguments)
-        slug = re.sub(r"[^\w.=+]+", "-", cell)
-        found.append(
-            Member(cell, values["config"].value, pathlib.Path(directory, "members", slug, f"seed{seed}"))
-        )
-    return found
 
 
 def jobs(chosen: Sequence[Member], together: bool = False) -> tuple[list[Job], dict[str, str]]:
@@ -298,7 +230,6 @@ def estimate(chosen: Sequence[Member], todo: Sequence[Job], refused: dict[str, s
                 "finished": len(names) - len(left) - len(names & refused.keys()),
                 "steps": max((job.plan.total_steps for job in left), default=None),
                 "TFLOP": sum(job.flops for job in left) / 1e12,
-                "cannot_run": next((refused[name] for name in sorted(names & refused.keys())), ""),
             }
         )
     speed, total = cost.speed(), sum(job.flops for job in todo)
@@ -310,45 +241,86 @@ def estimate(chosen: Sequence[Member], todo: Sequence[Job], refused: dict[str, s
     return Result(rows, title)
 
 
+def flipped(kept: Sequence[evidence.Cell], directory) -> list[dict]:
+    """Draws the images that are right in train mode and wrong in test mode (Li et al. 2018, Fig. 6).
+
+    They are those of the member that loses most training accuracy from train mode to test mode, evaluated as
+    eval.py does.
+
+    Args:
+      kept: the cells with their finished members.
+      directory: the study's workdir.
+
+    Returns:
+      File and caption of the figure, in a list; [] where no member loses any.
+    """
+    losses = {
+        (cell.arg, member.seed): member.summary["train_accuracy"] - member.summary["train_accuracy_test_mode"]
+        for cell in kept
+        for member in cell.members
+        if member.summary["shift"]
+    }
+    arg, seed = max(losses, key=losses.get, default=(None, 0))
+    if arg is None or losses[arg, seed] <= 0:
+        return []
+    found = evaluation.evaluate(members.directory_of(arg, directory) / f"seed{seed}")
+    if not found.gap.flips.rows:
+        return []
+    to = pathlib.Path(directory, "figures")
+    to.mkdir(exist_ok=True)
+    found.gap.plot(to / "flips.png")
+    caption = f"Training images that are right in train mode and wrong in test mode, {arg}, seed {seed}."
+    return [{"file": "flips.png", "caption": f"{caption} Compare Li et al. (2018), Fig. 6."}]
+
+
 def main(overrides: Sequence[str]) -> int:
     """Runs a study from the command line; returns the exit status, 1 if a member failed."""
     given = flags.FLAGS
     file, _, name = given.config.partition(":")
-    module = load(file)
+    module = members.load(file)
     tables = getattr(module, "TABLES", {})
     if not name:
         raise DropbnError(f"Say which table, as in --config={file}:{next(iter(tables), 'TABLE')}.")
-    cells = [cell for cell in module.sweep(name) if fnmatch.fnmatch(cell["arg"], f"*{given.only}*")]
-    if not cells:
+    cells = module.sweep(name)
+    args = [cell["arg"] for cell in cells if fnmatch.fnmatch(cell["arg"], f"*{given.only}*")]
+    if not args:
         raise DropbnError(f"--only={given.only} leaves no cell of {name}.")
-    args = [cell["arg"] for cell in cells]
     with doorway.parsing():
-        chosen = members(file, args, given.seeds, given.workdir, overrides, given.quick)
+        chosen = members.create(file, args, given.seeds, given.workdir, overrides, given.quick)
     todo, failed = jobs(
         [member for member in chosen if not evidence.finished(member.directory)], given.parallel == "data"
     )
     console = rich.console.Console(highlight=False, markup=False)
     if given.dry_run:
         console.print(estimate(chosen, todo, failed))
+        for error in dict.fromkeys(failed.values()):
+            console.print(f"Cannot run: {error}", soft_wrap=True)
         return 0
     hosts = slice(jax.process_index(), None, jax.process_count())
     with Board(len(chosen), len(chosen) - len(todo), sum(job.flops for job in todo), console) as board:
         for member, error in failed.items():
             board.ended(member, f"cannot run: {error}")
         failed |= run(todo[hosts], board)
-    directories = {arg: [member.directory for member in chosen if member.cell == arg] for arg in args}
+    # Of the whole table: what --only leaves out now may be there from before.
+    kept = [
+        evidence.cell(
+            cell["arg"], cell["paper"], members.directory_of(cell["arg"], given.workdir).glob("seed*")
+        )
+        for cell in cells
+    ]
     found = table.collect(
         given.workdir,
         _title(module, name),
         getattr(module, "METRIC", "accuracy"),
-        [evidence.cell(cell["arg"], cell["paper"], directories[cell["arg"]]) for cell in cells],
+        kept,
         {cell["arg"]: cell.get("adjusted") for cell in cells},
         module.claims(name) if hasattr(module, "claims") else [],
+        [] if given.quick else flipped(kept, given.workdir),
         config=given.config,
         command=_command(given, overrides),
-        seeds=list(range(given.seeds)),
+        seeds=sorted({member.seed for cell in kept for member in cell.members}),
         failed=[{"member": member, "error": error} for member, error in failed.items()],
-        unfinished=sum(not evidence.finished(member.directory) for member in chosen) - len(failed),
+        unfinished=len(cells) * given.seeds - sum(len(cell.members) for cell in kept) - len(failed),
     )
     console.print(Result(table.formatted(found["rows"]), found["title"]))
     if found["claims"]:

@@ -4,6 +4,7 @@ import datetime
 import json
 import pathlib
 import platform
+from collections.abc import Sequence
 
 import flax
 import jax
@@ -52,7 +53,14 @@ def row(cell: evidence.Cell, metric: str, paper_adjusted: float | None = None) -
 
 
 def collect(
-    directory, title: str, metric: str, cells: list[evidence.Cell], adjusted: dict, claimed: list, **facts
+    directory,
+    title: str,
+    metric: str,
+    cells: list[evidence.Cell],
+    adjusted: dict,
+    claimed: list,
+    drawn: Sequence[dict] = (),
+    **facts,
 ) -> dict:
     """Writes W/table.csv, table.json, table.md and W/figures from what is finished.
 
@@ -63,6 +71,7 @@ def collect(
       cells: of the study, with their finished runs.
       adjusted: cell -> the paper's value with statistics taken again.
       claimed: the paper's claims.
+      drawn: file and caption of further figures in W/figures.
       **facts: what else the table says of the study, such as command, seeds, failed.
 
     Returns:
@@ -72,7 +81,7 @@ def collect(
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "figures").mkdir(exist_ok=True)
     rows = [row(cell, metric, adjusted.get(cell.arg)) for cell in cells]
-    drawn = figures.draw([cell for cell in cells if cell.members], directory / "figures", metric)
+    drawn = [*figures.draw(cells, directory / "figures", metric), *drawn]
     found = {
         "title": title,
         "metric": f"test {metric}, %",
@@ -115,7 +124,7 @@ def markdown(found: dict) -> str:
     parts += [f"![{figure['caption']}]({figure['file']})" for figure in found["figures"]]
     for member in found["failed"]:
         parts.append(f"Failed: {member['member']}: {member['error'].splitlines()[-1]}")
-    if found["unfinished"]:
+    if found["unfinished"] > 0:
         parts.append(f"Not run: {found['unfinished']} members.")
     return "\n\n".join(parts) + "\n"
 
@@ -146,7 +155,7 @@ def _text(row, key):
 
 
 def _listed(seeds):
-    return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else " and ".join(map(str, seeds))
+    return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else " and ".join(map(str, seeds)) or "none"
 
 
 def _devices():

@@ -20,6 +20,7 @@ from dropbn import (
     claims,
     cost,
     evidence,
+    members,
     models,
     parallel,
     study,
@@ -40,11 +41,11 @@ CELL = "preresnet8,digits,place=P4"
 
 
 def _members(directory, *cells, seeds=1, overrides=()):
-    return study.members("configs/small.py", cells or [CELL], seeds, directory, (*TINY, *overrides))
+    return members.create("configs/small.py", cells or [CELL], seeds, directory, (*TINY, *overrides))
 
 
-def _run(members, together=False):
-    todo, refused = study.jobs(members, together)
+def _run(chosen, together=False):
+    todo, refused = study.jobs(chosen, together)
     with board.Board(len(todo), 0, 1.0) as shown:
         return refused | study.run(todo, shown)
 
@@ -55,7 +56,7 @@ def _records(member):
 
 
 def test_members_are_what_train_py_would_run(tmp_path):
-    found = study.members(
+    found = members.create(
         "configs/small.py",
         ["preresnet8,digits,place=a,rate=0.5"],
         2,
@@ -81,15 +82,15 @@ def test_only_numbers_are_shared(tmp_path):
         "preresnet8,digits,place=P5",
         "preresnet8,digits,place=a,beta=0.5",  # another noise
     ]
-    members = _members(tmp_path, *cells, seeds=5)
-    todo, refused = study.jobs(members)
+    chosen = _members(tmp_path, *cells, seeds=5)
+    todo, refused = study.jobs(chosen)
     assert not refused
     stacks = [[job.member.name for job in stack] for stack in study.stacks(todo)]
     assert list(map(len, stacks)) == [8, 2, 5, 5]
     assert {name.partition(", seed")[0] for name in stacks[0] + stacks[1]} == set(cells[:2])
     devices = [len(stack[0].plan.layout.devices) for stack in study.stacks(todo)]
     assert devices == [8, 8, 5, 5]
-    one_by_one = [[job.member.name for job in stack] for stack in study.stacks(study.jobs(members, True)[0])]
+    one_by_one = [[job.member.name for job in stack] for stack in study.stacks(study.jobs(chosen, True)[0])]
     assert list(map(len, one_by_one)) == [1] * 20
 
 
@@ -111,7 +112,8 @@ def finished(tmp_path_factory):
 
 
 def test_side_by_side_is_as_alone(finished):
-    for one, other in zip(*(members[1:] for members in finished), strict=True):
+    beside, alone = finished
+    for one, other in zip(beside[1:], alone[1:], strict=True):
         records, expected = _records(one), _records(other)
         assert len(records) == 2
         for record, wanted in zip(records, expected, strict=True):
@@ -315,9 +317,9 @@ def test_mistakes_end_in_a_sentence(flags, message, tmp_path):
 
 def test_files_that_are_no_studies_are_refused():
     with pytest.raises(DropbnError, match=r"no config file configs/nothing\.py"):
-        study.load("configs/nothing.py")
+        members.load("configs/nothing.py")
     with pytest.raises(DropbnError, match="no sweep"):
-        study.load("configs/digits.py")
+        members.load("configs/digits.py")
 
 
 def test_a_dry_run_trains_nothing(tmp_path):
