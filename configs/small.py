@@ -1,4 +1,4 @@
-"""The papers' claims at a size that a laptop decides: scikit-learn's digits, and a part of CIFAR-10.
+"""The papers' claims at a size that a laptop decides, on scikit-learn's digits and a part of CIFAR-10.
 
     python -m dropbn.study --config=configs/small.py:digits --workdir=runs/digits_study
     python -m dropbn.study --config=configs/small.py:cifar10 --workdir=runs/cifar_study --seeds=3

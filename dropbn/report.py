@@ -73,7 +73,8 @@ def write_page(workdir, output=None) -> pathlib.Path:
       The file written.
 
     Raises:
-      DropbnError: the workdir is neither, what it holds cannot be read, or the file cannot be written.
+      DropbnError: the workdir is neither, its study has no table yet, what it holds cannot be read, or the
+        file cannot be written.
     """
     directory = pathlib.Path(workdir)
     table = _read_json(directory / "table.json")
@@ -81,6 +82,9 @@ def write_page(workdir, output=None) -> pathlib.Path:
         text = page.study(table, _images(directory, [figure["file"] for figure in table.get("figures", [])]))
     elif (directory / "config.json").exists():
         text = _run_page(directory)
+    elif (directory / "members").exists():
+        command = f"python -m dropbn.study --config=FILE:TABLE --workdir={shlex.quote(str(workdir))}"
+        raise DropbnError(f"{workdir} holds a study without a table yet; run `{command}`, which writes it.")
     else:
         raise DropbnError(f"{workdir} holds neither a study (no table.json) nor a run (no config.json).")
     path = directory / "report.html" if output is None else pathlib.Path(output)

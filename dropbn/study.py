@@ -322,9 +322,17 @@ def main(overrides: Sequence[str]) -> int:
         failed=[{"member": member, "error": error} for member, error in failed.items()],
         unfinished=len(cells) * given.seeds - sum(len(cell.members) for cell in kept) - len(failed),
     )
-    console.print(Result(table.formatted(found["rows"]), found["title"]))
-    if found["claims"]:
-        console.print(Result(table.formatted(found["claims"]), "Claims"))
+    for rows, keys, title in (
+        (
+            found["rows"],
+            ("cell", "seeds", "value", "paper", "adjusted", "shift"),
+            f"{found['title']}: {found['metric']}",
+        ),
+        (found["claims"], ("claim", "difference", "verdict"), "Claims"),
+    ):
+        if rows:
+            texts = table.formatted(rows)
+            console.print(Result([{key: row[key] for key in keys if key in row} for row in texts], title))
     console.print(f"Written to {given.workdir}: table.md, table.csv, table.json, figures", soft_wrap=True)
     for member, error in failed.items():
         console.print(f"Failed: {member}: {_line(error)}", soft_wrap=True)
@@ -333,7 +341,7 @@ def main(overrides: Sequence[str]) -> int:
 
 def _title(module, name):
     first = module.__doc__.strip().splitlines()[0].rstrip(".") if module.__doc__ else module.__name__
-    return f"{first}: {name}"
+    return f"{first} ({name})"
 
 
 def _command(given, overrides):

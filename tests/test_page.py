@@ -15,8 +15,9 @@ import xml.etree.ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from dropbn import __version__, page, report
+from dropbn import __version__, report
 from dropbn.errors import DropbnError
+from dropbn.page.tables import table_of_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 NASTY = "<script>alert(\"1\")</script> & 'Ünïcode' σ² </table>"
@@ -170,7 +171,7 @@ def test_a_study_shows_all_it_holds(study):
     assert terms["date"] == "2026-11-21" and terms["device"] == "2-core x86 CPU"
     counts = [" ".join(text.split()) for text in found.texts["li"]]
     assert counts == ["2 confirmed", "1 refuted", "1 undecided", "1 not run"]
-    assert any("2 members are not finished" in text for text in found.texts["p"])
+    assert terms["unfinished"] == "2 members; the tables hold what the others found"
     assert found.texts["footer"] == [f"Made by dropbn {__version__}."]
 
     claims, results, failed = found.tables
@@ -182,9 +183,9 @@ def test_a_study_shows_all_it_holds(study):
     assert results["heads"] == ["cell", "seeds", "value", "paper", "shift"]  # None is adjusted.
     assert [text for text, _ in results["rows"][0]] == ["net,digits", "5", "9.50 ± 0.25", "94.77", "1.012"]
     assert [text for text, _ in results["rows"][3]] == [NASTY, "1,234", "−2.06", "9.00", "0.500"]
-    assert [value for _, value in results["rows"][3]] == [None, "1234", "-2.0625", "9.0", "0.5"]
+    assert [value for _, value in results["rows"][3]] == [NASTY, "1234", "-2.0625", "9.0", "0.5"]
     assert results["rows"][2][2] == ("–", "")
-    assert failed["rows"] == [[("net,digits,seed=3", None), (f"KeyError: {NASTY}", None)]]
+    assert failed["rows"] == [[(text, text) for text in ("net,digits,seed=3", f"KeyError: {NASTY}")]]
     assert found.texts["pre"] == [f"Traceback:\n  {NASTY}\nKeyError: {NASTY}"]
 
     (image,) = found.all("img")
@@ -238,8 +239,8 @@ def test_a_run_shows_all_it_holds(run):
     assert [text for text, _ in metrics["rows"][1]] == ["44", "2", "0.50", "1.25", "0.750", "0.6875"]
     assert tables["Accuracy and loss by mode"]["rows"][0][-2:] == [("0.75", "0.75"), ("1e−09", "1e-09")]
     layer = tables["Variance shift of every BN layer"]["rows"][2]
-    assert layer == [("stage2/bn", None), ("5,748", "5748"), ("0.333", str(1 / 3))]
-    assert tables["something new"]["rows"] == [[("new", None), ("7", "7")]]
+    assert layer == [("stage2/bn", "stage2/bn"), ("5,748", "5748"), ("0.3333", str(1 / 3))]
+    assert tables["something_new"]["rows"] == [[("new", "new"), ("7", "7")]]
     paragraphs = "\n".join(found.texts["p"])
     assert f"Largest share: {NASTY}" in paragraphs and "2.23 % of the training images" in paragraphs
     config, flips = (next(s for s in found.texts["details"] if words in s) for words in ("config", "30 rows"))
@@ -268,11 +269,17 @@ def test_a_study_without_anything(tmp_path):
     assert not found.tables and "No cell has a result yet." in found.texts["p"]
 
 
+def test_the_answer_to_a_question_is_counted(tmp_path):
+    (tmp_path / "table.json").write_text('{"claims": [{"claim": "P5 against P4", "verdict": "more"}]}')
+    counts = [text.split() for text in _document(tmp_path).texts["li"]]
+    assert counts[-2:] == [["0", "not", "run"], ["1", "more"]]
+
+
 def _column(*values, widths=None):
     rows = [{"x": value} for value in values]
     for row, width in zip(rows, widths or (), strict=False):
         row["x_interval"] = width
-    found = Document(page.table_of_rows(rows, "caption"))
+    found = Document(table_of_rows(rows, "caption"))
     return [row[0][0] for row in found.tables[0]["rows"]]
 
 
@@ -281,16 +288,17 @@ def _column(*values, widths=None):
     [
         ((0.8086, 0.75), ["0.8086", "0.7500"]),
         ((10.549, 0.19779), ["10.549", "0.198"]),
-        ((-0.0723712, 0.0091), ["−0.0724", "0.0091"]),
+        ((-0.0723712, 0.0091), ["−0.07237", "0.00910"]),
         ((93.5, 95.0), ["93.5", "95.0"]),
         ((1.0, 2.0), ["1", "2"]),
-        ((1169.128, 9.0, 9.4), ["1,169", "9", "9.4"]),
-        ((0.0, -1e-9, 2.125), ["0.000", "−1e−09", "2.125"]),
-        ((10.5, 0.006049, 0.0), ["10.50", "0.00605", "0.00"]),
+        ((1169.128, 1068.7, 9), ["1,169", "1,069", "9"]),
+        ((0.0, -1e-9, 2.125), ["0.000", "0.000", "2.125"]),
+        ((2e-9, None), ["2e−09", "–"]),
+        ((1e30, 2.125, 3.5), ["1e+30", "2.125", "3.500"]),
         ((123456, -7), ["123,456", "−7"]),
         ((float("nan"), float("-inf"), 0.5), ["nan", "−inf", "0.5"]),
-        ((True, False, None), ["yes", "no", "–"]),
-        (("text", 1.5, [1, "ä"]), ["text", "1.5", '[1, "ä"]']),
+        ((True, False, None), ["True", "False", "–"]),
+        (("text", 1.5, None), ["text", "1.5", "–"]),
     ],
 )
 def test_numbers_as_they_are_set(values, texts):
@@ -301,9 +309,10 @@ def test_numbers_as_they_are_set(values, texts):
     ("values", "widths", "texts"),
     [
         ((98.831, 7.0), (0.3111, 0.27), ["98.83 ± 0.31", "7.00 ± 0.27"]),
-        ((1.87, 0.5124), (0.33, 0.0041), ["1.870 ± 0.330", "0.512 ± 0.004"]),
+        ((1.87, 0.5124), (0.33, 0.0041), ["1.87 ± 0.33", "0.512 ± 0.004"]),
         ((-0.001, 50.0), (0.1, None), ["0.00 ± 0.10", "50.00"]),
         ((5.0, 6.0), (0.0, None), ["5 ± 0", "6"]),
+        ((98.6111, 97.0), (1e-14, 0.25), ["98.61 ± 0.00", "97.00 ± 0.25"]),
     ],
 )
 def test_means_and_half_widths_as_they_are_set(values, widths, texts):
@@ -315,6 +324,9 @@ def test_refusals_leave_the_old_page(tmp_path, study):
         report.write_page(tmp_path)
     with pytest.raises(DropbnError, match=r"neither a study .* nor a run"):
         report.write_page(tmp_path / "missing")
+    (tmp_path / "members").mkdir()
+    with pytest.raises(DropbnError, match=rf"`python -m dropbn\.study .* --workdir={tmp_path}`"):
+        report.write_page(tmp_path)
     before = report.write_page(study).read_bytes()
     (study / "table.json").write_text('{"rows": [')
     with pytest.raises(DropbnError, match=r"table\.json is not valid JSON"):
@@ -341,6 +353,10 @@ def test_the_command(study):
     kilobytes = f"{output.stat().st_size / 1000:,.0f}"
     assert done.stdout == f"Written to {output} ({kilobytes} kB)\n"
     assert output.read_bytes() == report.write_page(study).read_bytes()
+    (study / "table.json").rename(study / "members")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {study} ") and len(done.stderr.splitlines()) == 1
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -17,12 +17,15 @@ import pytest
 from configs import small
 from dropbn import (
     board,
+    checkpoint,
     claims,
     cost,
+    evaluation,
     evidence,
     members,
     models,
     parallel,
+    plan,
     study,
     table,
     training,
@@ -105,9 +108,9 @@ def finished(tmp_path_factory):
     assert _run(beside) == {}
     for member in alone[1:]:
         todo, _ = study.jobs([member])
-        plan = todo[0].plan._replace(layout=parallel.Layout(jax.local_devices()[:1]))
-        with board.Board(1, 0, 1.0) as shown, shown.stack(["it"], 1.0, plan.total_steps) as progress:
-            training.train([member.config], [member.directory], todo[0].dataset, plan, progress)
+        alone_plan = todo[0].plan._replace(layout=parallel.Layout(jax.local_devices()[:1]))
+        with board.Board(1, 0, 1.0) as shown, shown.stack(["it"], 1.0, alone_plan.total_steps) as progress:
+            training.train([member.config], [member.directory], todo[0].dataset, alone_plan, progress)
     return beside, alone
 
 
@@ -132,13 +135,16 @@ def test_a_finished_member_says_what_it_found(finished):
     assert len(member.summary["shift"]) == len(member.summary["shift_li2018"]) == 7
     assert len(member.summary["weights"]) == 10  # seven in branches and stem, two shortcuts, the classifier
     # The same as eval.py finds, by programs of its own.
-    from dropbn import evaluation
-
-    by_eval = evaluation.evaluate(finished[0][0].directory, recalibration="li2018")
+    [job], _ = study.jobs(finished[0][:1])
+    like = plan.abstract_state(job.member.config, job.dataset, job.plan)
+    with checkpoint.manager(job.member.directory / "checkpoints", read_only=True) as saved:
+        state = checkpoint.restore(saved, like)
+    shift = evaluation.measure_shift(job.member.config, job.dataset, state)
     assert [row["ratio"] for row in member.summary["shift"]] == pytest.approx(
-        [row["ratio"] for row in by_eval.shift.rows], rel=1e-6
+        [row["ratio"] for row in shift.rows], rel=1e-6
     )
-    after = {(row["statistics"], row["data"]): row["accuracy"] for row in by_eval.recalibrated.rows}
+    adjusted, _ = evaluation.recalibrate_run(job.member.config, job.dataset, state, "li2018")
+    after = {(row["statistics"], row["data"]): row["accuracy"] for row in adjusted.rows}
     assert member.summary["adjusted_accuracy"] == pytest.approx(after["li2018", "test"], abs=1e-9)
     assert evidence.cell(cell, None, [finished[1][1].directory]).members == []  # trained, not summarized
 

@@ -133,6 +133,7 @@ def test_nothing_compiles_after_the_first_step_whatever_the_amount(tiny_config):
     assert len(set(map(float, losses))) == 3
 
 
+@pytest.mark.slow  # The killed study of test_study.py shows the same of its members.
 def test_a_killed_run_resumes_to_the_same_records(tmp_path):
     flags = (*TINY, "--config.duration=25 epochs", "--config.checkpoint_every=2 epochs")
     launch = functools.partial(

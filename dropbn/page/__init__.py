@@ -1,0 +1,226 @@
+"""Pages: a study or a run as one HTML text that holds all it shows and asks no network for anything."""
+
+import io
+import json
+from html import escape
+
+from dropbn.page import parts
+from dropbn.page.tables import table_of_rows
+
+_VERDICTS = ("confirmed", "refuted", "undecided", "not run")
+_ABOUT_CLAIMS = (
+    "The papers' claims, and the difference measured here: mean ± half the width of its 95 % interval "
+    "(Student's t), paired by seed. A claim is decided where the interval excludes 0."
+)
+_MEANINGS = {
+    "difference": "value - paper",
+    "adjusted": "value with BN statistics taken again as Li et al. do",
+    "recalibrated": "value with the population's statistics",
+    "shift": "the largest max(r, 1/r) over BN layers, r being real / remembered variance",
+}
+_CURVES = {
+    "test/accuracy": ("test images", "-"),
+    "validation/accuracy": ("validation images", "-"),
+    "train/accuracy": ("training images, train mode", "-"),
+    "train/accuracy_test_mode": ("training images, test mode", "--"),
+}
+_CAPTIONS = {
+    "eval/shift.png": "The shift of every BN layer.",
+    "eval/shift_overlay.png": "The shift of every BN layer, of several runs.",
+    "eval/flips.png": "Images that are right in train mode and wrong in test mode, with their outputs.",
+}
+_TABLES = {
+    "modes": "Accuracy and loss by mode",
+    "gap": "What is lost between two rows of the table of modes",
+    "recalibrated": "Test mode before and after recalibration",
+    "sampled": "Test images, deterministic and by Monte Carlo dropout",
+    "shift": "Variance shift of every BN layer: ratio is real / moving variance (pooled)",
+    "shift_li2018": "Variance shift by the estimator of Li et al. (2018)",
+    "flipped_images": "Images that are right in train mode and wrong in test mode",
+}
+
+
+def study(table: dict, images: dict[str, bytes | None]) -> str:
+    """The page of a study.
+
+    Args:
+      table: of table.json: title, config, command, metric, seeds, device, versions, date; `rows` of cells
+        and `claims`, each as `table_of_rows` takes them; `figures` with file and caption; `failed` with
+        member and error; `unfinished`, a number of members. What is missing is left out.
+      images: file of a figure -> its bytes, None where it cannot be read.
+
+    Returns:
+      The HTML.
+    """
+    # The verdict goes behind the claim: a phone shows two columns at once.
+    claims = [{"claim": c["claim"], "verdict": c["verdict"], **c} for c in table.get("claims", [])]
+    captions = {figure["file"]: figure["caption"] for figure in table.get("figures", [])}
+    sections = {
+        "What was run": parts.definitions(_study_terms(table)),
+        "Verdicts": _verdicts([claim["verdict"] for claim in claims]),
+        "Claims": table_of_rows(claims, _ABOUT_CLAIMS),
+        "Results": _results(table) or "<p>No cell has a result yet.</p>",
+        "Figures": parts.figures(captions, images),
+        "Failed members": _failed(table.get("failed", [])),
+    }
+    return parts.document(table.get("title", "A study"), "A study", sections)
+
+
+def run(
+    name: str,
+    config: dict,
+    records: list[dict],
+    evaluation: dict | None,
+    images: dict[str, bytes | None],
+    command: str,
+) -> str:
+    """The page of a run.
+
+    Args:
+      name: what the run is called.
+      config: its config as nested dicts.
+      records: of metrics.jsonl, a dict an epoch.
+      evaluation: of eval/report.json, None before there is one.
+      images: file of a figure -> its bytes, None where it cannot be read.
+      command: the one that evaluates the run.
+
+    Returns:
+      The HTML.
+    """
+    score = "accuracy" if config["task"] == "classify" else "variance explained"
+    captions = {file: _CAPTIONS.get(file, file) for file in images}
+    sections = {
+        "What was run": parts.definitions(_run_terms(name, config, evaluation)),
+        "Final numbers": _final_numbers(records, evaluation or {}, score),
+        "Training": _training(records, score),
+        "Evaluation": _evaluation(evaluation, command),
+        "Figures": parts.figures(captions, images),
+        "Config": parts.folded("config.json", parts.listing(json.dumps(config, indent=2))),
+    }
+    return parts.document(f"{config['model']['name']} on {config['data']['name']}", "A run", sections)
+
+
+def curve(records: list[dict], score: str = "accuracy") -> bytes:
+    """Accuracies by epoch as SVG: of test, validation and training images.
+
+    Args:
+      records: of metrics.jsonl.
+      score: what "accuracy" is for the run's task.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    from dropbn import plots
+
+    # Without a fixed salt, two pages of one run would differ.
+    with matplotlib.rc_context({"svg.hashsalt": "dropbn"}):
+        figure = Figure(figsize=(7, 3.6), layout="constrained")
+        axes = plots.style(figure.add_subplot(), "epoch", f"{score}, %")
+        for color, (key, (label, line)) in zip(plots.COLORS, _CURVES.items(), strict=False):
+            points = [(record["epoch"], 100 * record[key]) for record in records if key in record]
+            if points:
+                axes.plot(*zip(*points, strict=True), line, color=color, marker=".", label=label)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(frameon=False)
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue()
+
+
+def _study_terms(table):
+    """term -> HTML: what a study was."""
+    versions = (f"{name} {version}" for name, version in table.get("versions", {}).items())
+    left = table.get("unfinished", 0)
+    return {
+        "command": parts.code(table.get("command", "")),
+        "config": parts.code(table.get("config", "")),
+        "metric": escape(table.get("metric", "")),
+        "seeds": ", ".join(map(str, table.get("seeds", []))),
+        "device": escape(table.get("device", "")),
+        "versions": escape(", ".join(versions)),
+        "date": escape(table.get("date", "")),
+        "unfinished": f"{left} members; the tables hold what the others found" if left else "",
+    }
+
+
+def _verdicts(found):
+    verdicts = dict.fromkeys([*_VERDICTS, *found])
+    return parts.counts({verdict: found.count(verdict) for verdict in verdicts}) if found else ""
+
+
+def _results(table):
+    rows = table.get("rows", [])
+    keys = {key for row in rows for key, value in row.items() if value is not None}
+    meanings = {"value": table.get("metric", "")} | _MEANINGS
+    said = "; ".join(f"{key}: {meaning}" for key, meaning in meanings.items() if key in keys)
+    means = "Means over the seeds ± half the width of their 95 % intervals (Student's t)."
+    return table_of_rows(rows, f"{means} {said}.")
+
+
+def _failed(members):
+    """A table of the errors' last lines, and each longer error, folded."""
+    errors = {member["member"]: member["error"].strip() for member in members}
+    rows = [{"member": name, "error": error.rpartition("\n")[2]} for name, error in errors.items()]
+    longer = {f"{name}: the whole error": error for name, error in errors.items() if "\n" in error}
+    folded = [parts.folded(summary, parts.listing(error)) for summary, error in longer.items()]
+    return table_of_rows(rows, "Runs that ended in an error.") + "".join(folded)
+
+
+def _run_terms(name, config, evaluation):
+    """term -> HTML: what a run was."""
+    model, noise = config["model"], config["model"]["noise"]
+    sizes = [f"{key} {model[key]}" for key in ("depth", "width") if model[key]]
+    orders = [f"{key} {parts.code(model[key])}" for key in ("block", "head") if model[key]]
+    amount = noise["beta" if noise["kind"] == "uout" else "rate"]
+    return {
+        "network": escape(", ".join([model["name"], *sizes])),
+        "data": escape(config["data"]["name"]),
+        "noise": escape(f"{noise['kind']} {amount:g}" if amount else "none"),
+        "place": ", ".join(filter(None, [escape(model["place"]), *orders])) or "as published",
+        "seed": str(config["seed"]),
+        "training": escape(f"{config['duration']}, {config['batch_size']} images a step"),
+        "evaluated": f"the checkpoint of step {evaluation['checkpoint_step']}" if evaluation else "",
+        "workdir": parts.code(name),
+    }
+
+
+def _final_numbers(records, evaluation, score):
+    if not records:
+        return ""
+    final = records[-1]
+    shown = {key: label for key, (label, _) in _CURVES.items() if key in final}
+    numbers = {f"{score} of {label}": f"{100 * final[key]:.2f} %" for key, label in shown.items()}
+    ratios = [row["ratio"] for row in evaluation.get("shift", [])]
+    if ratios:
+        numbers["lowest ratio of real / moving variance of a BN layer"] = f"{min(ratios):.3f}"
+    return f"<p>After {final['epoch']:.4g} epochs ({final['step']:,} steps).</p>\n{parts.counts(numbers)}"
+
+
+def _training(records, score):
+    if not records:
+        return "<p>No epoch is finished yet.</p>\n"
+    drawn = parts.figure("curve.svg", curve(records, score), f"By epoch: {score} in %.")
+    return drawn + _table(records, "Metrics by epoch")
+
+
+def _evaluation(found, command):
+    if not found:
+        asks = f"{parts.code(command)} measures its shift and explains its gap"
+        return f"<p>This run has not been evaluated; {asks}.</p>\n"
+    share = f"{100 * found.get('flips', 0):.2f} % of the training images"
+    about = {
+        "gap": found.get("advice", ""),
+        "flipped_images": f"{share} are right in train mode and wrong in test mode.",
+    }
+    html = ""
+    for key in dict.fromkeys([*_TABLES, *found]):
+        if isinstance(found.get(key), list):
+            html += f"<p>{escape(about[key])}</p>\n" if key in about else ""
+            html += _table(found[key], _TABLES.get(key, key), 0 if key == "shift_li2018" else 25)
+    return html
+
+
+def _table(rows, caption, longest=25):
+    """A table, folded where it is longer."""
+    table = table_of_rows(rows, caption)
+    return parts.folded(f"{caption}: {len(rows)} rows", table) if len(rows) > longest else table

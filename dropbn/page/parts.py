@@ -1,0 +1,98 @@
+"""The parts of a page: HTML of figures, lists, listings and of the document around them."""
+
+import base64
+import re
+from html import escape
+from importlib import resources
+
+from dropbn import __version__
+
+
+def document(title: str, kind: str, sections: dict[str, str]) -> str:
+    """The page of what sections, by heading, hold; without those that are empty."""
+    body = "\n".join(
+        f"<section>\n<h2>{heading}</h2>\n{inner}</section>" for heading, inner in sections.items() if inner
+    )
+    files = resources.files("dropbn.page")
+    css, js = (files.joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy"
+  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:,">
+<style>
+{css}</style>
+</head>
+<body>
+<main>
+<header>
+<p class="kind">{kind}</p>
+<h1>{escape(title)}</h1>
+</header>
+{body}
+<footer>Made by dropbn {__version__}.</footer>
+</main>
+<script>
+{js}</script>
+</body>
+</html>
+"""
+
+
+def definitions(terms: dict[str, str]) -> str:
+    """A list of terms and the HTML that says what they are, where it does."""
+    pairs = "\n".join(f"<dt>{term}</dt><dd>{value}</dd>" for term, value in terms.items() if value)
+    return f"<dl>\n{pairs}\n</dl>\n"
+
+
+def counts(numbers: dict[str, str]) -> str:
+    """Words and their number, in large digits."""
+    items = "\n".join(
+        f'<li><b data-value="{escape(words)}">{number}</b> <span>{escape(words)}</span></li>'
+        for words, number in numbers.items()
+    )
+    return f'<ul class="counts">\n{items}\n</ul>\n'
+
+
+def figures(captions: dict[str, str], images: dict[str, bytes | None]) -> str:
+    """Numbered figures by file, with their captions; a sentence for one that cannot be read."""
+    files = enumerate(captions, 1)
+    return "".join(figure(file, images.get(file), captions[file], f"Figure {i}. ") for i, file in files)
+
+
+def figure(file: str, image: bytes | None, caption: str, number: str = "") -> str:
+    """An SVG or PNG with its caption."""
+    if image is None:
+        return f"<p>{number}The file {code(file)} cannot be read. {escape(caption)}</p>\n"
+    kind, data = "svg+xml" if file.endswith(".svg") else "png", base64.b64encode(image).decode()
+    return f"""<figure>
+<div class="plate"><img src="data:image/{kind};base64,{data}" alt="{number}{escape(caption)}"></div>
+<figcaption><b>{number}</b>{escape(caption)}</figcaption>
+</figure>
+"""
+
+
+def folded(summary: str, inner: str) -> str:
+    """HTML that opens with a click on its summary."""
+    return f"<details>\n<summary>{escape(summary)}</summary>\n{inner}</details>\n"
+
+
+def listing(text: str) -> str:
+    """A text as it is, lines and all."""
+    return f'<pre class="scroll" tabindex="0">{escape(text)}</pre>\n'
+
+
+def code(text: str) -> str:
+    """Code that breaks between words, not at the hyphens of flags."""
+    words = " ".join(f"<span>{breakable(word, ',/=')}</span>" for word in text.split(" "))
+    return f"<code>{words}</code>" if text else ""
+
+
+def breakable(text: str, behind: str) -> str:
+    """Text that may break behind these characters."""
+    return re.sub(rf"([{behind}])(?=\S)", r"\1<wbr>", escape(text))
