@@ -18,96 +18,34 @@ side, one on each device; `--parallel=data` trains them one after another on all
 import fnmatch
 import functools
 import itertools
-import json
 import os
 import pathlib
 import shlex
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
 import jax
-import ml_collections
 import rich.console
 from absl import flags
 
 from dropbn import (
-    checkpoint,
     cost,
-    data,
     doorway,
     evaluation,
     evidence,
+    jobs,
     members,
-    models,
-    parallel,
     table,
     training,
     workdir,
 )
 from dropbn.board import Board
-from dropbn.data.splits import Split
 from dropbn.errors import DropbnError
+from dropbn.jobs import Job
 from dropbn.members import Member
-from dropbn.plan import Plan, make_plan
 from dropbn.results import Result
-
-
-class Job(NamedTuple):
-    """A member that is to be trained.
-
-    Attributes:
-      member: it.
-      dataset: its data.
-      plan: what its config means for them.
-      flops: of its training, about: three times those of the forward passes.
-    """
-
-    member: Member
-    dataset: data.Dataset
-    plan: Plan
-    flops: float
-
-
-def jobs(chosen: Sequence[Member], together: bool = False) -> tuple[list[Job], dict[str, str]]:
-    """What there is to do for members.
-
-    Args:
-      chosen: the members; their configs get their number of classes.
-      together: whether all devices share a run; they do for streamed data anyway.
-
-    Returns:
-      (jobs, {name of a member that cannot run: why}).
-    """
-    found, refused, datasets = [], {}, {}
-    for member in chosen:
-        try:
-            key = member.config.data.to_json()
-            if key not in datasets:
-                datasets[key] = data.load(member.config.data)
-            dataset = datasets[key]
-            apart = not together and isinstance(dataset.train, Split)
-            plan = make_plan(member.config, dataset, parallel.side_by_side(1) if apart else None)
-            found.append(Job(member, dataset, plan, _flops(member.config, dataset, plan)))
-        except DropbnError as error:
-            refused[member.name] = str(error)
-    return found, refused
-
-
-def stacks(todo: Sequence[Job]) -> Iterator[list[Job]]:
-    """Jobs that train at once: of equal configs but for numbers, at the same step, one for each device."""
-    groups = {}
-    for job in todo:
-        groups.setdefault((_structure(job.member.config), _step(job.member.directory)), []).append(job)
-    for group in groups.values():
-        layout = group[0].plan.layout
-        if not layout.axis_name:
-            layout = parallel.side_by_side(len(group))
-        size = len(layout.devices) // layout.share
-        for start in range(0, len(group), size):
-            yield [job._replace(plan=job.plan._replace(layout=layout)) for job in group[start : start + size]]
 
 
 def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
@@ -120,8 +58,8 @@ def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
     Returns:
       {name: error} of members that failed. The error is in error.txt beside the run as well.
     """
-    failed, model_of = {}, functools.lru_cache(maxsize=1)(_model)
-    for stack in stacks(todo):
+    failed = {}
+    for stack in jobs.stacks(todo):
         given, plan = [job.member for job in stack], stack[0].plan
         names, started = [member.name for member in given], time.monotonic()
         with board.stack(names, sum(job.flops for job in stack), plan.total_steps) as progress:
@@ -139,7 +77,7 @@ def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
                 try:
                     if isinstance(outcome, Exception):
                         raise outcome
-                    line = _summarize(job, outcome, model_of(_structure(job.member.config)))
+                    line = _summarize(job, outcome)
                 except Exception as error:
                     known = isinstance(error, DropbnError)
                     failed[job.member.name] = str(error) if known else traceback.format_exc()
@@ -148,9 +86,9 @@ def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
     return failed
 
 
-def _summarize(job, state, model):
+def _summarize(job, state):
     """Marks a member as finished; returns the line that says what it found."""
-    member = job.member
+    member, model = job.member, jobs.model(jobs.structure(job.member.config))
     records = workdir.read_metrics(member.directory)
     summary = evaluation.summarize(member.config, job.dataset, state, records, model)
     evidence.write(member.directory, summary)
@@ -174,41 +112,6 @@ def _line(error):
     """The line of an error that says most: a traceback's last, a sentence's first."""
     lines = error.strip().splitlines()
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]
-
-
-def _structure(config):
-    """What of a config is compiled: all but the numbers that a step takes as arguments."""
-    flat = config.copy_and_resolve_references()
-    flat.model.block, flat.model.head = map(str, models.orders(config.model))
-    flat.model.place, flat.seed = "", 0
-    flat.model.noise.rate = flat.model.noise.beta = 0.0
-    flat.optimizer.learning_rate = float(config.optimizer.learning_rate > 0)
-    return flat.to_json(sort_keys=True)
-
-
-def _model(structure):
-    return evaluation.model_of_groups(ml_collections.ConfigDict(json.loads(structure)))
-
-
-def _step(directory):
-    """The step of the last checkpoint, 0 without one."""
-    saved = pathlib.Path(directory, "checkpoints")
-    if not saved.is_dir():
-        return 0
-    with checkpoint.manager(saved, read_only=True) as checkpoints:
-        return checkpoints.latest_step() or 0
-
-
-def _flops(config, dataset, plan):
-    return 3 * plan.total_steps * config.batch_size * _forward(_structure(config), dataset.train.image_shape)
-
-
-@functools.cache
-def _forward(structure, image_shape):
-    """Floating-point operations of an image's forward pass."""
-    model, image = _model(structure), jax.ShapeDtypeStruct((1, *image_shape), "float32")
-    variables = jax.eval_shape(model.init, jax.random.key(0), image)
-    return cost.flops(model.apply, variables, image)
 
 
 def estimate(chosen: Sequence[Member], todo: Sequence[Job], refused: dict[str, str]) -> Result:
@@ -287,7 +190,7 @@ def main(overrides: Sequence[str]) -> int:
         raise DropbnError(f"--only={given.only} leaves no cell of {name}.")
     with doorway.parsing():
         chosen = members.create(file, args, given.seeds, given.workdir, overrides, given.quick)
-    todo, failed = jobs(
+    todo, failed = jobs.create(
         [member for member in chosen if not evidence.finished(member.directory)], given.parallel == "data"
     )
     console = rich.console.Console(highlight=False, markup=False)
@@ -297,7 +200,9 @@ def main(overrides: Sequence[str]) -> int:
             console.print(f"Cannot run: {error}", soft_wrap=True)
         return 0
     hosts = slice(jax.process_index(), None, jax.process_count())
-    with Board(len(chosen), len(chosen) - len(todo), sum(job.flops for job in todo), console) as board:
+    with Board(
+        len(chosen), len(chosen) - len(todo) - len(failed), sum(job.flops for job in todo), console
+    ) as board:
         for member, error in failed.items():
             board.ended(member, f"cannot run: {error}")
         failed |= run(todo[hosts], board)

@@ -22,6 +22,7 @@ from dropbn import (
     cost,
     evaluation,
     evidence,
+    jobs,
     members,
     models,
     parallel,
@@ -48,7 +49,7 @@ def _members(directory, *cells, seeds=1, overrides=()):
 
 
 def _run(chosen, together=False):
-    todo, refused = study.jobs(chosen, together)
+    todo, refused = jobs.create(chosen, together)
     with board.Board(len(todo), 0, 1.0) as shown:
         return refused | study.run(todo, shown)
 
@@ -86,14 +87,14 @@ def test_only_numbers_are_shared(tmp_path):
         "preresnet8,digits,place=a,beta=0.5",  # another noise
     ]
     chosen = _members(tmp_path, *cells, seeds=5)
-    todo, refused = study.jobs(chosen)
+    todo, refused = jobs.create(chosen)
     assert not refused
-    stacks = [[job.member.name for job in stack] for stack in study.stacks(todo)]
+    stacks = [[job.member.name for job in stack] for stack in jobs.stacks(todo)]
     assert list(map(len, stacks)) == [8, 2, 5, 5]
     assert {name.partition(", seed")[0] for name in stacks[0] + stacks[1]} == set(cells[:2])
-    devices = [len(stack[0].plan.layout.devices) for stack in study.stacks(todo)]
+    devices = [len(stack[0].plan.layout.devices) for stack in jobs.stacks(todo)]
     assert devices == [8, 8, 5, 5]
-    one_by_one = [[job.member.name for job in stack] for stack in study.stacks(study.jobs(chosen, True)[0])]
+    one_by_one = [[job.member.name for job in stack] for stack in jobs.stacks(jobs.create(chosen, True)[0])]
     assert list(map(len, one_by_one)) == [1] * 20
 
 
@@ -107,7 +108,7 @@ def finished(tmp_path_factory):
     beside[2:], alone[2:] = (_members(d, cells[2], overrides=rates) for d in directories)
     assert _run(beside) == {}
     for member in alone[1:]:
-        todo, _ = study.jobs([member])
+        todo, _ = jobs.create([member])
         alone_plan = todo[0].plan._replace(layout=parallel.Layout(jax.local_devices()[:1]))
         with board.Board(1, 0, 1.0) as shown, shown.stack(["it"], 1.0, alone_plan.total_steps) as progress:
             training.train([member.config], [member.directory], todo[0].dataset, alone_plan, progress)
@@ -135,7 +136,7 @@ def test_a_finished_member_says_what_it_found(finished):
     assert len(member.summary["shift"]) == len(member.summary["shift_li2018"]) == 7
     assert len(member.summary["weights"]) == 10  # seven in branches and stem, two shortcuts, the classifier
     # The same as eval.py finds, by programs of its own.
-    [job], _ = study.jobs(finished[0][:1])
+    [job], _ = jobs.create(finished[0][:1])
     like = plan.abstract_state(job.member.config, job.dataset, job.plan)
     with checkpoint.manager(job.member.directory / "checkpoints", read_only=True) as saved:
         state = checkpoint.restore(saved, like)

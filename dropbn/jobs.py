@@ -1,0 +1,109 @@
+"""The jobs of a study: what its members are for this machine, and which of them train at once."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import ml_collections
+
+from dropbn import checkpoint, cost, data, evaluation, models, parallel
+from dropbn.data.splits import Split
+from dropbn.errors import DropbnError
+from dropbn.members import Member
+from dropbn.plan import Plan, make_plan
+
+
+class Job(NamedTuple):
+    """A member that is to be trained.
+
+    Attributes:
+      member: it.
+      dataset: its data.
+      plan: what its config means for them.
+      flops: of its training, about: three times those of the forward passes.
+    """
+
+    member: Member
+    dataset: data.Dataset
+    plan: Plan
+    flops: float
+
+
+def create(chosen: Sequence[Member], together: bool = False) -> tuple[list[Job], dict[str, str]]:
+    """What there is to do for members.
+
+    Args:
+      chosen: the members; their configs get their number of classes.
+      together: whether all devices share a run; they do for streamed data anyway.
+
+    Returns:
+      (jobs, {name of a member that cannot run: why}).
+    """
+    found, refused, datasets = [], {}, {}
+    for member in chosen:
+        try:
+            key = member.config.data.to_json()
+            if key not in datasets:
+                datasets[key] = data.load(member.config.data)
+            dataset = datasets[key]
+            apart = not together and isinstance(dataset.train, Split)
+            plan = make_plan(member.config, dataset, parallel.side_by_side(1) if apart else None)
+            found.append(Job(member, dataset, plan, _flops(member.config, dataset, plan)))
+        except DropbnError as error:
+            refused[member.name] = str(error)
+    return found, refused
+
+
+def stacks(todo: Sequence[Job]) -> Iterator[list[Job]]:
+    """Jobs that train at once: of equal configs but for numbers, at the same step, one for each device."""
+    groups = {}
+    for job in todo:
+        groups.setdefault((structure(job.member.config), _step(job.member.directory)), []).append(job)
+    for group in groups.values():
+        layout = group[0].plan.layout
+        if not layout.axis_name:
+            layout = parallel.side_by_side(len(group))
+        size = len(layout.devices) // layout.share
+        for start in range(0, len(group), size):
+            yield [job._replace(plan=job.plan._replace(layout=layout)) for job in group[start : start + size]]
+
+
+def structure(config: ml_collections.ConfigDict) -> str:
+    """What of a config is compiled, as JSON: all but the numbers that a step takes as arguments."""
+    flat = config.copy_and_resolve_references()
+    flat.model.block, flat.model.head = map(str, models.orders(config.model))
+    flat.model.place, flat.seed = "", 0
+    flat.model.noise.rate = flat.model.noise.beta = 0.0
+    flat.optimizer.learning_rate = float(config.optimizer.learning_rate > 0)
+    return flat.to_json(sort_keys=True)
+
+
+@functools.lru_cache(maxsize=1)
+def model(structure: str) -> nn.Module:
+    """The network of a structure on one device, for evaluation; one object for the members of a stack."""
+    return evaluation.model_of_groups(ml_collections.ConfigDict(json.loads(structure)))
+
+
+def _step(directory):
+    """The step of the last checkpoint, 0 without one."""
+    saved = pathlib.Path(directory, "checkpoints")
+    if not saved.is_dir():
+        return 0
+    with checkpoint.manager(saved, read_only=True) as checkpoints:
+        return checkpoints.latest_step() or 0
+
+
+def _flops(config, dataset, plan):
+    return 3 * plan.total_steps * config.batch_size * _forward(structure(config), dataset.train.image_shape)
+
+
+@functools.cache
+def _forward(structure, image_shape):
+    """Floating-point operations of an image's forward pass."""
+    network, image = model(structure), jax.ShapeDtypeStruct((1, *image_shape), "float32")
+    variables = jax.eval_shape(network.init, jax.random.key(0), image)
+    return cost.flops(network.apply, variables, image)
