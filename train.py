@@ -13,6 +13,8 @@ with doorway.parsing():
     _CONFIG = config_flags.DEFINE_config_file("config", _DIGITS, "The experiment: a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; by default runs/<config name>.")
 
+doorway.define_processes()
+
 
 def main():
     import jax

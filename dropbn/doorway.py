@@ -1,6 +1,7 @@
 """What the commands share: flags, settings of the process, errors as sentences."""
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -10,6 +11,9 @@ import jax
 from absl import app, flags
 
 from dropbn.errors import DropbnError
+
+# A process that has been silent for so long is taken for dead, and the others end.
+_HEARTBEAT_SECONDS = 30
 
 
 def run(
@@ -29,6 +33,7 @@ def run(
     jax.config.update("jax_threefry_partitionable", False)
 
     def guarded(argv):
+        _connect()
         given = argv[1:]
         if given[len(arguments) :]:
             unexpected = given[len(arguments)]
@@ -44,6 +49,34 @@ def run(
         sys.exit(status)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def define_processes() -> None:
+    """Defines the flags of commands that run as several processes, one for each host."""
+    flags.DEFINE_bool(
+        "distributed", False, "One process of several, as TPU pod, SLURM, Open MPI or Kubernetes say."
+    )
+    flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where nothing else says it.")
+    flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+
+
+def _connect():
+    """Joins the other processes, where the flags say that there are some; only process 0 prints."""
+    given = flags.FLAGS
+    if "distributed" not in given or not (given.distributed or given.coordinator_address):
+        return
+    try:
+        jax.distributed.initialize(
+            given.coordinator_address,
+            given.num_processes,
+            given.process_id,
+            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        _exit(f"cannot join the other processes: {str(error).splitlines()[0]}", 2)
+    if jax.process_index():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
 @contextlib.contextmanager

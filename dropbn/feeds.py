@@ -85,16 +85,17 @@ class Streamed:
     """Batches are read by the host, a few ahead of the devices."""
 
     def __init__(self, config, dataset, layout):
-        self._config, self._devices = config, layout.devices
+        self._config, self._layout = config, layout
         self._train, self._mean, self._std = dataset.train, dataset.mean, dataset.std
 
     def train_inputs(self, epoch: int, steps: range) -> Iterator:
         """What `train_batch` takes at each of some steps of an epoch."""
         size, seed = self._config.batch_size, self._config.seed
         order = np.asarray(sampling.epoch_order(seed, epoch, self._train.num_examples))
-        positions = np.arange(steps.start * size, steps.stop * size)
-        workers = self._config.data.workers
-        batches = self._train.epoch(order, positions, size, seed=seed, epoch=epoch, workers=workers)
+        positions = np.concatenate([self._own(step * size) for step in steps] or [np.arange(0)])
+        batches = self._train.epoch(
+            order, positions, self._share, seed=seed, epoch=epoch, workers=self._config.data.workers
+        )
         return self._ahead({"image": batch.images, "label": batch.labels} for batch in batches)
 
     def train_batch(self, inputs, step, seed) -> dict[str, jax.Array]:
@@ -110,17 +111,26 @@ class Streamed:
         return self.train_batch(inputs, None, None)
 
     def _padded(self, split):
-        size = self._config.batch_size
-        for start in range(0, split.num_examples, size):
-            positions = np.arange(start, start + size)
+        for start in range(0, split.num_examples, self._config.batch_size):
+            positions = self._own(start)
             part = split.take(np.minimum(positions, split.num_examples - 1))
             yield {"image": part.images, "label": part.labels, "mask": positions < split.num_examples}
+
+    @property
+    def _share(self):
+        """This process's number of images in a batch."""
+        return self._config.batch_size // self._layout.processes
+
+    def _own(self, start):
+        """The positions that are this process's in the batch that begins at `start`."""
+        first = start + jax.process_index() * self._share
+        return np.arange(first, first + self._share)
 
     def _ahead(self, batches, number=2):
         """Puts batches on the devices while the one before is in use."""
         waiting = collections.deque()
         for batch in batches:
-            waiting.append(parallel.spread(batch, self._devices))
+            waiting.append(parallel.spread(batch, self._layout.devices))
             if len(waiting) > number:
                 yield waiting.popleft()
         yield from waiting

@@ -5,6 +5,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
+
+from dropbn.errors import DropbnError
 
 AXIS = "batch"
 
@@ -13,17 +16,19 @@ class Layout(NamedTuple):
     """Which runs the devices work on: one on all of them together, or one on each.
 
     Attributes:
-      devices: where it runs.
+      devices: of this process, where it runs.
       axis_name: the axis of the collectives where all devices share a run; None where each has its own.
+      processes: how many processes share the run, each with as many devices.
     """
 
     devices: Sequence[jax.Device]
     axis_name: str | None = AXIS
+    processes: int = 1
 
     @property
     def share(self) -> int:
         """How many devices share a batch."""
-        return len(self.devices) if self.axis_name else 1
+        return len(self.devices) * self.processes if self.axis_name else 1
 
     def put(self, values: list):
         """The runs' values (pytrees) on their devices, stacked along a new first axis.
@@ -46,10 +51,29 @@ class Layout(NamedTuple):
 
 
 def together(batch_size: int) -> Layout:
-    """One run on the largest number of local devices that divides its batch."""
-    devices = jax.local_devices()
-    number = max(n for n in range(1, len(devices) + 1) if batch_size % n == 0)
-    return Layout(devices[:number])
+    """One run on the largest number of devices of every process that divides its batch.
+
+    Raises:
+      DropbnError: the batch cannot be divided among the processes.
+    """
+    devices, processes = jax.local_devices(), jax.process_count()
+    fitting = [n for n in range(1, len(devices) + 1) if batch_size % (n * processes) == 0]
+    if not fitting:
+        raise DropbnError(
+            f"batch_size={batch_size} cannot be divided among {processes} processes: give a multiple of it."
+        )
+    return Layout(devices[: max(fitting)], processes=processes)
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(where: str) -> None:
+    """Returns when every process has come to `where`."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
 
 
 def side_by_side(number: int) -> Layout:
@@ -67,7 +91,8 @@ def on_each(function: Callable, layout: Layout, *, in_axes=0, donate: int | None
       donate: the argument whose memory the result takes over; it cannot be used again.
     """
     donated = () if donate is None else (donate,)
-    mapped = jax.pmap(function, AXIS, devices=layout.devices, in_axes=in_axes, donate_argnums=donated)
+    devices = _of_all_processes(layout) if layout.axis_name else layout.devices
+    mapped = jax.pmap(function, AXIS, devices=devices, in_axes=in_axes, donate_argnums=donated)
     if layout.share == 1 or layout.devices[0].platform != "cpu":
         return mapped
 
@@ -77,6 +102,16 @@ def on_each(function: Callable, layout: Layout, *, in_axes=0, donate: int | None
         return jax.block_until_ready(mapped(*arguments))
 
     return one_at_a_time
+
+
+def _of_all_processes(layout):
+    """The devices of every process, process by process; as many of each."""
+    if layout.processes == 1:
+        return layout.devices
+    found = {}
+    for device in jax.devices():
+        found.setdefault(device.process_index, []).append(device)
+    return [device for process in sorted(found) for device in found[process][: len(layout.devices)]]
 
 
 def replicate(tree, devices: Sequence[jax.Device]):

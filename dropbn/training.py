@@ -128,8 +128,12 @@ class _Run(NamedTuple):
 @contextlib.contextmanager
 def _opened(config, directory, dataset, plan):
     like = abstract_state(config, dataset, plan)
+    if parallel.is_first():
+        workdir.claim(directory, config)
+    parallel.wait_for_all("claimed")
     directory = workdir.claim(directory, config)
-    with workdir.lock(directory), checkpoint.manager(directory / "checkpoints") as checkpoints:
+    alone = workdir.lock(directory) if parallel.is_first() else contextlib.nullcontext()
+    with alone, checkpoint.manager(directory / "checkpoints") as checkpoints:
         if checkpoints.all_steps():
             state = checkpoint.restore(checkpoints, like)
         else:
@@ -137,6 +141,9 @@ def _opened(config, directory, dataset, plan):
             state = _initial_state(config, dataset, plan)
         if int(state.step) == plan.total_steps and not workdir.read_metrics(directory):
             raise DropbnError(f"The run in {directory} is finished, but its metrics.jsonl was removed.")
+        if not parallel.is_first():
+            yield _Run(config, state, checkpoints, lambda record: None)
+            return
         with workdir.metrics_writer(directory, int(state.step)) as write:
             yield _Run(config, state, checkpoints, write)
 
