@@ -15,10 +15,11 @@ _METRIC = "accuracy"
 
 
 @contextlib.contextmanager
-def manager(directory, read_only: bool = False) -> Iterator[ocp.CheckpointManager]:
+def manager(directory, read_only: bool = False, shared: bool = False) -> Iterator[ocp.CheckpointManager]:
     """Opens a directory of checkpoints; on leaving, waits until what was saved is on disk.
 
-    Read-only it leaves the directory of a run that is still training alone.
+    Read-only it leaves the directory of a run that is still training alone. `shared` says that all processes
+    have it open and save together; otherwise it is this process's own.
 
     The latest checkpoint and the best by accuracy are kept. (Orbax's `max_to_keep` with `best_fn`
     would delete the latest one.)
@@ -34,14 +35,27 @@ def manager(directory, read_only: bool = False) -> Iterator[ocp.CheckpointManage
         best_mode="max",
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
+        create=False,
+        multiprocessing_options=_processes(shared),
     )
     if not os.path.isdir(directory) and (read_only or os.path.exists(directory)):
         raise DropbnError(f"No checkpoint in {directory}: train first, or name another workdir.")
+    os.makedirs(directory, exist_ok=True)
     # Named here, or the manager of a new process could not tell what a checkpoint holds.
     handler = ocp.StandardCheckpointHandler()
     with ocp.CheckpointManager(os.path.abspath(directory), options=options, item_handlers=handler) as opened:
         yield opened
         opened.wait_until_finished()
+
+
+def _processes(shared):
+    """Which processes have a directory open."""
+    if shared or jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    index = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=str(index)
+    )
 
 
 def save(opened: ocp.CheckpointManager, step: int, state, accuracy: float) -> None:

@@ -58,6 +58,13 @@ def create(chosen: Sequence[Member], together: bool = False) -> tuple[list[Job],
     return found, refused
 
 
+def of_this_process(todo: Sequence[Job]) -> list[Job]:
+    """This process's jobs: all that all processes share, and its part of the others."""
+    shared = [job for job in todo if job.plan.layout.processes > 1]
+    apart = [job for job in todo if job.plan.layout.processes == 1]
+    return shared + apart[jax.process_index() :: jax.process_count()]
+
+
 def stacks(todo: Sequence[Job]) -> Iterator[list[Job]]:
     """Jobs that train at once: of equal configs but for numbers, at the same step, one for each device."""
     groups = {}

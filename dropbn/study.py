@@ -11,8 +11,8 @@ go on. At the end W/table.csv, table.json, table.md and W/figures hold what was 
 `python -m dropbn.report --workdir=W` makes a page of it.
 
 Members that differ only in numbers (seed, noise amount, learning rate) share one compilation, and run side by
-side, one on each device; `--parallel=data` trains them one after another on all devices together. Further
-`--config.field=value` change every member.
+side, one on each device; of several processes each trains its share. `--parallel=data` trains them one after
+another on all devices together. Further `--config.field=value` change every member.
 """
 
 import fnmatch
@@ -37,6 +37,7 @@ from dropbn import (
     evidence,
     jobs,
     members,
+    parallel,
     table,
     training,
     workdir,
@@ -199,13 +200,15 @@ def main(overrides: Sequence[str]) -> int:
         for error in dict.fromkeys(failed.values()):
             console.print(f"Cannot run: {error}", soft_wrap=True)
         return 0
-    hosts = slice(jax.process_index(), None, jax.process_count())
     with Board(
         len(chosen), len(chosen) - len(todo) - len(failed), sum(job.flops for job in todo), console
     ) as board:
         for member, error in failed.items():
             board.ended(member, f"cannot run: {error}")
-        failed |= run(todo[hosts], board)
+        failed |= run(jobs.of_this_process(todo), board)
+    parallel.wait_for_all("the members are trained")
+    if not parallel.is_first():
+        return 1 if failed else 0
     # Of the whole table: what --only leaves out now may be there from before.
     kept = [
         evidence.cell(
@@ -265,6 +268,7 @@ if __name__ == "__main__":
     flags.DEFINE_bool("quick", False, "Every member shrunk to two steps, on digits.")
     flags.DEFINE_bool("dry_run", False, "Only list the members and what they will cost.")
     flags.DEFINE_enum("parallel", "members", ["members", "data"], "What the devices share out.")
+    doorway.define_processes()
     changes = [argument for argument in sys.argv if argument.startswith("--config.")]
     sys.argv = [argument for argument in sys.argv if argument not in changes]
     sys.path.insert(0, "")

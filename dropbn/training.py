@@ -128,12 +128,17 @@ class _Run(NamedTuple):
 @contextlib.contextmanager
 def _opened(config, directory, dataset, plan):
     like = abstract_state(config, dataset, plan)
-    if parallel.is_first():
-        workdir.claim(directory, config)
-    parallel.wait_for_all("claimed")
+    shared = plan.layout.processes > 1
+    writes = parallel.is_first() or not shared
+    if shared:  # One process makes the workdir, the others find it.
+        if writes:
+            workdir.claim(directory, config)
+        parallel.wait_for_all("the workdir is claimed")
     directory = workdir.claim(directory, config)
-    alone = workdir.lock(directory) if parallel.is_first() else contextlib.nullcontext()
-    with alone, checkpoint.manager(directory / "checkpoints") as checkpoints:
+    with (
+        workdir.lock(directory) if writes else contextlib.nullcontext(),
+        checkpoint.manager(directory / "checkpoints", shared=shared) as checkpoints,
+    ):
         if checkpoints.all_steps():
             state = checkpoint.restore(checkpoints, like)
         else:
@@ -141,11 +146,14 @@ def _opened(config, directory, dataset, plan):
             state = _initial_state(config, dataset, plan)
         if int(state.step) == plan.total_steps and not workdir.read_metrics(directory):
             raise DropbnError(f"The run in {directory} is finished, but its metrics.jsonl was removed.")
-        if not parallel.is_first():
-            yield _Run(config, state, checkpoints, lambda record: None)
-            return
-        with workdir.metrics_writer(directory, int(state.step)) as write:
+        step = int(state.step)
+        writer = workdir.metrics_writer(directory, step) if writes else contextlib.nullcontext(_write_nothing)
+        with writer as write:
             yield _Run(config, state, checkpoints, write)
+
+
+def _write_nothing(record):
+    """What a process does with a record that another one writes."""
 
 
 def _train(runs, dataset, plan, progress):

@@ -118,42 +118,40 @@ def test_a_quick_cell_runs(tmp_path):
     assert workdir.read_config(tmp_path / "run").model.noise.scale_at == "test"
 
 
+# One of each kind of network; the others by `pytest -m slow`.
+QUICK = [
+    (li2018, "preresnet110,cifar10,place=a,rate=0.5,quick"),
+    (li2018, "resnext29,cifar10,place=b,beta=0.5,quick"),
+    (li2018, "densenet_bc,cifar100,place=b,beta=0.5,quick"),
+    (kim2023, "resnet110,cifar10,place=G1,quick"),
+    (kim2023, "preresnet50_elu,cifar10,place=P6+P7,quick"),
+    (kim2023, "mobilenetv2_140,imagenet2012,place=H1,quick"),
+    (hendrycks2016, "vgg,cifar10,quick"),
+    (open_questions, "pooling,after_avgpool,quick"),
+    (open_questions, "nonzero_at_zero,before_sigmoid,quick"),
+    (open_questions, "restore_skewed,exact,quick"),
+]
+SLOW = [
+    (li2018, "wrn28_10,cifar10,place=last,rate=0.2,quick"),
+    (li2018, "preresnet200,imagenet2012,place=last,rate=0.2,quick"),
+    (li2018, "resnext101,imagenet2012,place=last,rate=0.2,quick"),
+    (li2018, "senet154,imagenet2012,place=last,rate=0.2,quick"),
+    (kim2023, "preresnet50,cifar10,place=P0,quick"),
+    (kim2023, "resnetv2_50,caltech101,place=H4,quick"),
+    (kim2023, "efficientnet_b0,imagenet2012,place=H2,quick"),
+    (kim2023, "resnet50_imagenet,imagenet2012,place=H5,quick"),
+    (kim2023, "densenet169,imagenet2012,place=H3,quick"),
+    (chen2019, "preresnet50,cifar10,order=conv_relu_ic,quick"),
+    (caffenet, "caffenet_lrn,imagenet2012,bn=after,affine,activation=maxout,quick"),
+    (caffenet, "googlenet,imagenet2012,bn=before,activation=rrelu,rate=0,quick"),
+    (small, "preresnet20,cifar10,place=a,rate=0.5,quick"),
+    (small, "preresnet8,digits,place=ic,quick"),
+]
+
+
 @pytest.mark.parametrize(
     ("study", "arg"),
-    [
-        (li2018, "preresnet110,cifar10,place=a,rate=0.5,quick"),
-        (li2018, "resnext29,cifar10,place=b,beta=0.5,quick"),
-        (li2018, "wrn28_10,cifar10,place=last,rate=0.2,quick"),
-        (li2018, "preresnet200,imagenet2012,place=last,rate=0.2,quick"),
-        pytest.param(li2018, "resnext101,imagenet2012,place=last,rate=0.2,quick", marks=pytest.mark.slow),
-        pytest.param(li2018, "senet154,imagenet2012,place=last,rate=0.2,quick", marks=pytest.mark.slow),
-        (li2018, "densenet_bc,cifar100,place=b,beta=0.5,quick"),
-        (kim2023, "resnet110,cifar10,place=G1,quick"),
-        (kim2023, "preresnet50,cifar10,place=P0,quick"),
-        (kim2023, "preresnet50_elu,cifar10,place=P6+P7,quick"),
-        (kim2023, "resnetv2_50,caltech101,place=H4,quick"),
-        (kim2023, "mobilenetv2_140,imagenet2012,place=H1,quick"),
-        pytest.param(kim2023, "efficientnet_b0,imagenet2012,place=H2,quick", marks=pytest.mark.slow),
-        (kim2023, "resnet50_imagenet,imagenet2012,place=H5,quick"),
-        (kim2023, "densenet169,imagenet2012,place=H3,quick"),
-        (chen2019, "preresnet50,cifar10,order=conv_relu_ic,quick"),
-        pytest.param(
-            caffenet,
-            "caffenet_lrn,imagenet2012,bn=after,affine,activation=maxout,quick",
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            caffenet,
-            "googlenet,imagenet2012,bn=before,activation=rrelu,rate=0,quick",
-            marks=pytest.mark.slow,
-        ),
-        (hendrycks2016, "vgg,cifar10,quick"),
-        (open_questions, "pooling,after_avgpool,quick"),
-        (open_questions, "nonzero_at_zero,before_sigmoid,quick"),
-        (open_questions, "restore_skewed,exact,quick"),
-        (small, "preresnet20,cifar10,place=a,rate=0.5,quick"),
-        (small, "preresnet8,digits,place=ic,quick"),
-    ],
+    [*QUICK, *(pytest.param(*cell, marks=pytest.mark.slow) for cell in SLOW)],
     ids=lambda v: v if isinstance(v, str) else "",
 )
 def test_a_quick_cell_takes_two_steps(study, arg):
