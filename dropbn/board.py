@@ -28,7 +28,7 @@ class Board:
         self._number, self._ended = number, finished
         self._bars = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}", markup=False),
-            rich.progress.BarColumn(),
+            rich.progress.BarColumn(bar_width=10),
             rich.progress.TaskProgressColumn(),
             rich.progress.TextColumn("{task.fields[status]}"),
             rich.progress.TimeRemainingColumn(),
@@ -106,4 +106,7 @@ class Stack:
 
 
 def _short(names):
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+    """The members in 30 characters, the end of the first name being what tells it from others."""
+    more = f" + {len(names) - 1}" if len(names) > 1 else ""
+    room = 30 - len(more)
+    return (names[0] if len(names[0]) <= room else "\N{HORIZONTAL ELLIPSIS}" + names[0][1 - room :]) + more

@@ -1,4 +1,4 @@
-"""Checkpoints: the only file that says orbax."""
+"""Checkpoints, by orbax."""
 
 import contextlib
 import os

@@ -1,6 +1,7 @@
 """Evaluation of a run: the table of modes and its causes, the shift of every BN layer, repairs."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -128,6 +129,7 @@ def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: l
         recalibrated_accuracy: with the population's ("dropout_off"), both at the end of training.
       shift, shift_li2018: rows of `measure_shift` by both estimators; weights: of `theory.weight_statistics`.
         Without BN the lists are empty and the two accuracies None.
+      not_measured: why a network with BN has none of them, such as a layer whose input does not vary.
     """
     chosen_by = "validation/accuracy" if "validation/accuracy" in records[-1] else "step"
     final = max(records, key=lambda record: record[chosen_by])
@@ -145,16 +147,27 @@ def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: l
     }
     if not state.batch_stats:
         return summary
+    try:
+        _summarize_norms(summary, model, config, dataset, state)
+    except DropbnError as error:  # Such as a dead layer: the run's accuracy is a result all the same.
+        summary["not_measured"] = str(error)
+    return summary
+
+
+def _summarize_norms(summary, model, config, dataset, state):
     plain = _plain(config, dataset, "train")
-    augmented = list(_augmented_epoch(config, dataset))
     summary["shift"] = shift.measure(model, state.variables, plain).rows
-    summary["shift_li2018"] = shift.measure(model, state.variables, augmented, estimator="li2018").rows
-    for name, recipe, batches in (("adjusted", "li2018", augmented), ("recalibrated", "dropout_off", plain)):
-        found = recalibrate.recalibrate(model, state.variables, batches, recipe)
+    summary["shift_li2018"] = shift.measure(
+        model, state.variables, _augmented_epoch(config, dataset), estimator="li2018"
+    ).rows
+    for name, recipe, batches, passes in (
+        ("adjusted", "li2018", _augmented_epoch(config, dataset), 1),
+        ("recalibrated", "dropout_off", plain, None),
+    ):
+        found = recalibrate.recalibrate(model, state.variables, batches, recipe, passes=passes)
         variables = {**state.variables, "batch_stats": found.batch_stats}
         scores, _, _ = _test_mode(config, dataset, variables, "test", model)
         summary[f"{name}_accuracy"] = scores["accuracy"]
-    return summary
 
 
 def _report(found):
@@ -276,10 +289,15 @@ def _shuffled(config, dataset, split):
 def _augmented_epoch(config, dataset) -> Iterator[jax.Array]:
     config = config.copy_and_resolve_references()
     config.batch_size = config.model.bn.group_size or config.batch_size
-    layout = parallel.Layout(jax.local_devices()[:1])
+    layout = parallel.Layout(tuple(jax.local_devices()[:1]))
     feed = feeds.create(config, dataset, layout)
-    batch = parallel.on_each(feed.train_batch, layout, in_axes=(0, None, None))
+    batch = _augmenting(feed.batches, layout)
     for step, inputs in enumerate(
         feed.train_inputs(0, range(dataset.train.num_examples // config.batch_size))
     ):
         yield jax.tree.map(lambda leaf: leaf[0], batch(inputs, step, config.seed))
+
+
+@functools.lru_cache(maxsize=4)
+def _augmenting(batches, layout):
+    return parallel.on_each(batches.train, layout, in_axes=(0, None, None))

@@ -1,13 +1,15 @@
 """How a dataset reaches the devices: from their own memory, or read ahead by the host.
 
-Both feeds have the same methods. `*_inputs` run on the host and yield what a program takes, stacked over the
-devices; `*_batch` run inside the program and make this device's batch of it.
+Both feeds have the same methods, which run on the host and yield what a program takes, stacked over the
+devices; inside the program their `batches` make this device's batch of it.
 """
 
 import collections
+import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -39,57 +41,104 @@ def create(
     return Streamed(config, dataset, layout)
 
 
+class Gather(NamedTuple):
+    """This device's batches of images that live on it; see `dropbn.data.sampling`."""
+
+    batch_size: int
+    axis_name: str | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop_padding: int
+    flip: bool
+
+    def train(self, inputs, step, seed) -> dict[str, jax.Array]:
+        """The batch {"image", "label"} of a step since the start of training."""
+        split, order = inputs
+        augmented = {"crop_padding": self.crop_padding, "flip": self.flip}
+        return sampling.train_batch(split, order, step, seed, **self._common(), **augmented)
+
+    def evaluate(self, inputs) -> dict[str, jax.Array]:
+        """The batch {"image", "label", "mask"}."""
+        return sampling.eval_batch(*inputs, **self._common())
+
+    def _common(self):
+        mean, std = (np.array(moment, np.float32) for moment in (self.mean, self.std))
+        return {"mean": mean, "std": std, "batch_size": self.batch_size, "axis_name": self.axis_name}
+
+
+class Receive(NamedTuple):
+    """This device's batches as the host has sent them."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def train(self, inputs, step, seed) -> dict[str, jax.Array]:
+        """The batch {"image", "label"}; its step and seed were the host's."""
+        mean, std = (np.array(moment, np.float32) for moment in self)
+        return inputs | {"image": sampling.normalize(inputs["image"], mean, std)}
+
+    def evaluate(self, inputs) -> dict[str, jax.Array]:
+        """The batch {"image", "label", "mask"}; the mask is False for the padding."""
+        return self.train(inputs, None, None)
+
+
 class Resident:
-    """Images live on every device; batches are gathered and augmented there."""
+    """Images live on every device; batches are gathered and augmented there.
+
+    Attributes:
+      batches: what becomes a batch inside a program: `train(inputs, step, seed)` and `evaluate(inputs)`. It
+        holds no images and is equal for equal data, so that a program may outlive its feed.
+    """
 
     def __init__(self, config, dataset, layout, seeds):
-        self._config, self._devices = config, layout.devices
-        self._statics = {
-            "batch_size": config.batch_size,
-            "axis_name": layout.axis_name,
-            "mean": dataset.mean,
-            "std": dataset.std,
-        }
+        self._batch_size, self._devices = config.batch_size, layout.devices
+        self.batches = Gather(
+            config.batch_size,
+            layout.axis_name,
+            tuple(dataset.mean.tolist()),
+            tuple(dataset.std.tolist()),
+            config.data.crop_padding,
+            config.data.flip,
+        )
         self._train = parallel.replicate(dataset.train, layout.devices)
         self._measured = {}  # id of a split -> (the split, its copy on the devices)
-        num_examples = dataset.train.num_examples
         self._seeds = layout.put(list(seeds))
-        self._order = parallel.on_each(
-            lambda seed, epoch: sampling.epoch_order(seed, epoch, num_examples), layout, in_axes=(0, None)
-        )
+        self._order = _orders(dataset.train.num_examples, layout)
 
     def train_inputs(self, epoch: int, steps: range) -> Iterator:
-        """What `train_batch` takes at each of some steps of an epoch."""
+        """What `batches.train` takes at each of some steps of an epoch."""
         return itertools.repeat((self._train, self._order(self._seeds, epoch)), len(steps))
 
-    def train_batch(self, inputs, step, seed) -> dict[str, jax.Array]:
-        """The batch {"image", "label"} of a step since the start of training."""
-        config = self._config.data
-        augmented = {"crop_padding": config.crop_padding, "flip": config.flip}
-        return sampling.train_batch(*inputs, step, seed, **self._statics, **augmented)
-
     def eval_inputs(self, split: Split) -> Iterator:
-        """What `eval_batch` takes, until every image of a split was there once."""
+        """What `batches.evaluate` takes, until every image of a split was there once."""
         if id(split) not in self._measured:
             self._measured[id(split)] = split, parallel.replicate(split, self._devices)
         _, on_devices = self._measured[id(split)]
-        for i in range(math.ceil(split.num_examples / self._config.batch_size)):
+        for i in range(math.ceil(split.num_examples / self._batch_size)):
             yield on_devices, np.full(len(self._devices), i)
 
-    def eval_batch(self, inputs) -> dict[str, jax.Array]:
-        """The batch {"image", "label", "mask"}; see `sampling.eval_batch`."""
-        return sampling.eval_batch(*inputs, **self._statics)
+
+@functools.lru_cache(maxsize=4)
+def _orders(num_examples, layout):
+    """(seeds, epoch) -> the order of that epoch on each device."""
+    return parallel.on_each(
+        lambda seed, epoch: sampling.epoch_order(seed, epoch, num_examples), layout, in_axes=(0, None)
+    )
 
 
 class Streamed:
-    """Batches are read by the host, a few ahead of the devices."""
+    """Batches are read by the host, a few ahead of the devices.
+
+    Attributes:
+      batches: as of `Resident`.
+    """
 
     def __init__(self, config, dataset, layout):
-        self._config, self._layout = config, layout
-        self._train, self._mean, self._std = dataset.train, dataset.mean, dataset.std
+        self._config, self._layout, self._train = config, layout, dataset.train
+        self.batches = Receive(tuple(dataset.mean.tolist()), tuple(dataset.std.tolist()))
 
     def train_inputs(self, epoch: int, steps: range) -> Iterator:
-        """What `train_batch` takes at each of some steps of an epoch."""
+        """What `batches.train` takes at each of some steps of an epoch."""
         size, seed = self._config.batch_size, self._config.seed
         order = np.asarray(sampling.epoch_order(seed, epoch, self._train.num_examples))
         positions = np.concatenate([self._own(step * size) for step in steps] or [np.arange(0)])
@@ -98,17 +147,9 @@ class Streamed:
         )
         return self._ahead({"image": batch.images, "label": batch.labels} for batch in batches)
 
-    def train_batch(self, inputs, step, seed) -> dict[str, jax.Array]:
-        """The batch {"image", "label"}; its step and seed were the host's."""
-        return inputs | {"image": sampling.normalize(inputs["image"], self._mean, self._std)}
-
     def eval_inputs(self, split) -> Iterator:
-        """What `eval_batch` takes, until every image of a split was there once."""
+        """What `batches.evaluate` takes, until every image of a split was there once."""
         return self._ahead(self._padded(split))
-
-    def eval_batch(self, inputs) -> dict[str, jax.Array]:
-        """The batch {"image", "label", "mask"}; the mask is False for the padding."""
-        return self.train_batch(inputs, None, None)
 
     def _padded(self, split):
         for start in range(0, split.num_examples, self._config.batch_size):
@@ -123,7 +164,8 @@ class Streamed:
 
     def _own(self, start):
         """The positions that are this process's in the batch that begins at `start`."""
-        first = start + jax.process_index() * self._share
+        process = jax.process_index() if self._layout.processes > 1 else 0
+        first = start + process * self._share
         return np.arange(first, first + self._share)
 
     def _ahead(self, batches, number=2):

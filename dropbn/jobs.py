@@ -10,11 +10,11 @@ import flax.linen as nn
 import jax
 import ml_collections
 
-from dropbn import checkpoint, cost, data, evaluation, models, parallel
+from dropbn import checkpoint, cost, data, evaluation, evidence, parallel, workdir
 from dropbn.data.splits import Split
 from dropbn.errors import DropbnError
 from dropbn.members import Member
-from dropbn.plan import Plan, make_plan
+from dropbn.plan import Plan, make_plan, structure
 
 
 class Job(NamedTuple):
@@ -34,14 +34,15 @@ class Job(NamedTuple):
 
 
 def create(chosen: Sequence[Member], together: bool = False) -> tuple[list[Job], dict[str, str]]:
-    """What there is to do for members.
+    """What there is to do for members that are not finished.
 
     Args:
       chosen: the members; their configs get their number of classes.
       together: whether all devices share a run; they do for streamed data anyway.
 
     Returns:
-      (jobs, {name of a member that cannot run: why}).
+      (jobs, {name of a member that cannot run: why}). A finished run of another config, such as of a quick
+      study in the same workdir, cannot run either.
     """
     found, refused, datasets = [], {}, {}
     for member in chosen:
@@ -52,7 +53,10 @@ def create(chosen: Sequence[Member], together: bool = False) -> tuple[list[Job],
             dataset = datasets[key]
             apart = not together and isinstance(dataset.train, Split)
             plan = make_plan(member.config, dataset, parallel.side_by_side(1) if apart else None)
-            found.append(Job(member, dataset, plan, _flops(member.config, dataset, plan)))
+            if evidence.finished(member.directory):
+                workdir.refuse_another(member.directory, member.config)
+            else:
+                found.append(Job(member, dataset, plan, _flops(member.config, dataset, plan)))
         except DropbnError as error:
             refused[member.name] = str(error)
     return found, refused
@@ -74,25 +78,15 @@ def stacks(todo: Sequence[Job]) -> Iterator[list[Job]]:
         layout = group[0].plan.layout
         if not layout.axis_name:
             layout = parallel.side_by_side(len(group))
-        size = len(layout.devices) // layout.share
+        size = 1 if layout.axis_name else len(layout.devices)
         for start in range(0, len(group), size):
             yield [job._replace(plan=job.plan._replace(layout=layout)) for job in group[start : start + size]]
 
 
-def structure(config: ml_collections.ConfigDict) -> str:
-    """What of a config is compiled, as JSON: all but the numbers that a step takes as arguments."""
-    flat = config.copy_and_resolve_references()
-    flat.model.block, flat.model.head = map(str, models.orders(config.model))
-    flat.model.place, flat.seed = "", 0
-    flat.model.noise.rate = flat.model.noise.beta = 0.0
-    flat.optimizer.learning_rate = float(config.optimizer.learning_rate > 0)
-    return flat.to_json(sort_keys=True)
-
-
 @functools.lru_cache(maxsize=1)
-def model(structure: str) -> nn.Module:
-    """The network of a structure on one device, for evaluation; one object for the members of a stack."""
-    return evaluation.model_of_groups(ml_collections.ConfigDict(json.loads(structure)))
+def model(config: str) -> nn.Module:
+    """The network of a `structure` on one device, for evaluation; one object for the members of a stack."""
+    return evaluation.model_of_groups(ml_collections.ConfigDict(json.loads(config)))
 
 
 def _step(directory):
@@ -109,8 +103,8 @@ def _flops(config, dataset, plan):
 
 
 @functools.cache
-def _forward(structure, image_shape):
-    """Floating-point operations of an image's forward pass."""
-    network, image = model(structure), jax.ShapeDtypeStruct((1, *image_shape), "float32")
+def _forward(config, image_shape):
+    """Floating-point operations of an image's forward pass, of the network of a `structure`."""
+    network, image = model(config), jax.ShapeDtypeStruct((1, *image_shape), "float32")
     variables = jax.eval_shape(network.init, jax.random.key(0), image)
     return cost.flops(network.apply, variables, image)

@@ -39,11 +39,14 @@ def load(file: str) -> ModuleType:
     Raises:
       DropbnError: there is no such file, or it lists no tables.
     """
-    if not pathlib.Path(file).is_file():
+    if not pathlib.Path(file).is_file() or not file.endswith(".py"):
         raise DropbnError(f"There is no config file {file}.")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # A config file is code: whatever it raises.
+        raise DropbnError(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
     if not hasattr(module, "sweep"):
         raise DropbnError(f"{file} has no sweep(table): it is one experiment; train it with train.py.")
     return module
@@ -63,7 +66,8 @@ def create(
       quick: whether each is shrunk for a laptop.
 
     Raises:
-      DropbnError: a cell that the file refuses.
+      Exception: what ml_collections and the file raise for a cell or an override that they refuse;
+        `dropbn.doorway.parsing` makes a sentence of it.
     """
     found = []
     for cell, seed in itertools.product(cells, range(seeds)):

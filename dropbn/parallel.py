@@ -1,15 +1,17 @@
 """Devices: the only file that says pmap."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from dropbn.errors import DropbnError
 
 AXIS = "batch"
+_PATIENCE_SECONDS = 7 * 24 * 3600  # for processes whose share of a study takes longer
+_waits = itertools.count()
 
 
 class Layout(NamedTuple):
@@ -21,7 +23,7 @@ class Layout(NamedTuple):
       processes: how many processes share the run, each with as many devices.
     """
 
-    devices: Sequence[jax.Device]
+    devices: tuple[jax.Device, ...]
     axis_name: str | None = AXIS
     processes: int = 1
 
@@ -62,7 +64,7 @@ def together(batch_size: int) -> Layout:
         raise DropbnError(
             f"batch_size={batch_size} cannot be divided among {processes} processes: give a multiple of it."
         )
-    return Layout(devices[: max(fitting)], processes=processes)
+    return Layout(tuple(devices[: max(fitting)]), processes=processes)
 
 
 def is_first() -> bool:
@@ -73,12 +75,18 @@ def is_first() -> bool:
 def wait_for_all(where: str) -> None:
     """Returns when every process has come to `where`."""
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+        from orbax.checkpoint import multihost
+
+        # Named processes wait at the coordinator; a collective would give the last one 30 seconds to come.
+        processes = set(range(jax.process_count()))
+        multihost.sync_global_processes(
+            f"{next(_waits)} {where}", timeout=_PATIENCE_SECONDS, processes=processes
+        )
 
 
 def side_by_side(number: int) -> Layout:
     """As many runs as there are local devices, at most `number`."""
-    return Layout(jax.local_devices()[:number], axis_name=None)
+    return Layout(tuple(jax.local_devices()[:number]), axis_name=None)
 
 
 def on_each(function: Callable, layout: Layout, *, in_axes=0, donate: int | None = None) -> Callable:

@@ -48,6 +48,7 @@ def make_plan(config, dataset: data.Dataset, layout: parallel.Layout | None = No
     num_examples = dataset.train.num_examples
     for field, low, high in (
         ("seed", 0, 2**31 - 1),
+        ("optimizer.learning_rate", 0, None),
         ("batch_size", 1, num_examples),
         ("data.train_examples", 0, None),
         ("data.crop_padding", 0, None),
@@ -92,6 +93,19 @@ def make_plan(config, dataset: data.Dataset, layout: parallel.Layout | None = No
         total_steps,
         max(1, to_steps(config.checkpoint_every)),
     )
+
+
+def structure(config) -> str:
+    """What of a config is compiled, as JSON: all but the numbers that a step takes as arguments."""
+    config = config.copy_and_resolve_references()
+    config.model.block, config.model.head = map(str, models.orders(config.model))
+    config.model.place, config.seed = "", 0
+    if (
+        config.model.noise.scale_at == "train"
+    ):  # Else the amount also acts in test mode, where it is no argument.
+        config.model.noise.rate = config.model.noise.beta = 0.0
+    config.optimizer.learning_rate = float(config.optimizer.learning_rate > 0)
+    return config.to_json(sort_keys=True)
 
 
 def abstract_state(config, dataset: data.Dataset, plan: Plan) -> steps.TrainState:

@@ -46,6 +46,7 @@ from dropbn.board import Board
 from dropbn.errors import DropbnError
 from dropbn.jobs import Job
 from dropbn.members import Member
+from dropbn.plan import structure
 from dropbn.results import Result
 
 
@@ -72,8 +73,10 @@ def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
                     plan,
                     progress,
                 )
-            except Exception:  # Whatever it is, the other members can still be run.
-                outcomes = [DropbnError(traceback.format_exc())] * len(given)
+            except Exception as error:  # Whatever it is, the other members can still be run.
+                outcomes = [error] * len(given)
+            if plan.layout.processes > 1 and not parallel.is_first():
+                continue
             for job, outcome in zip(stack, outcomes, strict=True):
                 try:
                     if isinstance(outcome, Exception):
@@ -89,7 +92,7 @@ def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
 
 def _summarize(job, state):
     """Marks a member as finished; returns the line that says what it found."""
-    member, model = job.member, jobs.model(jobs.structure(job.member.config))
+    member, model = job.member, jobs.model(structure(job.member.config))
     records = workdir.read_metrics(member.directory)
     summary = evaluation.summarize(member.config, job.dataset, state, records, model)
     evidence.write(member.directory, summary)
@@ -105,14 +108,8 @@ def _keep_error(member, error):
         member.directory.mkdir(parents=True, exist_ok=True)
         workdir.replace(member.directory / "error.txt", error)
     except OSError:
-        return f"failed: {_line(error)}"
-    return f"failed: {_line(error)} ({member.directory / 'error.txt'})"
-
-
-def _line(error):
-    """The line of an error that says most: a traceback's last, a sentence's first."""
-    lines = error.strip().splitlines()
-    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+        return f"failed: {table.line(error)}"
+    return f"failed: {table.line(error)} ({member.directory / 'error.txt'})"
 
 
 def estimate(chosen: Sequence[Member], todo: Sequence[Job], refused: dict[str, str]) -> Result:
@@ -186,49 +183,49 @@ def main(overrides: Sequence[str]) -> int:
     if not name:
         raise DropbnError(f"Say which table, as in --config={file}:{next(iter(tables), 'TABLE')}.")
     cells = module.sweep(name)
-    args = [cell["arg"] for cell in cells if fnmatch.fnmatch(cell["arg"], f"*{given.only}*")]
+    claimed = module.claims(name) if hasattr(module, "claims") else []
+    args = [cell["arg"] for cell in cells if _is_chosen(cell["arg"], given.only)]
     if not args:
         raise DropbnError(f"--only={given.only} leaves no cell of {name}.")
+    table.refuse_another(given.workdir, given.config)
     with doorway.parsing():
         chosen = members.create(file, args, given.seeds, given.workdir, overrides, given.quick)
-    todo, failed = jobs.create(
-        [member for member in chosen if not evidence.finished(member.directory)], given.parallel == "data"
-    )
+    todo, failed = jobs.create(chosen, given.parallel == "data")
     console = rich.console.Console(highlight=False, markup=False)
     if given.dry_run:
         console.print(estimate(chosen, todo, failed))
         for error in dict.fromkeys(failed.values()):
             console.print(f"Cannot run: {error}", soft_wrap=True)
         return 0
-    with Board(
-        len(chosen), len(chosen) - len(todo) - len(failed), sum(job.flops for job in todo), console
-    ) as board:
+    finished = len(chosen) - len(todo) - len(failed)
+    with Board(len(chosen), finished, sum(job.flops for job in todo), console) as board:
         for member, error in failed.items():
             board.ended(member, f"cannot run: {error}")
         failed |= run(jobs.of_this_process(todo), board)
     parallel.wait_for_all("the members are trained")
     if not parallel.is_first():
         return 1 if failed else 0
+    for member in chosen:  # Of other processes too.
+        error = member.directory / "error.txt"
+        if error.exists() and not evidence.finished(member.directory):
+            failed.setdefault(member.name, error.read_text())
+    seeds = range(given.seeds)
     # Of the whole table: what --only leaves out now may be there from before.
-    kept = [
-        evidence.cell(
-            cell["arg"], cell["paper"], members.directory_of(cell["arg"], given.workdir).glob("seed*")
-        )
-        for cell in cells
-    ]
+    kept = [_kept(cell, given.workdir) for cell in cells]
     found = table.collect(
         given.workdir,
         _title(module, name),
         getattr(module, "METRIC", "accuracy"),
         kept,
         {cell["arg"]: cell.get("adjusted") for cell in cells},
-        module.claims(name) if hasattr(module, "claims") else [],
-        [] if given.quick else flipped(kept, given.workdir),
+        claimed,
+        functools.partial(flipped, kept, given.workdir) if todo and not given.quick else list,
         config=given.config,
         command=_command(given, overrides),
         seeds=sorted({member.seed for cell in kept for member in cell.members}),
         failed=[{"member": member, "error": error} for member, error in failed.items()],
-        unfinished=len(cells) * given.seeds - sum(len(cell.members) for cell in kept) - len(failed),
+        unfinished=sum(given.seeds - len({m.seed for m in cell.members} & set(seeds)) for cell in kept)
+        - len(failed),
     )
     for rows, keys, title in (
         (
@@ -243,18 +240,34 @@ def main(overrides: Sequence[str]) -> int:
             console.print(Result([{key: row[key] for key in keys if key in row} for row in texts], title))
     console.print(f"Written to {given.workdir}: table.md, table.csv, table.json, figures", soft_wrap=True)
     for member, error in failed.items():
-        console.print(f"Failed: {member}: {_line(error)}", soft_wrap=True)
+        console.print(f"Failed: {member}: {table.line(error)}", soft_wrap=True)
     return 1 if failed else 0
 
 
+def _is_chosen(cell, only):
+    """Whether a cell has all the words of --only, or fits it as a pattern."""
+    return (
+        fnmatch.fnmatch(cell, only)
+        if set(only) & set("*?[")
+        else set(only.split(",")) <= {*cell.split(","), ""}
+    )
+
+
+def _kept(cell, directory):
+    """A cell with all its finished members in a study's workdir."""
+    seeds = sorted(members.directory_of(cell["arg"], directory).glob("seed*"))
+    return evidence.cell(cell["arg"], cell["paper"], seeds)
+
+
 def _title(module, name):
-    first = module.__doc__.strip().splitlines()[0].rstrip(".") if module.__doc__ else module.__name__
+    first = (module.__doc__ or module.__name__).strip().splitlines()[0].rstrip(".")
     return f"{first} ({name})"
 
 
 def _command(given, overrides):
-    words = [f"--config={given.config}", f"--seeds={given.seeds}", *overrides]
+    words = [f"--config={given.config}", "--workdir=W", f"--seeds={given.seeds}", *overrides]
     words += ["--quick"] * given.quick + [f"--only={given.only}"] * bool(given.only)
+    words += ["--parallel=data"] * (given.parallel == "data")
     return shlex.join(["python", "-m", "dropbn.study", *words])
 
 
@@ -264,17 +277,19 @@ if __name__ == "__main__":
     )
     flags.DEFINE_string("workdir", None, "Where the study is kept.", required=True)
     flags.DEFINE_integer("seeds", 5, "Members of each cell, with seeds from 0.", lower_bound=1)
-    flags.DEFINE_string("only", "", "Only cells with this in them; * and ? are wildcards.")
+    flags.DEFINE_string(
+        "only", "", "Only cells with these words, such as place=P4,cifar10, or a pattern with *."
+    )
     flags.DEFINE_bool("quick", False, "Every member shrunk to two steps, on digits.")
     flags.DEFINE_bool("dry_run", False, "Only list the members and what they will cost.")
     flags.DEFINE_enum("parallel", "members", ["members", "data"], "What the devices share out.")
     doorway.define_processes()
     changes = [argument for argument in sys.argv if argument.startswith("--config.")]
     sys.argv = [argument for argument in sys.argv if argument not in changes]
-    sys.path.insert(0, "")
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         # Without an accelerator, a member for each core.
-        jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
+        cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+        jax.config.update("jax_num_cpu_devices", len(cores))
     doorway.run(
         functools.partial(main, changes),
         interrupted="the same command goes on, and trains no finished member again",

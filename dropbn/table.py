@@ -4,12 +4,13 @@ import datetime
 import json
 import pathlib
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import flax
 import jax
 
 from dropbn import claims, evidence, figures, workdir
+from dropbn.errors import DropbnError
 from dropbn.results import Result
 
 # What a metric's values are: 100 * (offset + factor * accuracy).
@@ -59,7 +60,7 @@ def collect(
     cells: list[evidence.Cell],
     adjusted: dict,
     claimed: list,
-    drawn: Sequence[dict] = (),
+    more: Callable[[], list[dict]] = list,
     **facts,
 ) -> dict:
     """Writes W/table.csv, table.json, table.md and W/figures from what is finished.
@@ -71,17 +72,14 @@ def collect(
       cells: of the study, with their finished runs.
       adjusted: cell -> the paper's value with statistics taken again.
       claimed: the paper's claims.
-      drawn: file and caption of further figures in W/figures.
+      more: draws further figures in W/figures; returns file and caption of each.
       **facts: what else the table says of the study, such as command, seeds, failed.
 
     Returns:
       What table.json holds.
     """
     directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "figures").mkdir(exist_ok=True)
-    rows = [row(cell, metric, adjusted.get(cell.arg)) for cell in cells]
-    drawn = [*figures.draw(cells, directory / "figures", metric), *drawn]
+    (directory / "figures").mkdir(parents=True, exist_ok=True)
     found = {
         "title": title,
         "metric": f"test {metric}, %",
@@ -93,14 +91,35 @@ def collect(
             "flax": flax.__version__,
         },
         "date": datetime.date.today().isoformat(),
-        "rows": rows,
+        "rows": [row(cell, metric, adjusted.get(cell.arg)) for cell in cells],
         "claims": claims.judge(claimed, cells),
-        "figures": [figure | {"file": f"figures/{figure['file']}"} for figure in drawn],
+        "figures": [],
     }
-    workdir.replace(directory / "table.json", json.dumps(found, indent=1) + "\n")
-    workdir.replace(directory / "table.csv", Result(rows).to_csv())
-    workdir.replace(directory / "table.md", markdown(found))
+    _write(directory, found)  # Before anything is drawn, so that no figure can keep the numbers back.
+    drawn = [*figures.draw(cells, directory / "figures", metric), *more()]
+    found["figures"] = [figure | {"file": f"figures/{figure['file']}"} for figure in drawn]
+    _write(directory, found)
     return found
+
+
+def refuse_another(directory, config: str) -> None:
+    """Raises if a study's workdir holds the table of another one; `config` is FILE:TABLE."""
+    file = pathlib.Path(directory, "table.json")
+    there = json.loads(file.read_text())["config"] if file.exists() else config
+    if there != config:
+        raise DropbnError(f"{directory} holds the study {there}; choose another --workdir.")
+
+
+def line(error: str) -> str:
+    """The line of an error that says most: a traceback's last, a sentence's first."""
+    lines = error.strip().splitlines()
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
+
+
+def _write(directory, found):
+    workdir.replace(directory / "table.json", json.dumps(found, indent=1) + "\n")
+    workdir.replace(directory / "table.csv", Result(found["rows"]).to_csv())
+    workdir.replace(directory / "table.md", markdown(found))
 
 
 def markdown(found: dict) -> str:
@@ -117,13 +136,14 @@ def markdown(found: dict) -> str:
     if found["claims"]:
         parts += [
             "## Claims",
-            "Differences are paired by seed; a claim is decided where the 95 % interval excludes 0.",
+            "Differences are paired by seed. A claim is decided where the 95 % interval excludes 0. Each is "
+            "judged alone: of 20 true zeros one is decided by chance.",
             _markdown_table(found["claims"]),
         ]
     parts += ["## Cells", _markdown_table(found["rows"])]
     parts += [f"![{figure['caption']}]({figure['file']})" for figure in found["figures"]]
     for member in found["failed"]:
-        parts.append(f"Failed: {member['member']}: {member['error'].splitlines()[-1]}")
+        parts.append(f"Failed: {member['member']}: {line(member['error'])}")
     if found["unfinished"] > 0:
         parts.append(f"Not run: {found['unfinished']} members.")
     return "\n\n".join(parts) + "\n"

@@ -13,7 +13,7 @@ import numpy as np
 from dropbn import checkpoint, data, feeds, initializers, models, noise, parallel, steps, workdir
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
-from dropbn.plan import Plan, abstract_state, make_plan
+from dropbn.plan import Plan, abstract_state, make_plan, structure
 from dropbn.progress import Progress
 
 
@@ -31,14 +31,29 @@ class Programs(NamedTuple):
     evaluate: Callable
 
 
+# The programs of the last few kinds of runs: a study's next members need no compilation.
+_KEPT = {}
+_NUMBER_KEPT = 2
+
+
 def programs(config, feed: feeds.Resident | feeds.Streamed, plan: Plan) -> Programs:
-    """Composes feed and steps for the devices of the plan."""
+    """Composes feed and steps for the devices of the plan; the same ones for configs of one `structure`."""
+    base = config.optimizer.learning_rate  # which `Hyper.learning_rate_scale` is relative to
+    key = structure(config), base, feed.batches, plan.layout, plan.total_steps, plan.steps_per_epoch
+    if key not in _KEPT:
+        for oldest in list(_KEPT)[: 1 - _NUMBER_KEPT]:
+            del _KEPT[oldest]
+        _KEPT[key] = _compose(config, feed.batches, plan)
+    return _KEPT[key]
+
+
+def _compose(config, batches, plan):
     axis_name = plan.layout.axis_name
 
     def train(state, inputs, hyper):
         return steps.train_step(
             state,
-            feed.train_batch(inputs, state.step, hyper.seed),
+            batches.train(inputs, state.step, hyper.seed),
             hyper,
             build=lambda hyper: models.create(config.model, hyper.amount, axis_name),
             tx=plan.tx,
@@ -49,7 +64,7 @@ def programs(config, feed: feeds.Resident | feeds.Streamed, plan: Plan) -> Progr
     on_each = functools.partial(parallel.on_each, layout=plan.layout)
     return Programs(
         on_each(train, donate=0),
-        on_each(feed.eval_batch),
+        on_each(batches.evaluate),
         on_each(functools.partial(steps.eval_step, model=plan.model, task=plan.task, axis_name=axis_name)),
     )
 
@@ -109,6 +124,12 @@ def train(
                 runs[i] = stack.enter_context(_opened(config, directory, dataset, plan))
             except DropbnError as error:
                 outcomes[i] = error
+        begun = {i: int(run.state.step) for i, run in runs.items()}
+        for i in [i for i in runs if begun[i] != begun[min(runs)]]:
+            outcomes[i] = DropbnError(
+                f"{directories[i]} stands at step {begun[i]}: another process trains there."
+            )
+            del runs[i]
         if runs:
             trained = _train(list(runs.values()), dataset, plan, progress)
             for i, outcome in zip(runs, trained, strict=True):
@@ -130,11 +151,13 @@ def _opened(config, directory, dataset, plan):
     like = abstract_state(config, dataset, plan)
     shared = plan.layout.processes > 1
     writes = parallel.is_first() or not shared
-    if shared:  # One process makes the workdir, the others find it.
-        if writes:
-            workdir.claim(directory, config)
-        parallel.wait_for_all("the workdir is claimed")
-    directory = workdir.claim(directory, config)
+    if shared and not writes:  # One process makes the workdir, the others find it.
+        parallel.wait_for_all(f"{directory} is claimed")
+    try:
+        directory = workdir.claim(directory, config)
+    finally:
+        if shared and writes:
+            parallel.wait_for_all(f"{directory} is claimed")
     with (
         workdir.lock(directory) if writes else contextlib.nullcontext(),
         checkpoint.manager(directory / "checkpoints", shared=shared) as checkpoints,
@@ -211,7 +234,8 @@ def _train(runs, dataset, plan, progress):
 
 
 def _hyper(config, first):
-    scale = config.optimizer.learning_rate / first.optimizer.learning_rate
+    rate, base = config.optimizer.learning_rate, first.optimizer.learning_rate
+    scale = 1.0 if rate == base else rate / base
     return steps.Hyper(config.seed, noise.amount(config.model.noise), scale)
 
 

@@ -12,6 +12,9 @@ import tensorboardX
 
 from dropbn.errors import DropbnError
 
+# What a process that was killed early, or a study's member that could not begin, leaves behind.
+_LEFTOVERS = ("config.json.tmp", "error.txt", ".lock")
+
 
 def claim(workdir, config: ml_collections.ConfigDict) -> pathlib.Path:
     """Makes `workdir` the directory of a run of `config`, or recognizes it as one.
@@ -21,18 +24,8 @@ def claim(workdir, config: ml_collections.ConfigDict) -> pathlib.Path:
         no run. Nothing is written then.
     """
     path = pathlib.Path(workdir)
-    if path.is_dir() and any(path.iterdir()):
-        before, now = (_flat(c.to_dict()) for c in (read_config(path), config))
-        differing = [
-            f"{key}: {before.get(key, 'missing')!r} there, {now.get(key, 'missing')!r} now"
-            for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
-        ]
-        if differing:
-            raise DropbnError(
-                f"{path} holds a run of another config; choose another --workdir.\n  "
-                + "\n  ".join(differing)
-            )
+    if path.is_dir() and any(file.name not in _LEFTOVERS for file in path.iterdir()):
+        refuse_another(path, config)
         return path
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -40,6 +33,20 @@ def claim(workdir, config: ml_collections.ConfigDict) -> pathlib.Path:
     except OSError as error:
         raise DropbnError(f"Cannot write to workdir {path}: {error.strerror}.") from error
     return path
+
+
+def refuse_another(workdir, config: ml_collections.ConfigDict) -> None:
+    """Raises if the run in `workdir` is of another config; the differing fields are named."""
+    before, now = (_flat(c.to_dict()) for c in (read_config(workdir), config))
+    differing = [
+        f"{key}: {before.get(key, 'missing')!r} there, {now.get(key, 'missing')!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if differing:
+        raise DropbnError(
+            f"{workdir} holds a run of another config; choose another --workdir.\n  " + "\n  ".join(differing)
+        )
 
 
 @contextlib.contextmanager
@@ -108,7 +115,10 @@ def metrics_writer(workdir, restored_step: int) -> Iterator[Callable[[dict], Non
 def replace(path: pathlib.Path, text: str) -> None:
     """Replaces a file in one step, so that a kill leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

@@ -49,7 +49,7 @@ def test_processes_train_as_one(tiny_config, tmp_path, number):
     """
     tiny_config.duration, tiny_config.eval.train_examples = "1 epochs", 100
     dataset = data.load(tiny_config.data)
-    plan = make_plan(tiny_config, dataset, parallel.Layout(jax.local_devices()[: 2 * number]))
+    plan = make_plan(tiny_config, dataset, parallel.Layout(tuple(jax.local_devices()[: 2 * number])))
     with Progress("", plan.total_steps, tiny_config.batch_size) as progress:
         [alone] = training.train([tiny_config], [tmp_path / "one"], dataset, plan, progress)
     command = [

@@ -114,7 +114,7 @@ def _feed(stream, devices):
     config = base.get_config()
     config.batch_size = 16
     dataset = data.Dataset(stream, stream, 50, data.PHOTO_MEAN, data.PHOTO_STD)
-    return feeds.create(config, dataset, parallel.Layout(jax.local_devices()[:devices]))
+    return feeds.create(config, dataset, parallel.Layout(tuple(jax.local_devices()[:devices])))
 
 
 def test_a_streamed_evaluation_counts_every_image_once():

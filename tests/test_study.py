@@ -20,8 +20,10 @@ from dropbn import (
     checkpoint,
     claims,
     cost,
+    data,
     evaluation,
     evidence,
+    feeds,
     jobs,
     members,
     models,
@@ -98,6 +100,59 @@ def test_only_numbers_are_shared(tmp_path):
     assert list(map(len, one_by_one)) == [1] * 20
 
 
+def test_stacks_of_one_structure_share_their_programs(tmp_path):
+    """Whatever the seeds and rates are; and only those of one structure."""
+    cells = (CELL, "preresnet8,digits,place=a,rate=0.5", "preresnet8,digits,place=P5")
+    todo, _ = jobs.create(_members(tmp_path, *cells))
+
+    def programs(job):
+        layout = parallel.side_by_side(8)
+        feed = feeds.create(job.member.config, job.dataset, layout, 8 * [job.member.config.seed])
+        return training.programs(job.member.config, feed, job.plan._replace(layout=layout))
+
+    one, same, other = map(programs, todo)
+    assert one is same and one is not other and programs(todo[0]) is one
+
+
+def test_a_rate_that_also_acts_in_test_mode_is_compiled(tmp_path):
+    cells = (CELL, "preresnet8,digits,place=a,rate=0.5")
+    chosen = _members(tmp_path, *cells, overrides=["--config.model.noise.scale_at=test"])
+    assert len(list(jobs.stacks(jobs.create(chosen)[0]))) == 2
+
+
+def test_a_finished_run_of_another_config_is_no_member(finished):
+    """Such as of a quick study in the same workdir."""
+    directory = finished[0][0].directory.parents[2]
+    longer = _members(directory, overrides=["--config.duration=3 epochs"])
+    todo, refused = jobs.create(longer)
+    assert not todo and "duration: '2 epochs' there, '3 epochs' now" in refused[longer[0].name]
+
+
+@pytest.mark.parametrize("left", ["config.json.tmp", "error.txt"])
+def test_what_an_early_end_leaves_behind_is_no_run(tmp_path, left):
+    (tmp_path / left).write_text("half")
+    workdir.claim(tmp_path, small.get_config())
+    assert workdir.read_config(tmp_path).model.depth == 8
+
+
+@pytest.mark.parametrize(
+    ("only", "chosen"),
+    [
+        ("", 3),
+        ("cifar10", 2),
+        ("net,cifar10", 2),
+        ("place=P1", 1),
+        ("place=P1,cifar10", 1),
+        ("*cifar10*", 3),
+        ("*P[01]", 1),
+        ("P", 0),
+    ],
+)
+def test_only(only, chosen):
+    cells = ["net,cifar10", "net,cifar10,place=P1", "net,cifar100"]
+    assert sum(study._is_chosen(cell, only) for cell in cells) == chosen
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """Three members that differ in numbers alone, trained side by side; one by one; and as train.py would."""
@@ -109,7 +164,7 @@ def finished(tmp_path_factory):
     assert _run(beside) == {}
     for member in alone[1:]:
         todo, _ = jobs.create([member])
-        alone_plan = todo[0].plan._replace(layout=parallel.Layout(jax.local_devices()[:1]))
+        alone_plan = todo[0].plan._replace(layout=parallel.Layout(tuple(jax.local_devices()[:1])))
         with board.Board(1, 0, 1.0) as shown, shown.stack(["it"], 1.0, alone_plan.total_steps) as progress:
             training.train([member.config], [member.directory], todo[0].dataset, alone_plan, progress)
     return beside, alone
@@ -136,15 +191,15 @@ def test_a_finished_member_says_what_it_found(finished):
     assert len(member.summary["shift"]) == len(member.summary["shift_li2018"]) == 7
     assert len(member.summary["weights"]) == 10  # seven in branches and stem, two shortcuts, the classifier
     # The same as eval.py finds, by programs of its own.
-    [job], _ = jobs.create(finished[0][:1])
-    like = plan.abstract_state(job.member.config, job.dataset, job.plan)
-    with checkpoint.manager(job.member.directory / "checkpoints", read_only=True) as saved:
+    config, dataset = finished[0][0].config, data.load(finished[0][0].config.data)
+    like = plan.abstract_state(config, dataset, plan.make_plan(config, dataset))
+    with checkpoint.manager(finished[0][0].directory / "checkpoints", read_only=True) as saved:
         state = checkpoint.restore(saved, like)
-    shift = evaluation.measure_shift(job.member.config, job.dataset, state)
+    shift = evaluation.measure_shift(config, dataset, state)
     assert [row["ratio"] for row in member.summary["shift"]] == pytest.approx(
         [row["ratio"] for row in shift.rows], rel=1e-6
     )
-    adjusted, _ = evaluation.recalibrate_run(job.member.config, job.dataset, state, "li2018")
+    adjusted, _ = evaluation.recalibrate_run(config, dataset, state, "li2018")
     after = {(row["statistics"], row["data"]): row["accuracy"] for row in adjusted.rows}
     assert member.summary["adjusted_accuracy"] == pytest.approx(after["li2018", "test"], abs=1e-9)
     assert evidence.cell(cell, None, [finished[1][1].directory]).members == []  # trained, not summarized
@@ -175,7 +230,7 @@ def test_a_failing_member_does_not_stop_the_others(tmp_path, capsys):
 
 def _command(directory, *flags):
     words = ["-m", "dropbn.study", "--config=configs/small.py:digits", f"--workdir={directory}", "--seeds=3"]
-    return [sys.executable, *words, "--only=P4", *TINY, "--config.duration=6 epochs", *flags]
+    return [sys.executable, *words, "--only=place=P4", *TINY, "--config.duration=6 epochs", *flags]
 
 
 def _table(directory):
@@ -332,7 +387,7 @@ def test_files_that_are_no_studies_are_refused():
 def test_a_dry_run_trains_nothing(tmp_path):
     command = [sys.executable, "-m", "dropbn.study", f"--workdir={tmp_path}/w", "--dry_run", "--quick"]
     done = subprocess.run(
-        [*command, "--config=configs/small.py:digits", "--seeds=2", "--only=P[0-3]"],
+        [*command, "--config=configs/small.py:digits", "--seeds=2", "--only=*P[0-3]"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -43,7 +43,7 @@ def _environment():
 def _few_steps(config, devices, number=3, amount=None):
     """State and sums after some steps on the first `devices` devices, by the run's own programs."""
     dataset = data.load(config.data)
-    plan = make_plan(config, dataset)._replace(layout=parallel.Layout(jax.devices()[:devices]))
+    plan = make_plan(config, dataset)._replace(layout=parallel.Layout(tuple(jax.devices()[:devices])))
     feed = feeds.create(config, dataset, plan.layout)
     run = training.programs(config, feed, plan)
     replicate = functools.partial(parallel.replicate, devices=plan.layout.devices)
