@@ -49,6 +49,10 @@ from dropbn.members import Member
 from dropbn.plan import structure
 from dropbn.results import Result
 
+# Kinds of networks whose programs are kept. A process may map only so many pieces of memory, 65,530 on Linux,
+# and after some hundred programs for the CPU it ends in a segmentation fault.
+_MOST_COMPILED = 8
+
 
 def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
     """Trains members and summarizes their runs.
@@ -60,8 +64,12 @@ def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
     Returns:
       {name: error} of members that failed. The error is in error.txt beside the run as well.
     """
-    failed = {}
+    failed, compiled = {}, set()
     for stack in jobs.stacks(todo):
+        compiled.add(structure(stack[0].member.config))
+        if len(compiled) > _MOST_COMPILED:
+            jax.clear_caches()
+            compiled.clear()
         given, plan = [job.member for job in stack], stack[0].plan
         names, started = [member.name for member in given], time.monotonic()
         with board.stack(names, sum(job.flops for job in stack), plan.total_steps) as progress:

@@ -275,8 +275,9 @@ def test_a_killed_study_ends_with_the_same_table(tmp_path, kills):
     _killed_until_done(cut, kills, rng)
     wanted, found = _table(whole), _table(cut)
     assert found == wanted
-    assert wanted["unfinished"] == 0 and wanted["rows"][0]["seeds"] == 3
-    assert wanted["rows"][0]["value"] > 30
+    [row] = [row for row in wanted["rows"] if row["seeds"]]
+    assert (row["cell"], row["seeds"]) == ("preresnet8,digits,place=P4", 3) and row["value"] > 30
+    assert wanted["unfinished"] == 16 * 3  # The table's other cells.
     for seed in range(3):
         one, other = (
             workdir.read_metrics(directory / f"members/preresnet8-digits-place=P4/seed{seed}")
