@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import pathlib
 import platform
 from collections.abc import Callable
@@ -168,9 +169,11 @@ def _text(row, key):
     value = row[key]
     if not isinstance(value, float):
         return "" if value is None else str(value)
-    decimals = 3 if key == "shift" or row.get("metric") in ("shift", "loss", "penalty") else 2
     # A claim's only interval is that of its difference.
     half = row.get(f"{key}_interval", row.get("interval") if key == "difference" else None)
+    decimals = 3 if "shift" in (key, row.get("metric")) else 2
+    if half:  # At least one digit of it is seen.
+        decimals = min(max(decimals, -math.floor(math.log10(half))), 6)
     return f"{value:.{decimals}f}" + ("" if half is None else f" +- {half:.{decimals}f}")
 
 
