@@ -8,8 +8,7 @@ import jax
 import rich.console
 import rich.progress
 
-# Steps that may be under way on the devices.
-_RUN_AHEAD = 2
+from dropbn import progress
 
 
 class Board:
@@ -92,9 +91,9 @@ class Stack:
 
     def step(self, sums: list[dict]) -> None:
         """One more step; `sums` are those of the epoch so far, still on the devices."""
-        jax.block_until_ready(sums[:-_RUN_AHEAD][-1:])
+        jax.block_until_ready(sums[: -progress.RUN_AHEAD][-1:])
         self._steps += 1
-        if time.monotonic() - self._shown > 0.25:
+        if time.monotonic() - self._shown > progress.REFRESH_SECONDS:
             self._bars.advance(self._task, self._steps)
             self._bars.advance(self._study, self._steps * self._cost)
             self._shown, self._steps = time.monotonic(), 0

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dropbn.errors import DropbnError, unknown
-from dropbn.evidence import Cell, Member, largest_shift
+from dropbn.evidence import Cell, Finished, largest_shift
 
 # By the sign of a claim: the verdict where the mean difference is below 0, undecided and above 0.
 VERDICTS = {
@@ -27,13 +27,11 @@ class Metric(NamedTuple):
     Attributes:
       quantity: what it is called in a sentence.
       read: its value for a member, None where the run has none.
-      unit: "points" (of 100, for shares of images) or "".
       prefix: what it makes of a cell's name in a sentence.
     """
 
     quantity: str
-    read: Callable[[Member], float | None]
-    unit: str = ""
+    read: Callable[[Finished], float | None]
     prefix: str = ""
 
 
@@ -55,11 +53,11 @@ def _last(key):
 
 
 METRICS = {
-    "accuracy": Metric("accuracy", _points("accuracy"), "points"),
-    "adjusted_accuracy": Metric("accuracy", _points("adjusted_accuracy"), "points", "adjusted "),
-    "recalibrated_accuracy": Metric("accuracy", _points("recalibrated_accuracy"), "points", "recalibrated "),
+    "accuracy": Metric("accuracy", _points("accuracy")),
+    "adjusted_accuracy": Metric("accuracy", _points("adjusted_accuracy"), "adjusted "),
+    "recalibrated_accuracy": Metric("accuracy", _points("recalibrated_accuracy"), "recalibrated "),
     "shift": Metric("largest shift", lambda member: largest_shift(member.summary.get("shift"))),
-    "train_gap": Metric("train mode minus test mode", _gap, "points"),
+    "train_gap": Metric("train mode minus test mode", _gap),
     "loss": Metric("training loss", _last("train/loss")),
     "penalty": Metric("sparsity penalty", _last("train/penalty")),
 }
@@ -74,7 +72,7 @@ class Claim(NamedTuple):
       less: arg of the other; the same cell where the metrics differ.
       metric: the number, of `METRICS`.
       source: where the paper says so.
-      paper: the paper's difference, more - less, in the metric's unit; None where it gives none.
+      paper: the paper's difference, more - less (of accuracies in points); None where it gives none.
       less_metric: the number of `less`; "": the same metric.
       sign: 1 for a claim; 0 for a question, of which no source says the answer.
     """

@@ -64,7 +64,11 @@ def define_processes() -> None:
 def _connect():
     """Joins the other processes, where the flags say that there are some; only process 0 prints."""
     given = flags.FLAGS
-    if "distributed" not in given or not (given.distributed or given.coordinator_address):
+    if "distributed" not in given:
+        return
+    if not (given.distributed or given.coordinator_address):
+        if given.num_processes is not None or given.process_id is not None:
+            _exit("give --coordinator_address=host:port of process 0 too, or --distributed alone", 2)
         return
     try:
         jax.distributed.initialize(

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from dropbn import workdir
 
 
-class Member(NamedTuple):
+class Finished(NamedTuple):
     """A finished run of a cell.
 
     Attributes:
@@ -35,7 +35,7 @@ class Cell(NamedTuple):
     arg: str
     config: dict
     paper: float | None
-    members: list[Member]
+    members: list[Finished]
 
     def values(self, key: str) -> dict[int, float]:
         """seed -> a number of the summaries, where they have it."""
@@ -60,7 +60,7 @@ def cell(arg: str, paper: float | None, directories: Iterable) -> Cell:
     found = []
     for directory in directories:
         summary = json.loads(pathlib.Path(directory, "eval", "summary.json").read_text())
-        found.append(Member(workdir.read_config(directory).seed, workdir.read_metrics(directory), summary))
+        found.append(Finished(workdir.read_config(directory).seed, workdir.read_metrics(directory), summary))
     config = workdir.read_config(directories[0]).to_dict() if directories else {}
     return Cell(arg, config, paper, sorted(found, key=lambda member: member.seed))
 

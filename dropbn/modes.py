@@ -153,7 +153,8 @@ def kept(build: Callable) -> Callable:
     """`build(model, mode, kwargs, *others)`, which compiles, keeping what it made for the next equal call.
 
     A model that is measured again, after an epoch say, is then not compiled again. Where an argument has no
-    hash, nothing is kept. `kwargs` may be None.
+    hash, nothing is kept. `kwargs` may be None. An interceptor of the caller's own is traced into what is
+    kept.
     """
 
     @functools.lru_cache(maxsize=16)

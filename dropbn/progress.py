@@ -8,9 +8,9 @@ import rich.progress
 
 from dropbn import parallel
 
-_REFRESH_SECONDS = 0.25
+REFRESH_SECONDS = 0.25
 # Steps that may be under way on the devices: enough to keep them busy, few enough that the bar is true.
-_RUN_AHEAD = 2
+RUN_AHEAD = 2
 
 
 class Progress:
@@ -53,12 +53,12 @@ class Progress:
     def step(self, sums: list[dict]) -> None:
         """One more step; `sums` are those of the epoch so far, still on the devices."""
         self._bar.advance(self._task)
-        finished = sums[:-_RUN_AHEAD]
+        finished = sums[:-RUN_AHEAD]
         jax.block_until_ready(finished[-1:])
         now = time.monotonic()
         if len(sums) == 1:
             self._started = now
-        if self._bar.disable or len(finished) < 2 or now - self._shown < _REFRESH_SECONDS:
+        if self._bar.disable or len(finished) < 2 or now - self._shown < REFRESH_SECONDS:
             return
         self._shown = now
         last = parallel.first(finished[-1])

@@ -142,10 +142,11 @@ def estimate(chosen: Sequence[Member], todo: Sequence[Job], refused: dict[str, s
             }
         )
     speed, total = cost.speed(), sum(job.flops for job in todo)
+    hours = total / speed / 3600
     title = (
         f"{len(chosen)} members, {len(todo)} to be trained: {total / 1e12:,.4g} TFLOP in convolutions and "
-        f"products, {total / speed / 3600:,.2g} hours at the {speed / 1e9:,.0f} GFLOP/s of a 3x3 convolution "
-        "here; count on several times that"
+        f"products, {round(hours, 0 if hours > 10 else 3):,g} hours at the {speed / 1e9:,.0f} GFLOP/s of a "
+        "3x3 convolution here; count on several times that"
     )
     return Result(rows, title)
 
@@ -212,6 +213,7 @@ def main(overrides: Sequence[str]) -> int:
         failed |= run(jobs.of_this_process(todo), board)
     parallel.wait_for_all("the members are trained")
     if not parallel.is_first():
+        parallel.wait_for_all("the table is written")
         return 1 if failed else 0
     for member in chosen:  # Of other processes too.
         error = member.directory / "error.txt"
@@ -225,6 +227,7 @@ def main(overrides: Sequence[str]) -> int:
         _title(module, name),
         getattr(module, "METRIC", "accuracy"),
         kept,
+        getattr(module, "COMPARABLE", True),
         {cell["arg"]: cell.get("adjusted") for cell in cells},
         claimed,
         functools.partial(flipped, kept, given.workdir) if todo and not given.quick else list,
@@ -235,6 +238,7 @@ def main(overrides: Sequence[str]) -> int:
         unfinished=sum(given.seeds - len({m.seed for m in cell.members} & set(seeds)) for cell in kept)
         - len(failed),
     )
+    parallel.wait_for_all("the table is written")
     for rows, keys, title in (
         (
             found["rows"],

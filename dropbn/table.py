@@ -18,13 +18,16 @@ from dropbn.results import Result
 _VALUES = {"accuracy": (0, 1), "error": (1, -1)}
 
 
-def row(cell: evidence.Cell, metric: str, paper_adjusted: float | None = None) -> dict:
+def row(
+    cell: evidence.Cell, metric: str, paper_adjusted: float | None = None, comparable: bool = True
+) -> dict:
     """A cell's row: means over seeds with half widths of 95 % intervals.
 
     Args:
       cell: with its finished runs.
       metric: "accuracy" or "error", what the paper's values are.
       paper_adjusted: the paper's value with statistics taken again.
+      comparable: whether the paper's value is of the same network on the same data.
 
     Returns:
       `value` (test accuracy or error, %), `adjusted` (by Li's recipe), `recalibrated` (the population's
@@ -47,7 +50,7 @@ def row(cell: evidence.Cell, metric: str, paper_adjusted: float | None = None) -
     for name, values in numbers.items():
         found[name], found[f"{name}_interval"] = claims.interval(values) if values else (None, None)
         if name == "value":
-            both = cell.paper is not None and values
+            both = comparable and cell.paper is not None and values
             found |= {"paper": cell.paper, "difference": found["value"] - cell.paper if both else None}
         if name == "adjusted":
             found["paper_adjusted"] = paper_adjusted
@@ -59,6 +62,7 @@ def collect(
     title: str,
     metric: str,
     cells: list[evidence.Cell],
+    comparable: bool,
     adjusted: dict,
     claimed: list,
     more: Callable[[], list[dict]] = list,
@@ -71,6 +75,7 @@ def collect(
       title: of the table.
       metric: "accuracy" or "error", what the paper's values are.
       cells: of the study, with their finished runs.
+      comparable: whether the paper's values are of the same networks on the same data.
       adjusted: cell -> the paper's value with statistics taken again.
       claimed: the paper's claims.
       more: draws further figures in W/figures; returns file and caption of each.
@@ -92,7 +97,7 @@ def collect(
             "flax": flax.__version__,
         },
         "date": datetime.date.today().isoformat(),
-        "rows": [row(cell, metric, adjusted.get(cell.arg)) for cell in cells],
+        "rows": [row(cell, metric, adjusted.get(cell.arg), comparable) for cell in cells],
         "claims": claims.judge(claimed, cells),
         "figures": [],
     }

@@ -114,7 +114,8 @@ def train(
       progress: shows the runs; it has the methods of `dropbn.progress.Progress`.
 
     Returns:
-      For each run its final state on the host, or why it failed; the others go on without it.
+      For each run its final state on the host, or the DropbnError that ended it; the others go on without
+      it. Any other error ends them all.
     """
     outcomes = [None] * len(configs)
     with contextlib.ExitStack() as stack:

@@ -6,7 +6,7 @@ import pytest
 from dropbn import claims
 from dropbn.claims import Claim
 from dropbn.errors import DropbnError
-from dropbn.evidence import Cell, Member, largest_shift
+from dropbn.evidence import Cell, Finished, largest_shift
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def _cell(arg, **columns):
     for seed in range(number):
         summary = {key: values[seed] for key, values in columns.items() if values[seed] is not None}
         records = [{"train/loss": 9.0, "step": 1}, {"train/loss": summary.pop("loss", 1.0), "step": 2}]
-        members.append(Member(seed, records, summary))
+        members.append(Finished(seed, records, summary))
     return Cell(arg, {}, None, members)
 
 
@@ -131,7 +131,7 @@ def test_only_seeds_of_both_cells_count():
     assert row["seeds"] == 2 and row["difference"] == pytest.approx(5.05)
     # s = 0.1 / sqrt(2), so 12.706205 * 0.05.
     assert row["interval"] == pytest.approx(0.63531, abs=1e-5) and row["verdict"] == "confirmed"
-    late = Cell("b", {}, None, [Member(7, [], {"accuracy": 0.5})])
+    late = Cell("b", {}, None, [Finished(7, [], {"accuracy": 0.5})])
     assert _judge(B_ABOVE_A, _cell("a", accuracy=[0.5, 0.5]), late)["verdict"] == "not run"
 
 
@@ -183,7 +183,7 @@ def test_every_metric_is_read():
         "train_accuracy_test_mode": 0.85,
     }
     records = [{"train/loss": 3.0, "train/penalty": 2.0}, {"train/loss": 0.25, "train/penalty": 0.125}]
-    full = Cell("full", {}, None, [Member(0, records, summary)])
+    full = Cell("full", {}, None, [Finished(0, records, summary)])
     expected = {
         "accuracy": 50,
         "adjusted_accuracy": 60,
@@ -195,9 +195,9 @@ def test_every_metric_is_read():
     }
     read = {name: metric.read(full.members[0]) for name, metric in claims.METRICS.items()}
     assert read == pytest.approx(expected)
-    without = Member(0, [{"step": 1}], {"shift": [], "train_accuracy": 0.9})
+    without = Finished(0, [{"step": 1}], {"shift": [], "train_accuracy": 0.9})
     assert {metric.read(without) for metric in claims.METRICS.values()} == {None}
-    assert claims.METRICS["loss"].read(Member(0, [], {})) is None
+    assert claims.METRICS["loss"].read(Finished(0, [], {})) is None
 
 
 def test_the_largest_shift_is_on_either_side_of_one():

@@ -5,13 +5,13 @@ import pytest
 
 from configs import caffenet, kim2023, li2018, open_questions, small
 from dropbn import figures, li2018_figures, papers, placements, plots
-from dropbn.evidence import Cell, Member
+from dropbn.evidence import Cell, Finished
 
 
 def member(seed=0, accuracy=0.5, ratios=(), weights=(), records=(), **others):
     rows = [{"layer": f"stage1_block{i}/bn1", "ratio": ratio} for i, ratio in enumerate(ratios)]
     summary = {"accuracy": accuracy, "shift": rows, "weights": list(weights), **others}
-    return Member(seed, list(records), summary)
+    return Finished(seed, list(records), summary)
 
 
 def cell(study, arg, *members, paper=None):

@@ -294,7 +294,7 @@ def test_a_table_by_hand(tmp_path):
         rows = [{"layer": "bn", "ratio": ratio} for ratio in ratios]
         records = [{"epoch": 1.0, "train/accuracy": 0.9, "train/accuracy_test_mode": 0.8}]
         summary = {"accuracy": accuracy, "adjusted_accuracy": adjusted, "shift": rows, "weights": []}
-        return evidence.Member(seed, records, summary)
+        return evidence.Finished(seed, records, summary)
 
     config = small.get_config("preresnet8,digits").to_dict()
     plain = evidence.Cell(
@@ -310,6 +310,7 @@ def test_a_table_by_hand(tmp_path):
     assert (row["paper"], row["difference"], row["paper_adjusted"]) == (95.0, pytest.approx(-3), 96.5)
     assert row["shift"] == pytest.approx((1 + 1.25) / 2)
     assert table.row(plain, "error")["value"] == pytest.approx(8)
+    assert table.row(plain, "accuracy", comparable=False)["difference"] is None
     empty = table.row(plain._replace(members=[]), "accuracy")
     assert (empty["seeds"], empty["value"], empty["difference"], empty["shift"]) == (0, None, None, None)
 
@@ -321,7 +322,9 @@ def test_a_table_by_hand(tmp_path):
         "unfinished": 1,
         "config": "",
     }
-    found = table.collect(tmp_path, "A title", "accuracy", [plain, noisy], {"plain": 96.5}, [claim], **facts)
+    found = table.collect(
+        tmp_path, "A title", "accuracy", [plain, noisy], True, {"plain": 96.5}, [claim], **facts
+    )
     [judged] = found["claims"]
     assert (judged["difference"], judged["seeds"]) == (pytest.approx(9.5), 2)
     # 10 and 9 points: s = 0.7071, half width 12.7062 * 0.7071 / sqrt(2) = 6.3531.
