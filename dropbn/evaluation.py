@@ -7,9 +7,11 @@ import pathlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
+from ml_collections import ConfigDict
 
 from dropbn import (
     checkpoint,
@@ -187,7 +189,7 @@ def measure_shift(config, dataset: data.Dataset, state: steps.TrainState, estima
     if not state.batch_stats:
         return shift.Shift([], "No batch normalization, no shift")
     batches = _plain(config, dataset, "train") if estimator == "pooled" else _augmented_epoch(config, dataset)
-    return shift.measure(models.create(config.model), state.variables, batches, estimator=estimator)
+    return shift.measure(model_of_groups(config), state.variables, batches, estimator=estimator)
 
 
 def explain_run(config, dataset: data.Dataset, state: steps.TrainState) -> gap.Gap:
@@ -266,11 +268,19 @@ def _test_mode(config, dataset, variables, split, model=None):
     return scores, outputs, labels
 
 
-def model_of_groups(config):
-    """The network on one device, for batches that are cut to the size of a group: each is one group."""
+def model_of_groups(config) -> nn.Module:
+    """The network on one device, for batches that are cut to the size of a group: each is one group.
+
+    It is the same object for the same network, so that what was compiled for one evaluation serves the next.
+    """
     model_config = config.model.copy_and_resolve_references()
     model_config.bn.group_size = 0
-    return models.create(model_config)
+    return _network(model_config.to_json(sort_keys=True))
+
+
+@functools.lru_cache(maxsize=8)
+def _network(model_config):
+    return models.create(ConfigDict(json.loads(model_config)))
 
 
 def _plain(config, dataset, split):

@@ -83,9 +83,8 @@ def stacks(todo: Sequence[Job]) -> Iterator[list[Job]]:
             yield [job._replace(plan=job.plan._replace(layout=layout)) for job in group[start : start + size]]
 
 
-@functools.lru_cache(maxsize=1)
 def model(config: str) -> nn.Module:
-    """The network of a `structure` on one device, for evaluation; one object for the members of a stack."""
+    """The network of a `structure` on one device, for evaluation."""
     return evaluation.model_of_groups(ml_collections.ConfigDict(json.loads(config)))
 
 

@@ -14,6 +14,9 @@ from dropbn import data, evaluation, keys, models, training
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
 
+# One worker trains and evaluates the run of all these tests.
+pytestmark = pytest.mark.xdist_group("evaluation")
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -48,6 +48,9 @@ def test_processes_train_as_one(tiny_config, tmp_path, number):
     order of additions between devices and between processes, a few units in the last place a step.
     """
     tiny_config.duration, tiny_config.eval.train_examples = "1 epochs", 100
+    # Small, because each process compiles it: BN over all devices behind dropout.
+    tiny_config.model.name, tiny_config.model.depth, tiny_config.model.width = "mlp", 1, 16
+    tiny_config.model.block, tiny_config.model.head = "dense drop bn relu", "dense"
     dataset = data.load(tiny_config.data)
     plan = make_plan(tiny_config, dataset, parallel.Layout(tuple(jax.local_devices()[: 2 * number])))
     with Progress("", plan.total_steps, tiny_config.batch_size) as progress:
@@ -55,8 +58,11 @@ def test_processes_train_as_one(tiny_config, tmp_path, number):
     command = [
         "train.py",
         f"--workdir={tmp_path}/several",
-        "--config.model.depth=8",
-        "--config.model.width=4",
+        "--config.model.name=mlp",
+        "--config.model.depth=1",
+        "--config.model.width=16",
+        "--config.model.block=dense drop bn relu",
+        "--config.model.head=dense",
         "--config.duration=1 epochs",
         "--config.eval.train_examples=100",
     ]
