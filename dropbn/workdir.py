@@ -8,7 +8,6 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import ml_collections
-import tensorboardX
 
 from dropbn.errors import DropbnError
 
@@ -95,6 +94,8 @@ def metrics_writer(workdir, restored_step: int) -> Iterator[Callable[[dict], Non
 
     Records after `restored_step`, of an interrupted run whose checkpoint is older, are cut first.
     """
+    import tensorboardX  # Here, because it imports much, and every config reads this file.
+
     file = pathlib.Path(workdir) / "metrics.jsonl"
     kept = [record for record in read_metrics(workdir) if record["step"] <= restored_step]
     replace(file, "".join(json.dumps(record) + "\n" for record in kept))
