@@ -103,6 +103,10 @@ class Stack:
         status = f"train {record['train/accuracy']:.1%}  test {record['test/accuracy']:.1%}"
         self._bars.update(self._task, status=status)
 
+    def measure(self) -> None:
+        """They are trained; what a study keeps of them is measured."""
+        self._bars.update(self._task, status="measuring")
+
 
 def _short(names):
     """The members in 30 characters, the end of the first name being what tells it from others."""

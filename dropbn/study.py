@@ -85,6 +85,7 @@ def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
                 outcomes = [error] * len(given)
             if plan.layout.processes > 1 and not parallel.is_first():
                 continue
+            progress.measure()
             for job, outcome in zip(stack, outcomes, strict=True):
                 try:
                     if isinstance(outcome, Exception):
@@ -247,8 +248,8 @@ def main(overrides: Sequence[str]) -> int:
         ),
         (found["claims"], ("claim", "difference", "verdict"), "Claims"),
     ):
-        if rows:
-            texts = table.formatted(rows)
+        if found_rows := [row for row in rows if row["seeds"]]:
+            texts = table.formatted(found_rows)
             console.print(Result([{key: row[key] for key in keys if key in row} for row in texts], title))
     console.print(f"Written to {given.workdir}: table.md, table.csv, table.json, figures", soft_wrap=True)
     for member, error in failed.items():
