@@ -34,7 +34,10 @@ class Member(NamedTuple):
 
 
 def load(file: str) -> ModuleType:
-    """A study's config file as a module: `get_config(cell)`, `sweep(table)`, `claims(table)`, `METRIC`.
+    """A study's config file as a module.
+
+    It has `get_config(cell)`, `sweep(table)` and `TABLES`, and where they make sense `claims(table)`, `METRIC`
+    ("accuracy" or "error") and `COMPARABLE`, False where the paper's values are of other networks.
 
     Raises:
       DropbnError: there is no such file, or it lists no tables.
@@ -47,7 +50,7 @@ def load(file: str) -> ModuleType:
         spec.loader.exec_module(module)
     except Exception as error:  # A config file is code: whatever it raises.
         raise DropbnError(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
-    if not hasattr(module, "sweep"):
+    if not (hasattr(module, "sweep") and hasattr(module, "TABLES")):
         raise DropbnError(f"{file} has no sweep(table): it is one experiment; train it with train.py.")
     return module
 

@@ -152,7 +152,7 @@ def estimate(chosen: Sequence[Member], todo: Sequence[Job], refused: dict[str, s
     return Result(rows, title)
 
 
-def flipped(kept: Sequence[evidence.Cell], directory) -> list[dict]:
+def flipped(kept: Sequence[evidence.Cell], directory, again: bool = True) -> list[dict]:
     """Draws the images that are right in train mode and wrong in test mode (Li et al. 2018, Fig. 6).
 
     They are those of the member that loses most training accuracy from train mode to test mode, evaluated as
@@ -161,6 +161,7 @@ def flipped(kept: Sequence[evidence.Cell], directory) -> list[dict]:
     Args:
       kept: the cells with their finished members.
       directory: the study's workdir.
+      again: whether a figure that is there already is drawn again.
 
     Returns:
       File and caption of the figure, in a list; [] where no member loses any.
@@ -174,14 +175,14 @@ def flipped(kept: Sequence[evidence.Cell], directory) -> list[dict]:
     arg, seed = max(losses, key=losses.get, default=(None, 0))
     if arg is None or losses[arg, seed] <= 0:
         return []
-    found = evaluation.evaluate(members.directory_of(arg, directory) / f"seed{seed}")
-    if not found.gap.flips.rows:
-        return []
-    to = pathlib.Path(directory, "figures")
-    to.mkdir(exist_ok=True)
-    found.gap.plot(to / "flips.png")
+    file = pathlib.Path(directory, "figures", "flips.png")
+    if again or not file.exists():
+        found = evaluation.evaluate(members.directory_of(arg, directory) / f"seed{seed}")
+        if not found.gap.flips.rows:
+            return []
+        found.gap.plot(file)
     caption = f"Training images that are right in train mode and wrong in test mode, {arg}, seed {seed}."
-    return [{"file": "flips.png", "caption": f"{caption} Compare Li et al. (2018), Fig. 6."}]
+    return [{"file": file.name, "caption": f"{caption} Compare Li et al. (2018), Fig. 6."}]
 
 
 def main(overrides: Sequence[str]) -> int:
@@ -189,9 +190,8 @@ def main(overrides: Sequence[str]) -> int:
     given = flags.FLAGS
     file, _, name = given.config.partition(":")
     module = members.load(file)
-    tables = getattr(module, "TABLES", {})
     if not name:
-        raise DropbnError(f"Say which table, as in --config={file}:{next(iter(tables), 'TABLE')}.")
+        raise DropbnError(f"Say which table, as in --config={file}:{next(iter(module.TABLES), 'TABLE')}.")
     cells = module.sweep(name)
     claimed = module.claims(name) if hasattr(module, "claims") else []
     args = [cell["arg"] for cell in cells if _is_chosen(cell["arg"], given.only)]
@@ -213,68 +213,58 @@ def main(overrides: Sequence[str]) -> int:
             board.ended(member, f"cannot run: {error}")
         failed |= run(jobs.of_this_process(todo), board)
     parallel.wait_for_all("the members are trained")
-    if not parallel.is_first():
-        parallel.wait_for_all("the table is written")
-        return 1 if failed else 0
-    for member in chosen:  # Of other processes too.
-        error = member.directory / "error.txt"
-        if error.exists() and not evidence.finished(member.directory):
-            failed.setdefault(member.name, error.read_text())
-    seeds = range(given.seeds)
-    # Of the whole table: what --only leaves out now may be there from before.
-    kept = [_kept(cell, given.workdir) for cell in cells]
-    found = table.collect(
-        given.workdir,
-        _title(module, name),
-        getattr(module, "METRIC", "accuracy"),
-        kept,
-        getattr(module, "COMPARABLE", True),
-        {cell["arg"]: cell.get("adjusted") for cell in cells},
-        claimed,
-        functools.partial(flipped, kept, given.workdir) if todo and not given.quick else list,
-        config=given.config,
-        command=_command(given, overrides),
-        seeds=sorted({member.seed for cell in kept for member in cell.members}),
-        failed=[{"member": member, "error": error} for member, error in failed.items()],
-        unfinished=sum(given.seeds - len({m.seed for m in cell.members} & set(seeds)) for cell in kept)
-        - len(failed),
-    )
+    if parallel.is_first():
+        failed = _errors(chosen) | failed
+        found = _collect(module, name, cells, claimed, failed, bool(todo), _command(given, overrides))
+        table.show(found, console)
+        console.print(f"Written to {given.workdir}: table.md, table.csv, table.json, figures", soft_wrap=True)
     parallel.wait_for_all("the table is written")
-    for rows, keys, title in (
-        (
-            found["rows"],
-            ("cell", "seeds", "value", "paper", "adjusted", "shift"),
-            f"{found['title']}: {found['metric']}",
-        ),
-        (found["claims"], ("claim", "difference", "verdict"), "Claims"),
-    ):
-        if found_rows := [row for row in rows if row["seeds"]]:
-            texts = table.formatted(found_rows)
-            console.print(Result([{key: row[key] for key in keys if key in row} for row in texts], title))
-    console.print(f"Written to {given.workdir}: table.md, table.csv, table.json, figures", soft_wrap=True)
     for member, error in failed.items():
         console.print(f"Failed: {member}: {table.line(error)}", soft_wrap=True)
     return 1 if failed else 0
 
 
-def _is_chosen(cell, only):
-    """Whether a cell has all the words of --only, or fits it as a pattern."""
-    return (
-        fnmatch.fnmatch(cell, only)
-        if set(only) & set("*?[")
-        else set(only.split(",")) <= {*cell.split(","), ""}
+def _errors(chosen):
+    """{name: error} of members that are not finished and have left one, also in another process."""
+    unfinished = [member for member in chosen if not evidence.finished(member.directory)]
+    files = {member.name: member.directory / "error.txt" for member in unfinished}
+    return {name: file.read_text() for name, file in files.items() if file.exists()}
+
+
+def _collect(module, name, cells, claimed, failed, is_new, command):
+    """The table, of all its cells: what --only leaves out now may be there from before."""
+    given = flags.FLAGS
+    kept = [
+        evidence.cell(
+            cell["arg"], cell["paper"], members.directory_of(cell["arg"], given.workdir).glob("seed*")
+        )
+        for cell in cells
+    ]
+    wanted = set(range(given.seeds))
+    missing = sum(len(wanted - {member.seed for member in cell.members}) for cell in kept)
+    first = (module.__doc__ or module.__name__).strip().splitlines()[0].rstrip(".")
+    return table.collect(
+        given.workdir,
+        f"{first} ({name})",
+        getattr(module, "METRIC", "accuracy"),
+        kept,
+        getattr(module, "COMPARABLE", True),
+        {cell["arg"]: cell.get("adjusted") for cell in cells},
+        claimed,
+        list if given.quick else functools.partial(flipped, kept, given.workdir, is_new),
+        config=given.config,
+        command=command,
+        seeds=sorted({member.seed for cell in kept for member in cell.members}),
+        failed=[{"member": member, "error": error} for member, error in failed.items()],
+        unfinished=max(missing - len(failed), 0),
     )
 
 
-def _kept(cell, directory):
-    """A cell with all its finished members in a study's workdir."""
-    seeds = sorted(members.directory_of(cell["arg"], directory).glob("seed*"))
-    return evidence.cell(cell["arg"], cell["paper"], seeds)
-
-
-def _title(module, name):
-    first = (module.__doc__ or module.__name__).strip().splitlines()[0].rstrip(".")
-    return f"{first} ({name})"
+def _is_chosen(cell, only):
+    """Whether a cell has all the words of --only, or fits it as a pattern."""
+    if set(only) & set("*?["):
+        return fnmatch.fnmatch(cell, only)
+    return set(only.split(",")) <= {*cell.split(","), ""}
 
 
 def _command(given, overrides):

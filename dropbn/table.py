@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import flax
 import jax
+import rich.console
 
 from dropbn import claims, evidence, figures, workdir
 from dropbn.errors import DropbnError
@@ -126,6 +127,21 @@ def _write(directory, found):
     workdir.replace(directory / "table.json", json.dumps(found, indent=1) + "\n")
     workdir.replace(directory / "table.csv", Result(found["rows"]).to_csv())
     workdir.replace(directory / "table.md", markdown(found))
+
+
+def show(found: dict, console: rich.console.Console) -> None:
+    """Prints what was run of a table.json: its cells and the verdicts on its claims."""
+    for name, title, keys in (
+        (
+            "rows",
+            f"{found['title']}: {found['metric']}",
+            ("cell", "seeds", "value", "paper", "adjusted", "shift"),
+        ),
+        ("claims", "Claims", ("claim", "difference", "verdict")),
+    ):
+        if run := [row for row in found[name] if row["seeds"]]:
+            texts = [{key: row[key] for key in keys if key in row} for row in formatted(run)]
+            console.print(Result(texts, title))
 
 
 def markdown(found: dict) -> str:
