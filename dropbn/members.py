@@ -36,8 +36,8 @@ class Member(NamedTuple):
 def load(file: str) -> ModuleType:
     """A study's config file as a module.
 
-    It has `get_config(cell)`, `sweep(table)` and `TABLES`, and where they make sense `claims(table)`, `METRIC`
-    ("accuracy" or "error") and `COMPARABLE`, False where the paper's values are of other networks.
+    It has `get_config(cell)`, `sweep(table)` and `TABLES`, and where they make sense `claims(table)`,
+    `METRIC` ("accuracy" or "error") and `COMPARABLE`, False where the paper's values are of other networks.
 
     Raises:
       DropbnError: there is no such file, or it lists no tables.
