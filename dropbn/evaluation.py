@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -32,6 +33,7 @@ from dropbn import (
 )
 from dropbn.batches import Batches
 from dropbn.data import sampling
+from dropbn.data.splits import Split
 from dropbn.errors import DropbnError, unknown
 from dropbn.plan import abstract_state, make_plan
 from dropbn.results import Result
@@ -129,7 +131,8 @@ def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: l
       train_accuracy, train_accuracy_test_mode: of the last epoch.
       adjusted_accuracy: of the test images with statistics taken again as Li et al. do ("li2018"), and
         recalibrated_accuracy: with the population's ("dropout_off"), both at the end of training.
-      shift, shift_li2018: rows of `measure_shift` by both estimators; weights: of `theory.weight_statistics`.
+      shift, shift_li2018: rows of `shift.measure` by both estimators, on images as training saw them (for
+        the former `eval.train_examples` of them); weights: of `theory.weight_statistics`.
         Without BN the lists are empty and the two accuracies None.
       not_measured: why a network with BN has none of them, such as a layer whose input does not vary.
     """
@@ -157,14 +160,15 @@ def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: l
 
 
 def _summarize_norms(summary, model, config, dataset, state):
-    plain = _plain(config, dataset, "train")
-    summary["shift"] = shift.measure(model, state.variables, plain).rows
+    # Plain images would add the shift of augmentation (black borders) to that of the noise.
+    seen = _AsInTraining(config, dataset)
+    summary["shift"] = shift.measure(model, state.variables, seen).rows
     summary["shift_li2018"] = shift.measure(
         model, state.variables, _augmented_epoch(config, dataset), estimator="li2018"
     ).rows
     for name, recipe, batches, passes in (
         ("adjusted", "li2018", _augmented_epoch(config, dataset), 1),
-        ("recalibrated", "dropout_off", plain, None),
+        ("recalibrated", "dropout_off", seen, None),
     ):
         found = recalibrate.recalibrate(model, state.variables, batches, recipe, passes=passes)
         variables = {**state.variables, "batch_stats": found.batch_stats}
@@ -294,6 +298,22 @@ def _shuffled(config, dataset, split):
     order = np.asarray(sampling.epoch_order(config.seed, 0, plain.split.num_examples))
     size = config.model.bn.group_size or config.batch_size
     return dataclasses.replace(plain, batch_size=size, order=order)
+
+
+@dataclasses.dataclass(frozen=True)
+class _AsInTraining:
+    """Training images as training sees them, from the beginning each time; `eval.train_examples` of them."""
+
+    config: ConfigDict
+    dataset: data.Dataset
+
+    def __iter__(self):
+        given = self.config.data
+        if isinstance(self.dataset.train, Split) and not (given.crop_padding or given.flip):
+            return iter(_plain(self.config, self.dataset, "train"))
+        size = self.config.model.bn.group_size or self.config.batch_size
+        number = self.config.eval.train_examples or self.dataset.train.num_examples
+        return itertools.islice(_augmented_epoch(self.config, self.dataset), -(-number // size))
 
 
 def _augmented_epoch(config, dataset) -> Iterator[jax.Array]:

@@ -207,3 +207,23 @@ def test_no_run_no_evaluation(tmp_path):
     with pytest.raises(DropbnError, match="holds no run"):
         evaluation.evaluate(tmp_path / "missing")
     assert not (tmp_path / "missing").exists()
+
+
+def test_a_study_measures_on_images_as_training_saw_them(run):
+    """Crops with black borders where training crops, plain images where it does not; each time the same."""
+    config = run[1].copy_and_resolve_references()
+    dataset = data.load(config.data)
+    config.eval.train_examples = 100
+    cropped = evaluation._AsInTraining(config, dataset)
+    first, second = (np.concatenate([batch["image"] for batch in cropped]) for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    assert len(first) == 128  # four groups of 32
+    config = config.copy_and_resolve_references()
+    config.data.crop_padding = 0
+    plain = np.concatenate([batch["image"] for batch in evaluation._AsInTraining(config, dataset)])
+    assert len(plain) == 100
+    wanted = sampling.normalize(dataset.plain(100).images, dataset.mean, dataset.std)
+    np.testing.assert_allclose(plain, wanted, rtol=1e-6)
+    black = sampling.normalize(np.zeros(1, np.uint8), dataset.mean, dataset.std)
+    first, plain = (np.isclose(images, black, atol=1e-5).mean() for images in (first, plain))
+    assert first > plain + 0.02
