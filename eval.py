@@ -15,24 +15,25 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a st
 _RECALIBRATE = flags.DEFINE_string(
     "recalibrate",
     "",
-    "dropout_off, li2018, hendrycks2016, precise_bn or closed_form; see dropbn/recalibrate.py.",
+    "dropout_off, li2018, li2018_moving, hendrycks2016, precise_bn, closed_form; see dropbn/recalibrate.py.",
 )
 _SAMPLES = flags.DEFINE_integer("mc_samples", 0, "Draws of Monte Carlo dropout.", lower_bound=0)
 flags.mark_flag_as_required("workdir")
+doorway.define_processes()
 
 
 def main():
-    from dropbn import evaluation, plots, report
+    from dropbn import evaluation, parallel, plots, report
 
-    curves = {}
-    for workdir in _WORKDIRS.value:
+    workdirs = _WORKDIRS.value
+    for workdir in parallel.own(workdirs):
         found = evaluation.evaluate(workdir, _CHECKPOINT.value, _RECALIBRATE.value, _SAMPLES.value)
         report.print_evaluation(found, workdir)
         print(f"Written to {workdir}/eval: report.json, shift.csv, shift.png, flips.png")
-        curves[workdir] = found.shift.rows
-    if len(curves) > 1:
-        overlay = pathlib.Path(_WORKDIRS.value[0], "eval", "shift_overlay.png")
-        plots.shift(curves, overlay)
+    parallel.wait_for_all("every run is evaluated")
+    if len(workdirs) > 1 and parallel.is_first():
+        overlay = pathlib.Path(workdirs[0], "eval", "shift_overlay.png")
+        plots.shift({workdir: evaluation.read_report(workdir)["shift"] for workdir in workdirs}, overlay)
         print(f"All curves in one figure: {overlay}")
 
 

@@ -1,6 +1,8 @@
 """Every field of a config, with its default. A study's config starts from here and changes some.
 
 Below them what the studies share: the words of a cell, the cells of a table and what a table claims.
+
+A config file is code, which --config executes: run only those you trust.
 """
 
 import functools
@@ -12,6 +14,7 @@ from ml_collections import ConfigDict
 
 from dropbn.claims import METRICS, Claim
 from dropbn.errors import DropbnError, unknown
+from dropbn.placements import DATASETS
 
 
 def get_config() -> ConfigDict:
@@ -21,7 +24,8 @@ def get_config() -> ConfigDict:
     config.batch_size = 128  # images a step, over all devices
     # Durations are one number and one unit: "164 epochs", "2000 steps" or "640000 examples".
     config.duration = "10 epochs"
-    config.checkpoint_every = "1 epochs"  # or more, to the end of an epoch; the last one is always saved
+    config.checkpoint_every = "1 epochs"  # what is lost at most when the machine dies
+    config.log_every = "100 steps"  # from one look at the losses to the next: a run that diverged stops there
 
     config.task = "classify"  # or "reconstruct": outputs are pixels, "accuracy" is the variance explained
 
@@ -211,16 +215,7 @@ def _by_cell(table, key):
     }
 
 
-# What claims call the datasets, and the words of a cell.
-DATASETS = {
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "svhn_cropped": "SVHN",
-    "imagenet2012": "ImageNet",
-    "caltech101": "Caltech-101",
-    "oxford_iiit_pet": "Oxford-IIIT Pet",
-    "digits": "digits",
-}
+# What claims call the words of a cell.
 PHRASES = {
     "rate": "dropout {}",
     "beta": "Uout {}",

@@ -156,6 +156,21 @@ def _side(differences, level):
     return int(np.sign(mean)) if decided else 0
 
 
+def paired(more: Cell | None, less: Cell | None, metric: str, less_metric: str = "") -> list[float]:
+    """The differences more - less of a number, by seed, of the seeds that have both.
+
+    Args:
+      more, less: the cells; None has no seeds.
+      metric: the number, of `METRICS`.
+      less_metric: that of `less`; "": the same.
+
+    Raises:
+      DropbnError: an unknown metric.
+    """
+    more, less = _values(more, metric), _values(less, less_metric or metric)
+    return [more[seed] - less[seed] for seed in sorted(more.keys() & less.keys())]
+
+
 def judge(claims: Iterable[Claim], cells: Iterable[Cell], level: float = 0.95) -> list[dict]:
     """What the finished runs of a study say to claims.
 
@@ -185,9 +200,8 @@ def judge(claims: Iterable[Claim], cells: Iterable[Cell], level: float = 0.95) -
 
 
 def _judged(claim, cells, level):
-    more = _values(cells.get(claim.more), claim.metric)
-    less = _values(cells.get(claim.less), claim.less_metric or claim.metric)
-    differences = [more[seed] - less[seed] for seed in sorted(more.keys() & less.keys())]
+    more, less = cells.get(claim.more), cells.get(claim.less)
+    differences = paired(more, less, claim.metric, claim.less_metric)
     mean, half_width = interval(differences, level) if differences else (None, None)
     return {
         "claim": claim.claim,

@@ -14,3 +14,9 @@ def unknown(what: str, name: str, known: Iterable[str]) -> DropbnError:
     nearest = difflib.get_close_matches(str(name), known, n=1)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     return DropbnError(f"Unknown {what} {name!r}. {hint}Known: {', '.join(known)}.")
+
+
+def headline(error: str) -> str:
+    """The line of an error that says most: a traceback's last, a sentence's first."""
+    lines = error.strip().splitlines() or [""]
+    return lines[-1] if lines[0].startswith("Traceback") else lines[0]

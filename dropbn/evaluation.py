@@ -1,15 +1,11 @@
 """Evaluation of a run: the table of modes and its causes, the shift of every BN layer, repairs."""
 
-import dataclasses
 import functools
-import itertools
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
@@ -17,13 +13,11 @@ from ml_collections import ConfigDict
 from dropbn import (
     checkpoint,
     data,
-    feeds,
     gap,
     keys,
     losses,
     models,
     modes,
-    parallel,
     recalibrate,
     shift,
     steps,
@@ -32,9 +26,8 @@ from dropbn import (
     workdir,
 )
 from dropbn.batches import Batches
-from dropbn.data import sampling
-from dropbn.data.splits import Split
 from dropbn.errors import DropbnError, unknown
+from dropbn.eval_batches import AsInTraining, augmented_epoch, plain, shuffled
 from dropbn.plan import abstract_state, make_plan
 from dropbn.results import Result
 
@@ -88,16 +81,12 @@ def evaluate(
     dataset = data.load(config.data)
     plan = make_plan(config, dataset)
     directory = pathlib.Path(directory)
-    with checkpoint.manager(directory / "checkpoints", read_only=True) as checkpoints:
+    with checkpoint.manager(workdir.checkpoints(directory), read_only=True) as checkpoints:
         state = checkpoint.restore(checkpoints, abstract_state(config, dataset, plan), which)
 
-    to = directory / "eval"
-    to.mkdir(exist_ok=True)
-    recalibrated = sampled = None
+    recalibrated = sampled = batch_stats = None
     if recalibration:
         recalibrated, batch_stats = recalibrate_run(config, dataset, state, recalibration)
-        flat = {"/".join(path): leaf for path, leaf in flatten_dict(batch_stats).items()}
-        np.savez(to / f"batch_stats-{recalibration}.npz", **flat)
     if mc_samples:
         sampled = sample_run(config, dataset, state, mc_samples)
     found = Evaluation(
@@ -109,11 +98,22 @@ def evaluate(
         config.to_dict(),
         int(state.step),
     )
-    (to / "report.json").write_text(json.dumps(_report(found), indent=1) + "\n")
-    found.shift.to_csv(to / "shift.csv")
-    found.shift.plot(to / "shift.png", label=directory.name)
-    found.gap.plot(to / "flips.png")
+    to = directory / "eval"
+    with workdir.writing(directory):
+        to.mkdir(exist_ok=True)
+        if recalibration:
+            flat = {"/".join(path): leaf for path, leaf in flatten_dict(batch_stats).items()}
+            np.savez(to / f"batch_stats-{recalibration}.npz", **flat)
+        workdir.replace(to / "report.json", json.dumps(_report(found), indent=1) + "\n")
+        found.shift.to_csv(to / "shift.csv")
+        found.shift.plot(to / "shift.png", label=directory.name)
+        found.gap.plot(to / "flips.png")
     return found
+
+
+def read_report(directory) -> dict:
+    """What `evaluate` has written to eval/report.json in a workdir."""
+    return json.loads((pathlib.Path(directory) / "eval" / "report.json").read_text())
 
 
 def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: list[dict], model) -> dict:
@@ -161,13 +161,13 @@ def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: l
 
 def _summarize_norms(summary, model, config, dataset, state):
     # Plain images would add the shift of augmentation (black borders) to that of the noise.
-    seen = _AsInTraining(config, dataset)
+    seen = AsInTraining(config, dataset)
     summary["shift"] = shift.measure(model, state.variables, seen).rows
     summary["shift_li2018"] = shift.measure(
-        model, state.variables, _augmented_epoch(config, dataset), estimator="li2018"
+        model, state.variables, augmented_epoch(config, dataset), estimator="li2018"
     ).rows
     for name, recipe, batches, passes in (
-        ("adjusted", "li2018", _augmented_epoch(config, dataset), 1),
+        ("adjusted", "li2018", augmented_epoch(config, dataset), 1),
         ("recalibrated", "dropout_off", seen, None),
     ):
         found = recalibrate.recalibrate(model, state.variables, batches, recipe, passes=passes)
@@ -192,7 +192,8 @@ def measure_shift(config, dataset: data.Dataset, state: steps.TrainState, estima
     """
     if not state.batch_stats:
         return shift.Shift([], "No batch normalization, no shift")
-    batches = _plain(config, dataset, "train") if estimator == "pooled" else _augmented_epoch(config, dataset)
+    pooled = estimator == "pooled"
+    batches = plain(config, dataset, "train") if pooled else augmented_epoch(config, dataset)
     return shift.measure(model_of_groups(config), state.variables, batches, estimator=estimator)
 
 
@@ -201,8 +202,8 @@ def explain_run(config, dataset: data.Dataset, state: steps.TrainState) -> gap.G
     return gap.explain(
         model_of_groups(config),
         state.variables,
-        _shuffled(config, dataset, "train"),
-        _shuffled(config, dataset, "test"),
+        shuffled(config, dataset, "train"),
+        shuffled(config, dataset, "test"),
         score=losses.TASKS[config.task],
         rngs={"dropout": keys.key(config.seed, "noise")},
     )
@@ -218,9 +219,9 @@ def recalibrate_run(
     """
     if not state.batch_stats:
         raise DropbnError("This network has no batch normalization: there is nothing to recalibrate.")
-    plain = recipe in ("dropout_off", "closed_form")
-    batches = _shuffled(config, dataset, "train") if plain else _augmented_epoch(config, dataset)
-    passes = None if plain else 1  # An augmented epoch can be gone through once.
+    augmented = recipe not in ("dropout_off", "closed_form")
+    batches = augmented_epoch(config, dataset) if augmented else shuffled(config, dataset, "train")
+    passes = 1 if augmented else None  # An augmented epoch can be gone through once.
     model = model_of_groups(config)
     found = recalibrate.recalibrate(
         model,
@@ -242,7 +243,7 @@ def sample_run(config, dataset: data.Dataset, state: steps.TrainState, number: i
     """Accuracy, negative log-likelihood and calibration error on test images, without and with sampling."""
     if config.task != "classify":
         raise DropbnError(f"Monte Carlo dropout wants probabilities of classes; the task is {config.task!r}.")
-    batches = _shuffled(config, dataset, "test")
+    batches = shuffled(config, dataset, "test")
     rngs = {"dropout": keys.key(config.seed, "noise")}
     found = modes.sample(model_of_groups(config), state.variables, batches, num_samples=number, rngs=rngs)
     _, logits, labels = _test_mode(config, dataset, state.variables, "test")
@@ -258,7 +259,7 @@ def sample_run(config, dataset: data.Dataset, state: steps.TrainState, number: i
 
 def _test_mode(config, dataset, variables, split, model=None):
     """({"accuracy", "loss"}, outputs, labels) of a split in test mode."""
-    batches = Batches(_shuffled(config, dataset, split))
+    batches = Batches(shuffled(config, dataset, split))
     predict = modes.Predictor(model or model_of_groups(config), modes.TEST)
     task = losses.TASKS[config.task]
     parts = [
@@ -285,49 +286,3 @@ def model_of_groups(config) -> nn.Module:
 @functools.lru_cache(maxsize=8)
 def _network(model_config):
     return models.create(ConfigDict(json.loads(model_config)))
-
-
-def _plain(config, dataset, split):
-    images = dataset.plain(config.eval.train_examples) if split == "train" else dataset.test
-    return sampling.PlainBatches(images, config.batch_size, dataset.mean, dataset.std)
-
-
-def _shuffled(config, dataset, split):
-    """Batches of as many images as a statistic of training; they must not be of one class."""
-    plain = _plain(config, dataset, split)
-    order = np.asarray(sampling.epoch_order(config.seed, 0, plain.split.num_examples))
-    size = config.model.bn.group_size or config.batch_size
-    return dataclasses.replace(plain, batch_size=size, order=order)
-
-
-@dataclasses.dataclass(frozen=True)
-class _AsInTraining:
-    """Training images as training sees them, from the beginning each time; `eval.train_examples` of them."""
-
-    config: ConfigDict
-    dataset: data.Dataset
-
-    def __iter__(self):
-        given = self.config.data
-        if isinstance(self.dataset.train, Split) and not (given.crop_padding or given.flip):
-            return iter(_plain(self.config, self.dataset, "train"))
-        size = self.config.model.bn.group_size or self.config.batch_size
-        number = self.config.eval.train_examples or self.dataset.train.num_examples
-        return itertools.islice(_augmented_epoch(self.config, self.dataset), -(-number // size))
-
-
-def _augmented_epoch(config, dataset) -> Iterator[jax.Array]:
-    config = config.copy_and_resolve_references()
-    config.batch_size = config.model.bn.group_size or config.batch_size
-    layout = parallel.Layout(tuple(jax.local_devices()[:1]))
-    feed = feeds.create(config, dataset, layout)
-    batch = _augmenting(feed.batches, layout)
-    for step, inputs in enumerate(
-        feed.train_inputs(0, range(dataset.train.num_examples // config.batch_size))
-    ):
-        yield jax.tree.map(lambda leaf: leaf[0], batch(inputs, step, config.seed))
-
-
-@functools.lru_cache(maxsize=4)
-def _augmenting(batches, layout):
-    return parallel.on_each(batches.train, layout, in_axes=(0, None, None))

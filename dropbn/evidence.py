@@ -41,12 +41,32 @@ class Cell(NamedTuple):
         """seed -> a number of the summaries, where they have it."""
         return {m.seed: m.summary[key] for m in self.members if m.summary.get(key) is not None}
 
+    def shifts(self) -> list[float]:
+        """The `largest_shift` of every run that has BN."""
+        found = (largest_shift(member.summary.get("shift")) for member in self.members)
+        return [shift for shift in found if shift is not None]
+
 
 def write(directory, summary: dict) -> None:
-    """Marks the run in a workdir as finished."""
+    """Marks the run in a workdir as finished, whatever error it left before."""
     to = pathlib.Path(directory, "eval")
     to.mkdir(exist_ok=True)
     workdir.replace(to / "summary.json", json.dumps(summary) + "\n")
+    pathlib.Path(directory, "error.txt").unlink(missing_ok=True)
+
+
+def write_error(directory, error: str) -> pathlib.Path:
+    """Keeps the error of a run that failed in its workdir; returns the file."""
+    file = pathlib.Path(directory, "error.txt")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    workdir.replace(file, error)
+    return file
+
+
+def error(directory) -> str:
+    """The error that the run in a workdir has left; "" where there is none."""
+    file = pathlib.Path(directory, "error.txt")
+    return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
 def finished(directory) -> bool:

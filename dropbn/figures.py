@@ -11,7 +11,7 @@ import re
 import numpy as np
 from matplotlib.figure import Figure
 
-from dropbn import claims, evidence, placements, plots
+from dropbn import claims, placements, plots
 from dropbn.evidence import Cell
 from dropbn.li2018_figures import error_bars, shift_curves, training_curves, weights
 
@@ -110,15 +110,15 @@ def positions(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
     _category_axes(right, found, "largest shift  max(r, 1/r)", f"position of {noise}")
     color = plots.COLORS[0]
     for i, cell in enumerate(found.values()):
-        if differences := _differences(cell, plain):
+        if differences := claims.paired(cell, plain, "accuracy"):
             plots.bars(left, [i], [claims.interval(differences)], 0.6, color=color)
-        if shifts := _largest_shifts(cell):
+        if shifts := cell.shifts():
             plots.bars(right, [i], [claims.interval(shifts)], 0.6, 1, color=color)
         if None not in (cell.paper, plain.paper):
             difference = cell.paper - plain.paper
             left.plot(i, -difference if metric == "error" else difference, **plots.PAPER)
     left.axhline(0, color="0.25", linewidth=1)
-    if shifts := _largest_shifts(plain):
+    if shifts := plain.shifts():
         right.axhline(np.mean(shifts), color="0.25", linestyle=":", label="no dropout")
         right.legend(frameon=False)
     _bend(left)
@@ -170,17 +170,6 @@ def _by_position(cells):
     usual = amounts.most_common(1)[0][0] if amounts else None
     found = {cell.config["model"]["place"]: cell for cell in noisy if placements.noise(cell.config) == usual}
     return dict(sorted(found.items(), key=lambda item: ("PGH".index(item[0][0]), item[0])))
-
-
-def _differences(cell, other):
-    """Accuracies less those of another cell with the same seeds, in points."""
-    ours, others = cell.values("accuracy"), other.values("accuracy")
-    return [100 * (ours[seed] - others[seed]) for seed in sorted(ours.keys() & others.keys())]
-
-
-def _largest_shifts(cell):
-    shifts = [evidence.largest_shift(member.summary.get("shift")) for member in cell.members]
-    return [shift for shift in shifts if shift is not None]
 
 
 def _bn_words(cell, cells):

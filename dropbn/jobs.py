@@ -1,6 +1,7 @@
-"""The jobs of a study: what its members are for this machine, and which of them train at once."""
+"""The jobs of a study: what its members are for this machine, which train at once, and what they cost."""
 
 import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from dropbn.data.splits import Split
 from dropbn.errors import DropbnError
 from dropbn.members import Member
 from dropbn.plan import Plan, make_plan, structure
+from dropbn.results import Result
 
 
 class Job(NamedTuple):
@@ -66,7 +68,7 @@ def of_this_process(todo: Sequence[Job]) -> list[Job]:
     """This process's jobs: all that all processes share, and its part of the others."""
     shared = [job for job in todo if job.plan.layout.processes > 1]
     apart = [job for job in todo if job.plan.layout.processes == 1]
-    return shared + apart[jax.process_index() :: jax.process_count()]
+    return shared + parallel.own(apart)
 
 
 def stacks(todo: Sequence[Job]) -> Iterator[list[Job]]:
@@ -81,6 +83,37 @@ def stacks(todo: Sequence[Job]) -> Iterator[list[Job]]:
         size = 1 if layout.axis_name else len(layout.devices)
         for start in range(0, len(group), size):
             yield [job._replace(plan=job.plan._replace(layout=layout)) for job in group[start : start + size]]
+
+
+def estimate(chosen: Sequence[Member], todo: Sequence[Job], refused: dict[str, str]) -> Result:
+    """What a study will do: a row for each cell, and the time that it takes at least on this machine.
+
+    Args:
+      chosen: the members.
+      todo: what of them is to be done.
+      refused: why others cannot run, by name.
+    """
+    rows = []
+    for cell, of_cell in itertools.groupby(chosen, lambda member: member.cell):
+        names = {member.name for member in of_cell}
+        left = [job for job in todo if job.member.name in names]
+        rows.append(
+            {
+                "cell": cell,
+                "members": len(names),
+                "finished": len(names) - len(left) - len(names & refused.keys()),
+                "steps": max((job.plan.total_steps for job in left), default=None),
+                "TFLOP": sum(job.flops for job in left) / 1e12,
+            }
+        )
+    speed, total = cost.speed(), sum(job.flops for job in todo)
+    hours = total / speed / 3600
+    title = (
+        f"{len(chosen)} members, {len(todo)} to be trained: {total / 1e12:,.4g} TFLOP in convolutions and "
+        f"products, {round(hours, 0 if hours > 10 else 3):,g} hours at the {speed / 1e9:,.0f} GFLOP/s of a "
+        "3x3 convolution here; count on several times that"
+    )
+    return Result(rows, title)
 
 
 def model(config: str) -> nn.Module:

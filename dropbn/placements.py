@@ -1,4 +1,4 @@
-"""What the config of a study's cell says of its noise and of its BN, in the papers' names."""
+"""What the config of a study's cell says of its data, its noise and its BN, in the papers' names."""
 
 from dropbn.evidence import Cell
 
@@ -21,7 +21,15 @@ _NETWORKS = {
     "caffenet": "CaffeNet",
     "googlenet": "GoogLeNet",
 }
-_DATASETS = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "imagenet2012": "ImageNet"}
+DATASETS = {
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "svhn_cropped": "SVHN",
+    "imagenet2012": "ImageNet",
+    "caltech101": "Caltech-101",
+    "oxford_iiit_pet": "Oxford-IIIT Pet",
+    "digits": "digits",
+}
 _TWO_CONVOLUTIONS = ("preresnet", "wrn", "densenet")  # families whose own branch has two
 
 
@@ -30,7 +38,7 @@ def describe(config: dict) -> str:
     model, dataset = config["model"], config["data"]["name"]
     network = _NETWORKS.get(model["name"], model["name"])
     network = network.format(depth=model["depth"], widening=model["width"] / 16)
-    return f"{network} on {_DATASETS.get(dataset, dataset)}"
+    return f"{network} on {DATASETS.get(dataset, dataset)}"
 
 
 def li2018(config: dict) -> dict | None:
@@ -52,7 +60,7 @@ def noise(config: dict) -> tuple[str, float]:
     """(kind, amount) of the noise, the amount being beta for uout, else the rate; `NONE` without noise."""
     model, settings = config["model"], config["model"]["noise"]
     amount = settings["beta"] if settings["kind"] == "uout" else settings["rate"]
-    stands = model["place"] or "drop" in _words(model)
+    stands = model["place"] or "drop" in _words(model["block"], model["head"])
     return (settings["kind"], amount) if amount and stands else NONE
 
 
@@ -64,7 +72,7 @@ def noise_words(noise: tuple[str, float]) -> str:
 def place(config: dict) -> str:
     """The place, by Li et al.'s name if it has one: in a branch of two convolutions, P4 is a and P6 is b."""
     model = config["model"]
-    convolutions = model["block"].partition("|")[0].split().count("conv")
+    convolutions = _words(model["block"].partition("|")[0]).count("conv")
     if convolutions == 2 or (not model["block"] and model["name"] in _TWO_CONVOLUTIONS):
         return {"P4": "a", "P6": "b"}.get(model["place"], model["place"])
     return model["place"]
@@ -75,7 +83,7 @@ def bn_side(config: dict) -> str | None:
     model = config["model"]
     if model["place"] in ("before", "after"):
         return model["place"]
-    return None if model["place"] or "bn" in _words(model) else "none"
+    return None if model["place"] or "bn" in _words(model["block"], model["head"]) else "none"
 
 
 def without_noise(cells: list[Cell]) -> Cell | None:
@@ -102,5 +110,6 @@ def series(cells: list[Cell]) -> dict[str, dict[tuple, Cell]]:
     return {name: dict(sorted(curves.items())) for name, curves in found.items()}
 
 
-def _words(model):
-    return f"{model['block']} {model['head']}".translate(str.maketrans("[{|}]", "     ")).split()
+def _words(*orders):
+    """The words of order strings; `order.parse` would bring JAX to the configs, which read this file."""
+    return " ".join(orders).translate(str.maketrans("[{|}]", "     ")).split()

@@ -9,6 +9,7 @@ recipe           noise    BN uses      average over batches    replaces
 ===============  =======  ===========  ======================  ==================
 `dropout_off`    off      running      exact moments           mean and variance
 `li2018`         off      running      moving average          mean and variance
+`li2018_moving`  off      moving       moving average          mean and variance
 `hendrycks2016`  off      batch        moving average          variance
 `precise_bn`     choice   batch        exact moments           mean and variance
 ===============  =======  ===========  ======================  ==================
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
+import jax
 import numpy as np
 
 from dropbn import flow, modes, moments, observation
@@ -34,7 +36,8 @@ class Recipe(NamedTuple):
     """How statistics are taken again.
 
     Attributes:
-      batch_norm: what BN normalizes with meanwhile, "running" or "batch".
+      batch_norm: what BN normalizes with meanwhile: the "running" statistics as they were before, those that
+        the batches so far have moved ("moving"), or those of the "batch".
       moving: whether batches are averaged by the layer's momentum, from the old statistics on; otherwise
         their moments are merged exactly.
       replaces: which statistics are new.
@@ -48,6 +51,7 @@ class Recipe(NamedTuple):
 RECIPES: dict[str, Recipe | None] = {
     "dropout_off": Recipe("running", moving=False),
     "li2018": Recipe("running", moving=True),
+    "li2018_moving": Recipe("moving", moving=True),
     "hendrycks2016": Recipe("batch", moving=True, replaces=("var",)),
     "precise_bn": Recipe("batch", moving=False),
     "closed_form": None,
@@ -65,12 +69,12 @@ class Recalibration(Result):
 
     Each row holds, variances being averages over the layer's channels:
       layer: path of the BN module, as in `dropbn.shift.Shift`.
-      count: values per channel behind the new statistics.
+      count: values per channel behind the new statistics; None for "li2018_moving".
       old_var, new_var: running variance before and after (biased, as Flax keeps it).
       ratio: new_var / old_var; of a recipe with dropout off, the shift that is repaired.
       mean_shift: RMS over channels of (new mean - old mean) / sqrt(old variance + epsilon).
       error: relative standard error of the layer's variance, estimated from the spread between batches;
-        None of a single batch.
+        None of a single batch and for "li2018_moving".
     and of "closed_form", instead of `count`, `mean_shift` and `error`:
       how: the noise's way to the layer, or why the layer stays as it is.
 
@@ -114,6 +118,9 @@ def recalibrate(
     - "li2018": Li et al. (2018, section 4) before their Table 3: evaluation mode, moving averages of batch
       means and variances. They do not say whether the layers before use the old or the moving statistics
       during a pass; here they use the old, as in their measurement of the shift.
+    - "li2018_moving": the other reading: `dropbn.modes.LI_ADJUST`, batch after batch, each normalized with
+      what those before it have moved. A BN that is frozen on purpose stays. What the readings gave on a part
+      of CIFAR-10 is in docs/results/README.md: with the old statistics, the reverse of Table 3.
     - "hendrycks2016": Hendrycks & Gimpel (2016): dropout off, otherwise train mode, moving average of the
       variance alone.
     - "precise_bn": Wu & Johnson (2021, section 3): train mode, var = E[mean_B^2 + var_B] - E[mean_B]^2 over
@@ -170,27 +177,54 @@ def recalibrate(
         raise DropbnError(f"passes={passes}: the batches are gone through at least once.")
     if recipe == "closed_form":
         return _closed_form(model, variables, Batches(batches, inputs, once=True), rngs, kwargs)
+    if recipe == "li2018_moving":
+        batches = Batches(batches, inputs, once=passes in (None, 1))
+        return _li2018_moving(model, variables, batches, passes or 1, rngs, kwargs)
     batches = Batches(batches, inputs, once=passes == 1)
     mode = modes.Mode(noise, RECIPES[recipe].batch_norm, update=False)
     observer = observation.Observer(model, variables, batches, mode, rngs, kwargs)
     until_settled = passes is None and recipe == "dropout_off"
-    layers = list(observer.each())
-    most = max(len(layers) + 1, _MOST_PASSES) if until_settled else passes or 1
+    most = max(len(list(observer.each())) + 1, _MOST_PASSES) if until_settled else passes or 1
     new, taken = variables, None
     for number in range(1, most + 1):  # noqa: B007
         before, (statistics, spreads, taken) = new, _pass(observer, new, RECIPES[recipe], tolerance, taken)
         new = observation.with_statistics(new, statistics)
         if until_settled and _distance(observer, before, new) < _SETTLED:
             break
+    return _found(recipe, observer, variables, new, observer.num_images, number, spreads)
+
+
+def _li2018_moving(model, variables, batches, passes, rngs, kwargs):
+    rngs, new = modes.default_rngs(rngs), variables
+    observer = observation.Observer(model, variables, batches, modes.LI_ADJUST, rngs, kwargs)
+    adjust = _adjusting(model, modes.LI_ADJUST, kwargs)
+    for _ in range(passes):
+        num_images = 0
+        for index, x in enumerate(map(batches.inputs, batches)):
+            new = {**variables, "batch_stats": jax.block_until_ready(adjust(new, x, rngs, index))}
+            num_images += len(x)
+    return _found("li2018_moving", observer, variables, new, num_images, passes)
+
+
+@modes.kept
+def _adjusting(model, mode, kwargs):
+    @jax.jit
+    def adjust(variables, x, rngs, index):
+        keys = modes.fold_in(rngs, index)
+        return modes.apply(model, variables, x, mode=mode, rngs=keys, **kwargs)[1]
+
+    return adjust
+
+
+def _found(recipe, observer, before, after, num_images, passes, spreads=None):
     rows = []
-    for name, path, index in layers:
-        counts, variances = (np.stack(values)[:, *index] for values in zip(*spreads[path], strict=True))
-        old_new = (
-            [part[index] for part in observation.statistics(given, path)] for given in (variables, new)
-        )
-        rows.append(_row(name, *old_new, observer.layers[path].epsilon, counts, variances))
-    title = f"Statistics by {recipe}: {observer.num_images:,} images, {number} pass{'es' * (number > 1)}"
-    return Recalibration(rows, title, new["batch_stats"], observer.num_images, number)
+    for name, path, index in observer.each():
+        old_new = ([part[index] for part in observation.statistics(given, path)] for given in (before, after))
+        batches = zip(*spreads[path], strict=True) if spreads else ()
+        spread = [np.stack(values)[:, *index] for values in batches]
+        rows.append(_row(name, *old_new, observer.layers[path].epsilon, *spread))
+    title = f"Statistics by {recipe}: {num_images:,} images, {passes} pass{'es' * (passes > 1)}"
+    return Recalibration(rows, title, after["batch_stats"], num_images, passes)
 
 
 def _closed_form(model, variables, batches, rngs, kwargs):
@@ -276,15 +310,17 @@ def _distance(observer, before, after):
     return largest
 
 
-def _row(name, old, new, epsilon, counts, variances):
+def _row(name, old, new, epsilon, counts=(), variances=()):
     (old_mean, old_var), (new_mean, new_var) = old, new
+    if not np.all(np.isfinite([new_mean, new_var])):
+        raise DropbnError(f"The input of '{name}' is not finite: look for NaN in the batches or weights.")
     if not (np.any(new_var) and np.any(old_var)):
         raise DropbnError(
             f"The input of '{name}' does not vary: give more than one image, or look for a dead layer."
         )
     return {
         "layer": name,
-        "count": int(counts.sum()),
+        "count": int(np.sum(counts)) or None,
         "old_var": float(np.mean(old_var)),
         "new_var": float(np.mean(new_var)),
         "ratio": float(np.mean(new_var) / np.mean(old_var)),

@@ -88,12 +88,9 @@ def write_page(workdir, output=None) -> pathlib.Path:
     else:
         raise DropbnError(f"{workdir} holds neither a study (no table.json) nor a run (no config.json).")
     path = directory / "report.html" if output is None else pathlib.Path(output)
-    temporary = path.with_name(path.name + ".tmp")
     try:
-        temporary.write_bytes(text.encode("utf-8", "replace"))  # Names of files may hold what UTF-8 lacks.
-        temporary.replace(path)
+        workdirs.replace(path, text)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DropbnError(f"Cannot write to {path}: {error.strerror}.") from error
     return path
 

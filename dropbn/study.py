@@ -17,7 +17,6 @@ another on all devices together. Further `--config.field=value` change every mem
 
 import fnmatch
 import functools
-import itertools
 import os
 import pathlib
 import shlex
@@ -30,24 +29,11 @@ import jax
 import rich.console
 from absl import flags
 
-from dropbn import (
-    cost,
-    doorway,
-    evaluation,
-    evidence,
-    jobs,
-    members,
-    parallel,
-    table,
-    training,
-    workdir,
-)
+from dropbn import doorway, evaluation, evidence, jobs, members, parallel, table, training, workdir
 from dropbn.board import Board
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, headline
 from dropbn.jobs import Job
-from dropbn.members import Member
 from dropbn.plan import structure
-from dropbn.results import Result
 
 # Kinds of networks whose programs are kept. A process may map only so many pieces of memory, 65,530 on Linux,
 # and after some hundred programs for the CPU it ends in a segmentation fault.
@@ -105,51 +91,18 @@ def _summarize(job, state):
     records = workdir.read_metrics(member.directory)
     summary = evaluation.summarize(member.config, job.dataset, state, records, model)
     evidence.write(member.directory, summary)
-    member.directory.joinpath("error.txt").unlink(missing_ok=True)
     shift = evidence.largest_shift(summary["shift"])
     adjusted = f", adjusted {summary['adjusted_accuracy']:.2%}   largest shift {shift:.3f}" if shift else ""
     return f"test {summary['accuracy']:.2%}{adjusted}"
 
 
 def _keep_error(member, error):
-    """Writes error.txt; returns the line that says so."""
+    """Marks a member as failed; returns the line that says why."""
     try:
-        member.directory.mkdir(parents=True, exist_ok=True)
-        workdir.replace(member.directory / "error.txt", error)
+        file = evidence.write_error(member.directory, error)
     except OSError:
-        return f"failed: {table.line(error)}"
-    return f"failed: {table.line(error)} ({member.directory / 'error.txt'})"
-
-
-def estimate(chosen: Sequence[Member], todo: Sequence[Job], refused: dict[str, str]) -> Result:
-    """What a study will do: a row for each cell, and the time that it takes at least on this machine.
-
-    Args:
-      chosen: the members.
-      todo: what of them is to be done.
-      refused: why others cannot run, by name.
-    """
-    rows = []
-    for cell, of_cell in itertools.groupby(chosen, lambda member: member.cell):
-        names = {member.name for member in of_cell}
-        left = [job for job in todo if job.member.name in names]
-        rows.append(
-            {
-                "cell": cell,
-                "members": len(names),
-                "finished": len(names) - len(left) - len(names & refused.keys()),
-                "steps": max((job.plan.total_steps for job in left), default=None),
-                "TFLOP": sum(job.flops for job in left) / 1e12,
-            }
-        )
-    speed, total = cost.speed(), sum(job.flops for job in todo)
-    hours = total / speed / 3600
-    title = (
-        f"{len(chosen)} members, {len(todo)} to be trained: {total / 1e12:,.4g} TFLOP in convolutions and "
-        f"products, {round(hours, 0 if hours > 10 else 3):,g} hours at the {speed / 1e9:,.0f} GFLOP/s of a "
-        "3x3 convolution here; count on several times that"
-    )
-    return Result(rows, title)
+        return f"failed: {headline(error)}"
+    return f"failed: {headline(error)} ({file})"
 
 
 def flipped(kept: Sequence[evidence.Cell], directory, again: bool = True) -> list[dict]:
@@ -203,7 +156,7 @@ def main(overrides: Sequence[str]) -> int:
     todo, failed = jobs.create(chosen, given.parallel == "data")
     console = rich.console.Console(highlight=False, markup=False)
     if given.dry_run:
-        console.print(estimate(chosen, todo, failed))
+        console.print(jobs.estimate(chosen, todo, failed))
         for error in dict.fromkeys(failed.values()):
             console.print(f"Cannot run: {error}", soft_wrap=True)
         return 0
@@ -220,15 +173,15 @@ def main(overrides: Sequence[str]) -> int:
         console.print(f"Written to {given.workdir}: table.md, table.csv, table.json, figures", soft_wrap=True)
     parallel.wait_for_all("the table is written")
     for member, error in failed.items():
-        console.print(f"Failed: {member}: {table.line(error)}", soft_wrap=True)
+        console.print(f"Failed: {member}: {headline(error)}", soft_wrap=True)
     return 1 if failed else 0
 
 
 def _errors(chosen):
     """{name: error} of members that are not finished and have left one, also in another process."""
     unfinished = [member for member in chosen if not evidence.finished(member.directory)]
-    files = {member.name: member.directory / "error.txt" for member in unfinished}
-    return {name: file.read_text() for name, file in files.items() if file.exists()}
+    errors = {member.name: evidence.error(member.directory) for member in unfinished}
+    return {name: error for name, error in errors.items() if error}
 
 
 def _collect(module, name, cells, claimed, failed, is_new, command):

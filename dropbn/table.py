@@ -12,9 +12,19 @@ import jax
 import rich.console
 
 from dropbn import claims, evidence, figures, workdir
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, headline
 from dropbn.results import Result
 
+ABOUT_CLAIMS = (
+    "Means of differences paired by seed, and half widths of their 95 % intervals (Student's t). A claim is "
+    "decided where the interval excludes 0. Each is judged alone: of 20 true zeros one is decided by chance."
+)
+_MEANINGS = {
+    "difference": "value - paper",
+    "adjusted": "value with BN statistics taken again as Li et al. do",
+    "recalibrated": "value with the population's statistics",
+    "shift": "the largest max(r, 1/r) over BN layers, r being real / remembered variance",
+}
 # What a metric's values are: 100 * (offset + factor * accuracy).
 _VALUES = {"accuracy": (0, 1), "error": (1, -1)}
 
@@ -40,12 +50,11 @@ def row(
     def percent(key):
         return [100 * (offset + factor * value) for value in cell.values(key).values()]
 
-    shifts = (evidence.largest_shift(member.summary["shift"]) for member in cell.members)
     numbers = {
         "value": percent("accuracy"),
         "adjusted": percent("adjusted_accuracy"),
         "recalibrated": percent("recalibrated_accuracy"),
-        "shift": [value for value in shifts if value is not None],
+        "shift": cell.shifts(),
     }
     found = {"cell": cell.arg, "seeds": len(cell.members)}
     for name, values in numbers.items():
@@ -117,12 +126,6 @@ def refuse_another(directory, config: str) -> None:
         raise DropbnError(f"{directory} holds the study {there}; choose another --workdir.")
 
 
-def line(error: str) -> str:
-    """The line of an error that says most: a traceback's last, a sentence's first."""
-    lines = error.strip().splitlines()
-    return lines[-1] if lines[0].startswith("Traceback") else lines[0]
-
-
 def _write(directory, found):
     workdir.replace(directory / "table.json", json.dumps(found, indent=1) + "\n")
     workdir.replace(directory / "table.csv", Result(found["rows"]).to_csv())
@@ -144,6 +147,14 @@ def show(found: dict, console: rich.console.Console) -> None:
             console.print(Result(texts, title))
 
 
+def about_rows(rows: list[dict], metric: str) -> str:
+    """What the numbers of rows are, as far as any row has them, in two sentences."""
+    known = {key for row in rows for key, value in row.items() if value is not None}
+    meanings = {key: meaning for key, meaning in {"value": metric, **_MEANINGS}.items() if key in known}
+    said = "; ".join(f"{key}: {meaning}" for key, meaning in meanings.items())
+    return f"Means over seeds, and half widths of their 95 % intervals (Student's t). {said}."
+
+
 def markdown(found: dict) -> str:
     """A table.json as Markdown: how it was run, the claims, the rows, the figures."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
@@ -151,21 +162,14 @@ def markdown(found: dict) -> str:
         f"# {found['title']}",
         f"    {found['command']}",
         f"Seeds {_listed(found['seeds'])}; {found['device']}; {versions}; {found['date']}.",
-        f"Means over seeds +- 95 % intervals (Student's t). value: {found['metric']}; adjusted: the same "
-        "with BN statistics taken again as Li et al. do; recalibrated: with the population's; shift: the "
-        "largest max(r, 1/r) over BN layers.",
+        about_rows(found["rows"], found["metric"]),
     ]
     if found["claims"]:
-        parts += [
-            "## Claims",
-            "Differences are paired by seed. A claim is decided where the 95 % interval excludes 0. Each is "
-            "judged alone: of 20 true zeros one is decided by chance.",
-            _markdown_table(found["claims"]),
-        ]
+        parts += ["## Claims", ABOUT_CLAIMS, _markdown_table(found["claims"])]
     parts += ["## Cells", _markdown_table(found["rows"])]
     parts += [f"![{figure['caption']}]({figure['file']})" for figure in found["figures"]]
     for member in found["failed"]:
-        parts.append(f"Failed: {member['member']}: {line(member['error'])}")
+        parts.append(f"Failed: {member['member']}: {headline(member['error'])}")
     if found["unfinished"] > 0:
         parts.append(f"Not run: {found['unfinished']} members.")
     return "\n\n".join(parts) + "\n"

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from dropbn import data, evaluation, keys, models, training
+from dropbn import data, eval_batches, evaluation, keys, models, training
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
 
@@ -214,13 +214,13 @@ def test_a_study_measures_on_images_as_training_saw_them(run):
     config = run[1].copy_and_resolve_references()
     dataset = data.load(config.data)
     config.eval.train_examples = 100
-    cropped = evaluation._AsInTraining(config, dataset)
+    cropped = eval_batches.AsInTraining(config, dataset)
     first, second = (np.concatenate([batch["image"] for batch in cropped]) for _ in range(2))
     np.testing.assert_array_equal(first, second)
     assert len(first) == 128  # four groups of 32
     config = config.copy_and_resolve_references()
     config.data.crop_padding = 0
-    plain = np.concatenate([batch["image"] for batch in evaluation._AsInTraining(config, dataset)])
+    plain = np.concatenate([batch["image"] for batch in eval_batches.AsInTraining(config, dataset)])
     assert len(plain) == 100
     wanted = sampling.normalize(dataset.plain(100).images, dataset.mean, dataset.std)
     np.testing.assert_allclose(plain, wanted, rtol=1e-6)

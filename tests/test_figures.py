@@ -407,6 +407,20 @@ def test_config_in_the_papers_names(study, arg, noise, place, words):
 
 
 @pytest.mark.parametrize(
+    "block, place",
+    [
+        ("[bn relu conv bn relu conv | conv]", "a"),
+        ("{bn relu conv bn relu conv}", "a"),
+        ("[bn relu conv bn relu conv bn relu conv]", "P4"),
+    ],
+)
+def test_p4_is_a_in_a_branch_of_two_convolutions(block, place):
+    config = small.get_config("preresnet8,digits,place=P4").to_dict()
+    config["model"]["block"] = block
+    assert placements.place(config) == place
+
+
+@pytest.mark.parametrize(
     "study, arg, side",
     [
         (caffenet, "caffenet,imagenet2012", "none"),

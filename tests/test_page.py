@@ -269,6 +269,14 @@ def test_a_study_without_anything(tmp_path):
     assert not found.tables and "No cell has a result yet." in found.texts["p"]
 
 
+def test_an_error_of_several_lines_begins_with_its_sentence(tmp_path):
+    error = "W holds a run of another config.\n  seed: 0 there, 1 now"
+    (tmp_path / "table.json").write_text(json.dumps({"failed": [{"member": "net", "error": error}]}))
+    found = _document(tmp_path)
+    assert [text for text, _ in found.tables[0]["rows"][0]] == ["net", error.splitlines()[0]]
+    assert found.texts["pre"] == [error]
+
+
 def test_the_answer_to_a_question_is_counted(tmp_path):
     (tmp_path / "table.json").write_text('{"claims": [{"claim": "P5 against P4", "verdict": "more"}]}')
     counts = [text.split() for text in _document(tmp_path).texts["li"]]

@@ -94,6 +94,47 @@ def test_li2018_moves_both_statistics_in_test_mode():
     _check(twice, {"bn1": _moving(_old("bn1"), first * 2)})
 
 
+@pytest.mark.parametrize("passes", [None, 2])
+def test_li2018_moving_normalizes_with_what_the_batches_before_have_moved(passes):
+    first, second = _old("bn1"), _old("bn2")
+    for x in SPLIT * (passes or 1):
+        h1 = _dense(x, 1)
+        h2 = _dense(_relu_of_norm(h1, *first), 2)
+        first, second = _moving(first, [h1]), _moving(second, [h2])
+    batches = iter(SPLIT) if passes is None else SPLIT
+    found = recalibrate.recalibrate(Net(), VARIABLES, batches, "li2018_moving", passes=passes)
+    _check(found, {"bn1": first, "bn2": second})
+    assert (found.num_images, found.num_passes) == (96, passes or 1)
+    for row, name, (mean, var) in zip(found.rows, ("bn1", "bn2"), (first, second), strict=True):
+        old_mean, old_var = _old(name)
+        assert (row["layer"], row["count"], row["error"]) == (name, None, None)
+        assert row["ratio"] == pytest.approx(var.mean() / old_var.mean(), rel=1e-5)
+        distance = (mean - old_mean) ** 2 / (old_var + 1e-5)
+        assert row["mean_shift"] == pytest.approx(np.sqrt(distance.mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("model", "flag", "on"),
+    [
+        case
+        for case in BREADTH
+        if type(case[0]).__name__ in ("SharedNorm", "Scanned", "Rematted", "Jitted")  # several BNs, or calls
+    ],
+    ids=lambda v: type(v).__name__,
+)
+def test_li2018_moving_is_li_adjust_batch_after_batch(model, flag, on):
+    batches = list(1 + jax.random.normal(jax.random.key(0), (3, 12, 4, 4, 2)))
+    variables = wanted = model.init(jax.random.key(1), batches[0], **{flag: not on})
+    for x in batches:
+        _, batch_stats = modes.apply(model, wanted, x, mode=modes.LI_ADJUST)
+        wanted = {**wanted, "batch_stats": batch_stats}
+    found = recalibrate.recalibrate(model, variables, batches, "li2018_moving").batch_stats
+    old = recalibrate.recalibrate(model, variables, batches, "li2018").batch_stats
+    leaves = list(zip(*map(jax.tree.leaves, (found, wanted["batch_stats"], old)), strict=True))
+    assert all(np.allclose(a, b, 1e-5, 1e-6) for a, b, _ in leaves)
+    assert not all(np.allclose(a, c, 1e-3, 1e-4) for a, _, c in leaves)
+
+
 def test_hendrycks2016_moves_the_variance_alone_with_batch_statistics():
     first = [_dense(x, 1) for x in SPLIT]
     second = [_dense(_relu_of_norm(h, h.mean(0), h.var(0)), 2) for h in first]
@@ -274,6 +315,7 @@ def test_refusals():
     refused("no batch normalization", nn.Dense(2), nn.Dense(2).init(jax.random.key(0), X), [X])
     refused("one image has no batch statistics", Net(), VARIABLES, [X, X[:1]], "precise_bn")
     refused("'bn1' is not finite in batch 1", Net(), VARIABLES, [X, X.at[0].set(jnp.inf)])
+    refused("'bn1' is not finite", Net(), VARIABLES, [X, X.at[0].set(jnp.inf)], "li2018_moving")
     refused("'bn1' does not vary", Net(), VARIABLES, [X[:1]])
     refused("put a single batch in a list", Net(), VARIABLES, X)
     refused("do not fit the model", Net(), VARIABLES, [X[:, :3]])

@@ -4,20 +4,12 @@ import io
 import json
 from html import escape
 
+from dropbn.errors import headline
 from dropbn.page import parts
 from dropbn.page.tables import table_of_rows
+from dropbn.table import ABOUT_CLAIMS, about_rows
 
 _VERDICTS = ("confirmed", "refuted", "undecided", "not run")
-_ABOUT_CLAIMS = (
-    "The papers' claims, and the difference measured here: mean ± half the width of its 95 % interval "
-    "(Student's t), paired by seed. A claim is decided where the interval excludes 0."
-)
-_MEANINGS = {
-    "difference": "value - paper",
-    "adjusted": "value with BN statistics taken again as Li et al. do",
-    "recalibrated": "value with the population's statistics",
-    "shift": "the largest max(r, 1/r) over BN layers, r being real / remembered variance",
-}
 _CURVES = {
     "test/accuracy": ("test images", "-"),
     "validation/accuracy": ("validation images", "-"),
@@ -54,12 +46,14 @@ def study(table: dict, images: dict[str, bytes | None]) -> str:
     """
     # The verdict goes behind the claim: a phone shows two columns at once.
     claims = [{"claim": c["claim"], "verdict": c["verdict"], **c} for c in table.get("claims", [])]
+    rows = table.get("rows", [])
     captions = {figure["file"]: figure["caption"] for figure in table.get("figures", [])}
     sections = {
         "What was run": parts.definitions(_study_terms(table)),
         "Verdicts": _verdicts([claim["verdict"] for claim in claims]),
-        "Claims": table_of_rows(claims, _ABOUT_CLAIMS),
-        "Results": _results(table) or "<p>No cell has a result yet.</p>",
+        "Claims": table_of_rows(claims, ABOUT_CLAIMS),
+        "Results": table_of_rows(rows, about_rows(rows, table.get("metric", "")))
+        or "<p>No cell has a result yet.</p>",
         "Figures": parts.figures(captions, images),
         "Failed members": _failed(table.get("failed", [])),
     }
@@ -148,19 +142,10 @@ def _verdicts(found):
     return parts.counts({verdict: found.count(verdict) for verdict in verdicts}) if found else ""
 
 
-def _results(table):
-    rows = table.get("rows", [])
-    keys = {key for row in rows for key, value in row.items() if value is not None}
-    meanings = {"value": table.get("metric", "")} | _MEANINGS
-    said = "; ".join(f"{key}: {meaning}" for key, meaning in meanings.items() if key in keys)
-    means = "Means over the seeds ± half the width of their 95 % intervals (Student's t)."
-    return table_of_rows(rows, f"{means} {said}.")
-
-
 def _failed(members):
-    """A table of the errors' last lines, and each longer error, folded."""
+    """A table of the errors' headlines, and each longer error, folded."""
     errors = {member["member"]: member["error"].strip() for member in members}
-    rows = [{"member": name, "error": error.rpartition("\n")[2]} for name, error in errors.items()]
+    rows = [{"member": name, "error": headline(error)} for name, error in errors.items()]
     longer = {f"{name}: the whole error": error for name, error in errors.items() if "\n" in error}
     folded = [parts.folded(summary, parts.listing(error)) for summary, error in longer.items()]
     return table_of_rows(rows, "Runs that ended in an error.") + "".join(folded)
