@@ -12,7 +12,9 @@ _DIGITS = str(pathlib.Path(__file__).parent / "configs" / "digits.py")
 with doorway.parsing():
     _CONFIG = config_flags.DEFINE_config_file("config", _DIGITS, "The experiment: a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; by default runs/<config name>.")
-
+_CHECKPOINTS = flags.DEFINE_string(
+    "checkpoint_dir", "", "Where its checkpoints go, also gs://bucket/run; by default into the workdir."
+)
 doorway.define_processes()
 
 
@@ -27,7 +29,7 @@ def main():
     image = jax.ShapeDtypeStruct((2, *dataset.train.image_shape), "float32")
     for line in lint.check(models.create(config.model), image).summary():
         print(line)
-    state, records = training.train_and_evaluate(config, workdir, dataset)
+    state, records = training.train_and_evaluate(config, workdir, dataset, _CHECKPOINTS.value)
     shift = evaluation.measure_shift(config, dataset, state)
     report.print_run(records, shift, workdir)
 

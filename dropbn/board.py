@@ -89,8 +89,12 @@ class Stack:
         self._bars.update(self._task, completed=step, status="")
         self._bars.advance(self._study, step * self._cost)
 
+    def note(self, text: str) -> None:
+        """Says what is worth knowing before they go on."""
+        self._bars.console.print(text, soft_wrap=True)
+
     def step(self, sums: list[dict]) -> None:
-        """One more step; `sums` are those of the epoch so far, still on the devices."""
+        """One more step; `sums` are those since the last look, still on the devices."""
         jax.block_until_ready(sums[: -progress.RUN_AHEAD][-1:])
         self._steps += 1
         if time.monotonic() - self._shown > progress.REFRESH_SECONDS:

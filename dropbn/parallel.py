@@ -72,6 +72,11 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
+def own(items: Sequence) -> Sequence:
+    """Those of some items that are this process's, where each is one process's."""
+    return items[jax.process_index() :: jax.process_count()]
+
+
 def wait_for_all(where: str) -> None:
     """Returns when every process has come to `where`."""
     if jax.process_count() > 1:

@@ -1,6 +1,7 @@
 """What a config means for a dataset on this machine."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -22,7 +23,8 @@ class Plan(NamedTuple):
       layout: where it trains.
       steps_per_epoch: full batches in an epoch.
       total_steps: length of the run.
-      checkpoint_every: least number of steps from one checkpoint to the next.
+      checkpoint_every: largest number of steps from one checkpoint to the next.
+      log_every: steps from one look at the losses to the next.
     """
 
     model: nn.Module
@@ -32,6 +34,7 @@ class Plan(NamedTuple):
     steps_per_epoch: int
     total_steps: int
     checkpoint_every: int
+    log_every: int
 
 
 def make_plan(config, dataset: data.Dataset, layout: parallel.Layout | None = None) -> Plan:
@@ -49,10 +52,11 @@ def make_plan(config, dataset: data.Dataset, layout: parallel.Layout | None = No
     for field, low, high in (
         ("seed", 0, 2**31 - 1),
         ("optimizer.learning_rate", 0, None),
+        ("optimizer.momentum", 0, None),
+        ("optimizer.weight_decay", 0, None),
+        ("optimizer.decay_factor", 0, None),
         ("batch_size", 1, num_examples),
-        ("data.train_examples", 0, None),
-        ("data.crop_padding", 0, None),
-        ("data.image_size", 0, None),
+        ("data.crop_padding", 0, 10**5),
         ("data.rotation", 0, 180),
         ("data.jitter", 0, 1),
         ("data.workers", 0, None),
@@ -65,7 +69,7 @@ def make_plan(config, dataset: data.Dataset, layout: parallel.Layout | None = No
         ("eval.train_examples", 0, None),
     ):
         value = functools.reduce(getattr, field.split("."), config)
-        if value < low or (high is not None and value > high):
+        if not low <= value <= (math.inf if high is None else high):  # NaN fits nowhere.
             raise DropbnError(
                 f"{field}={value}: give {low} to {high}." if high else f"{field}={value}: give {low} or more."
             )
@@ -92,6 +96,7 @@ def make_plan(config, dataset: data.Dataset, layout: parallel.Layout | None = No
         steps_per_epoch,
         total_steps,
         max(1, to_steps(config.checkpoint_every)),
+        max(1, to_steps(config.log_every)),
     )
 
 

@@ -50,8 +50,12 @@ class Progress:
         self._console.print(self._headline, soft_wrap=True)
         self._bar.update(self._task, completed=step)
 
+    def note(self, text: str) -> None:
+        """Says what is worth knowing before the run goes on."""
+        self._console.print(text, soft_wrap=True)
+
     def step(self, sums: list[dict]) -> None:
-        """One more step; `sums` are those of the epoch so far, still on the devices."""
+        """One more step; `sums` are those since the last look, still on the devices."""
         self._bar.advance(self._task)
         finished = sums[:-RUN_AHEAD]
         jax.block_until_ready(finished[-1:])

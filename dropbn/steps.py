@@ -1,5 +1,6 @@
 """The training state, and the steps as pure functions of it."""
 
+import functools
 from collections.abc import Callable
 
 import flax
@@ -85,24 +86,9 @@ def train_step(
       (state after the step, sums over the whole batch: {"loss", "correct", "count"}, and "penalty"
       where layers add one).
     """
-    model = build(hyper)
-    device = lax.axis_index(axis_name) if axis_name else 0
-    noise_key = keys.key(hyper.seed, "noise", state.step, device)
-
-    def mean_loss(params):
-        outputs, updated = model.apply(
-            {"params": params, "batch_stats": state.batch_stats},
-            batch["image"],
-            deterministic=False,
-            rngs={"dropout": noise_key},
-            mutable=["batch_stats", "losses"],
-        )
-        sums = _sums(task(outputs, batch), jnp.ones(len(outputs), bool))
-        penalty = sum(jax.tree.leaves(updated.get("losses", {})))
-        if "losses" in updated:
-            sums["penalty"] = penalty * sums["count"]
-        return sums["loss"] / sums["count"] + penalty, (sums, updated.get("batch_stats", {}))
-
+    mean_loss = functools.partial(
+        _mean_loss, state=state, batch=batch, hyper=hyper, build=build, task=task, axis_name=axis_name
+    )
     gradients, (sums, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
     if axis_name:
         gradients, batch_stats = lax.pmean((gradients, batch_stats), axis_name)
@@ -125,6 +111,68 @@ def eval_step(
     outputs = model.apply(state.variables, batch["image"], deterministic=True)
     sums = _sums(task(outputs, batch), batch["mask"])
     return lax.psum(sums, axis_name) if axis_name else sums
+
+
+def nonfinite(
+    state: TrainState,
+    batch: dict,
+    hyper: Hyper,
+    *,
+    build: Callable[[Hyper], nn.Module],
+    task: Callable = losses.classify,
+    axis_name: str | None = None,
+) -> dict[str, dict[str, jax.Array]]:
+    """What of a step is not finite on any device.
+
+    Takes what `train_step` takes.
+
+    Returns:
+      {"output": {"00017 block1/conv1": flag}, "gradient": {"block1/conv1/kernel": flag}}: outputs of
+      modules, numbered in the order in which they are computed, and gradients of parameters; a flag is 1
+      where some value is not finite, else 0.
+    """
+
+    def watched(params):
+        outputs = {}
+
+        def watch(next_call, arguments, keywords, context):
+            found = next_call(*arguments, **keywords)
+            if context.method_name == "__call__":
+                outputs[f"{len(outputs):05} {'/'.join(context.module.path)}"] = _any_nonfinite(found)
+            return found
+
+        with nn.intercept_methods(watch):
+            loss, _ = _mean_loss(params, state, batch, hyper, build, task, axis_name)
+        return loss, outputs
+
+    gradients, outputs = jax.grad(watched, has_aux=True)(state.params)
+    leaves = jax.tree.leaves_with_path(gradients)
+    of_parameters = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _any_nonfinite(leaf) for path, leaf in leaves
+    }
+    found = {"output": outputs, "gradient": of_parameters}
+    return lax.pmax(found, axis_name) if axis_name else found
+
+
+def _mean_loss(params, state, batch, hyper, build, task, axis_name):
+    """This device's mean loss with penalties, and (sums, new batch_stats)."""
+    device = lax.axis_index(axis_name) if axis_name else 0
+    outputs, updated = build(hyper).apply(
+        {"params": params, "batch_stats": state.batch_stats},
+        batch["image"],
+        deterministic=False,
+        rngs={"dropout": keys.key(hyper.seed, "noise", state.step, device)},
+        mutable=["batch_stats", "losses"],
+    )
+    sums = _sums(task(outputs, batch), jnp.ones(len(outputs), bool))
+    penalty = sum(jax.tree.leaves(updated.get("losses", {})))
+    if "losses" in updated:
+        sums["penalty"] = penalty * sums["count"]
+    return sums["loss"] / sums["count"] + penalty, (sums, updated.get("batch_stats", {}))
+
+
+def _any_nonfinite(tree):
+    return jnp.any(jnp.stack([~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])).astype(jnp.int32)
 
 
 def _sums(of_images, mask):

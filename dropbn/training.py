@@ -1,107 +1,54 @@
 """Training: the run that a config describes."""
 
 import contextlib
-import functools
+import itertools
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 import jax
-import ml_collections
-import numpy as np
 
-from dropbn import checkpoint, data, feeds, initializers, models, noise, parallel, steps, workdir
-from dropbn.data import sampling
+from dropbn import data, divergence, feeds, models, noise, preemption, programs, runs, steps, workdir
 from dropbn.errors import DropbnError
-from dropbn.plan import Plan, abstract_state, make_plan, structure
+from dropbn.plan import Plan, make_plan
 from dropbn.progress import Progress
 
 
-class Programs(NamedTuple):
-    """The compiled functions of a run; each takes and returns values stacked over the devices.
-
-    Attributes:
-      train: (state, the feed's train inputs, hyper) -> (state, sums). The state's memory is donated.
-      batch: the feed's eval inputs -> a masked batch for `evaluate`.
-      evaluate: (state, masked batch) -> sums.
-    """
-
-    train: Callable
-    batch: Callable
-    evaluate: Callable
-
-
-# The programs of the last few kinds of runs: a study's next members need no compilation.
-_KEPT = {}
-_NUMBER_KEPT = 2
-
-
-def programs(config, feed: feeds.Resident | feeds.Streamed, plan: Plan) -> Programs:
-    """Composes feed and steps for the devices of the plan; the same ones for configs of one `structure`."""
-    base = config.optimizer.learning_rate  # which `Hyper.learning_rate_scale` is relative to
-    key = structure(config), base, feed.batches, plan.layout, plan.total_steps, plan.steps_per_epoch
-    if key not in _KEPT:
-        for oldest in list(_KEPT)[: 1 - _NUMBER_KEPT]:
-            del _KEPT[oldest]
-        _KEPT[key] = _compose(config, feed.batches, plan)
-    return _KEPT[key]
-
-
-def _compose(config, batches, plan):
-    axis_name = plan.layout.axis_name
-
-    def train(state, inputs, hyper):
-        return steps.train_step(
-            state,
-            batches.train(inputs, state.step, hyper.seed),
-            hyper,
-            build=lambda hyper: models.create(config.model, hyper.amount, axis_name),
-            tx=plan.tx,
-            task=plan.task,
-            axis_name=axis_name,
-        )
-
-    on_each = functools.partial(parallel.on_each, layout=plan.layout)
-    return Programs(
-        on_each(train, donate=0),
-        on_each(batches.evaluate),
-        on_each(functools.partial(steps.eval_step, model=plan.model, task=plan.task, axis_name=axis_name)),
-    )
-
-
 def train_and_evaluate(
-    config, directory, dataset: data.Dataset | None = None
+    config, directory, dataset: data.Dataset | None = None, checkpoint_dir: str = ""
 ) -> tuple[steps.TrainState, list[dict]]:
-    """Runs a config in a workdir, from its last checkpoint if it has one.
+    """Runs a config in a workdir, from its newest checkpoint if it has one.
 
     After every epoch, and at the end, the training accuracy in train mode and in test mode and the test
-    accuracy go to metrics.jsonl and to the terminal. The state goes to a checkpoint at the first end of an
-    epoch that is `config.checkpoint_every` after the last one, and at the end.
+    accuracy go to metrics.jsonl and to the terminal. Every `config.log_every` the losses are looked at and
+    go to TensorBoard. The state goes to a checkpoint at ends of epochs, or within one, so that no two are
+    more than `config.checkpoint_every` apart; at the end; and on SIGTERM.
 
     Args:
       config: a config with the fields of `configs/base.py`.
       directory: the workdir.
       dataset: the data, by default that of the config.
+      checkpoint_dir: where the checkpoints go, if not into the workdir; also gs://bucket/run.
 
     Returns:
       (final state on the host, all records of metrics.jsonl).
 
     Raises:
       DropbnError: anything in the config that does not fit, before anything is written; a workdir of
-        another run, of a run under way, or of one whose checkpoints are gone; a checkpoint that cannot be
-        restored; a loss that is not finite.
+        another run, of a run under way, or of one whose checkpoints or records are gone; checkpoints that
+        cannot be read, of another network or of other data; something that cannot be written; what is not
+        finite any more: the first layer and step where it was not.
+      Preempted: SIGTERM came; the state was saved.
     """
     dataset = dataset or data.load(config.data)
     plan = make_plan(config, dataset)
     with Progress(_headline(config, dataset, plan), plan.total_steps, config.batch_size) as progress:
-        [outcome] = train([config], [directory], dataset, plan, progress)
+        [outcome] = train([config], [directory], dataset, plan, progress, checkpoint_dir)
     if isinstance(outcome, DropbnError):
         raise outcome
     return outcome, workdir.read_metrics(directory)
 
 
 def train(
-    configs: list, directories: list, dataset: data.Dataset, plan: Plan, progress
+    configs: list, directories: list, dataset: data.Dataset, plan: Plan, progress, checkpoint_dir: str = ""
 ) -> list[steps.TrainState | DropbnError]:
     """Trains runs that stand at the same step, by one compiled program, and keeps each in its workdir.
 
@@ -112,6 +59,7 @@ def train(
       dataset: the data.
       plan: of the first config. Its layout has one device for each run, or all devices share a single run.
       progress: shows the runs; it has the methods of `dropbn.progress.Progress`.
+      checkpoint_dir: of a single run; see `train_and_evaluate`.
 
     Returns:
       For each run its final state on the host, or the DropbnError that ended it; the others go on without
@@ -119,136 +67,86 @@ def train(
     """
     outcomes = [None] * len(configs)
     with contextlib.ExitStack() as stack:
-        runs = {}
+        opened = {}
         for i, (config, directory) in enumerate(zip(configs, directories, strict=True)):
             try:
-                runs[i] = stack.enter_context(_opened(config, directory, dataset, plan))
+                run = runs.opened(config, directory, checkpoint_dir, dataset, plan, progress)
+                opened[i] = stack.enter_context(run)
             except DropbnError as error:
                 outcomes[i] = error
-        begun = {i: int(run.state.step) for i, run in runs.items()}
-        for i in [i for i in runs if begun[i] != begun[min(runs)]]:
+        begun = {i: run.step for i, run in opened.items()}
+        for i in [i for i in opened if begun[i] != begun[min(opened)]]:
             outcomes[i] = DropbnError(
                 f"{directories[i]} stands at step {begun[i]}: another process trains there."
             )
-            del runs[i]
-        if runs:
-            trained = _train(list(runs.values()), dataset, plan, progress)
-            for i, outcome in zip(runs, trained, strict=True):
-                outcomes[i] = outcome
+            del opened[i]
+        if opened:
+            _train(list(opened.values()), dataset, plan, progress)
+            for i, run in opened.items():
+                outcomes[i] = run.failure or run.state
     return outcomes
 
 
-class _Run(NamedTuple):
-    """What a run has open while it trains: the state that it starts from, its checkpoints and records."""
-
-    config: ml_collections.ConfigDict
-    state: steps.TrainState
-    checkpoints: Any
-    write: Callable[[dict], None]
-
-
-@contextlib.contextmanager
-def _opened(config, directory, dataset, plan):
-    like = abstract_state(config, dataset, plan)
-    shared = plan.layout.processes > 1
-    writes = parallel.is_first() or not shared
-    if shared and not writes:  # One process makes the workdir, the others find it.
-        parallel.wait_for_all(f"{directory} is claimed")
-    try:
-        directory = workdir.claim(directory, config)
-    finally:
-        if shared and writes:
-            parallel.wait_for_all(f"{directory} is claimed")
-    with (
-        workdir.lock(directory) if writes else contextlib.nullcontext(),
-        checkpoint.manager(directory / "checkpoints", shared=shared) as checkpoints,
-    ):
-        if checkpoints.all_steps():
-            state = checkpoint.restore(checkpoints, like)
-        else:
-            _refuse_lost_checkpoints(directory, plan)
-            state = _initial_state(config, dataset, plan)
-        if int(state.step) == plan.total_steps and not workdir.read_metrics(directory):
-            raise DropbnError(f"The run in {directory} is finished, but its metrics.jsonl was removed.")
-        step = int(state.step)
-        writer = workdir.metrics_writer(directory, step) if writes else contextlib.nullcontext(_write_nothing)
-        with writer as write:
-            yield _Run(config, state, checkpoints, write)
-
-
-def _write_nothing(record):
-    """What a process does with a record that another one writes."""
-
-
-def _train(runs, dataset, plan, progress):
-    config, layout = runs[0].config, plan.layout
-    step = saved = int(runs[0].state.step)
+def _train(together, dataset, plan, progress):
+    """Trains opened runs to the end; each keeps its state or its failure."""
+    config, layout, number = together[0].config, plan.layout, len(together)
+    step = saved = together[0].step
     progress.resume(step)
-    feed = feeds.create(config, dataset, layout, [run.config.seed for run in runs])
-    program = programs(config, feed, plan)
-    state = layout.put([run.state for run in runs])
-    hyper = layout.put([_hyper(run.config, config) for run in runs])
+    feed = feeds.create(config, dataset, layout, [run.config.seed for run in together])
+    program = programs.create(config, feed, plan)
+    state = layout.put([run.state for run in together])
+    hyper = layout.put([_hyper(run.config, config) for run in together])
     measured = {"train": dataset.plain(config.eval.train_examples), "test": dataset.test}
     if dataset.validation:
         measured["validation"] = dataset.validation
-    chosen_by = "validation/accuracy" if dataset.validation else "test/accuracy"
-    failed = {}
-    while step < plan.total_steps and len(failed) < len(runs):
-        epoch, done = divmod(step, plan.steps_per_epoch)
-        num_steps = min(plan.steps_per_epoch - done, plan.total_steps - step)
-        inputs = feed.train_inputs(epoch, range(done, done + num_steps))
-        state, sums, seconds = _train_steps(program.train, state, inputs, hyper, progress)
-        found = {name: _evaluate(program, feed, state, split) for name, split in measured.items()}
-        first_step, step = step + 1, step + num_steps
-        saves = step - saved >= plan.checkpoint_every or step == plan.total_steps
-        states = layout.take(state, len(runs)) if saves else None
-        sums = layout.take(sums, len(runs))
-        found = {name: layout.take(of_split, len(runs)) for name, of_split in found.items()}
-        for i, run in enumerate(runs):
-            if i in failed:
-                continue
-            means = {name: _means(of_split[i], measured[name]) for name, of_split in found.items()}
-            try:
-                _refuse_nonfinite(
-                    [part["loss"] + part.get("penalty", 0) for part in sums[i]], first_step, saved
+    inputs, timed, seconds = None, 0, 0.0  # of the epoch under way
+    with preemption.watched(shared=layout.processes > 1) as told:
+        while step < plan.total_steps and not all(run.failure for run in together):
+            epoch, done = divmod(step, plan.steps_per_epoch)
+            epoch_end = min(step - done + plan.steps_per_epoch, plan.total_steps)
+            if inputs is None:
+                inputs, timed, seconds = (
+                    feed.train_inputs(epoch, range(done, done + epoch_end - step)),
+                    0,
+                    0.0,
                 )
-                # The last step's update may have been the one that diverged.
-                _refuse_nonfinite([sum(scores["loss"] for scores in means.values())], step, saved)
-            except DropbnError as error:
-                failed[i] = error
-                continue
-            record = {
-                "step": step,
-                "epoch": step / plan.steps_per_epoch,
-                **{f"train/{key}": value for key, value in _means(sums[i]).items()},
-                "train/accuracy_test_mode": means.pop("train")["accuracy"],
-                **{f"{name}/{key}": value for name, scores in means.items() for key, value in scores.items()},
-                "images_per_second": num_steps * config.batch_size / seconds,
-            }
-            run.write(record)
-            progress.epoch(record)
-            if saves:
-                checkpoint.save(run.checkpoints, step, states[i], record[chosen_by])
-        saved = step if saves else saved
-    states = layout.take(state, len(runs))
-    return [failed.get(i, states[i]) for i in range(len(runs))]
+            until = min(epoch_end, saved + plan.checkpoint_every, step + plan.log_every)
+            state, sums, took, stopped = _train_steps(
+                program.train, state, itertools.islice(inputs, until - step), hyper, step, told, progress
+            )
+            step, timed, seconds = step + len(sums), timed + len(sums), seconds + took
+            states, of_runs = layout.take(state, number), layout.take(sums, number)
+            for i, run in enumerate(together):
+                if not run.failure and not run.look(states[i], of_runs[i]):
+                    again = feed.train_inputs(epoch, range(done, done + len(sums)))
+                    before = [run.state for run in together]
+                    found = divergence.locate(program, layout, before, again, hyper, i)
+                    run.failure = run.diverged(*(found or (step, "the loss")))
+            if step == epoch_end:
+                inputs, speed = None, timed / seconds
+                found = {name: _evaluate(program, feed, state, split) for name, split in measured.items()}
+                found = {name: layout.take(sums, number) for name, sums in found.items()}
+                for i, run in enumerate(together):
+                    if not run.failure:
+                        sums = {name: of_runs[i] for name, of_runs in found.items()}
+                        run.failure = _end_epoch(
+                            run, sums, measured, step / plan.steps_per_epoch, speed, progress
+                        )
+            # It is saved where the next occasion would come too late.
+            wait = plan.steps_per_epoch if step == epoch_end else 1
+            if stopped or step == plan.total_steps or step + wait - saved > plan.checkpoint_every:
+                for run in together:
+                    if not run.failure:
+                        run.save()
+                saved = step
+            if stopped:
+                raise preemption.Preempted(f"stopped by SIGTERM at step {step} of {plan.total_steps}, saved")
 
 
 def _hyper(config, first):
     rate, base = config.optimizer.learning_rate, first.optimizer.learning_rate
     scale = 1.0 if rate == base else rate / base
     return steps.Hyper(config.seed, noise.amount(config.model.noise), scale)
-
-
-def _initial_state(config, dataset, plan):
-    model = models.create(config.model)
-    state = steps.create_state(model, plan.tx, config.seed, dataset.train.image_shape)
-    if config.model.init != "lsuv":
-        return state
-    images = dataset.plain(config.batch_size).images
-    images = sampling.normalize(images, dataset.mean, dataset.std)
-    params = initializers.lsuv(model, state.variables, images)["params"]
-    return state.replace(params=params, opt_state=plan.tx.init(params))
 
 
 def _headline(config, dataset, plan):
@@ -262,9 +160,13 @@ def _headline(config, dataset, plan):
     )
 
 
-def _train_steps(train, state, inputs, hyper, progress):
-    """Takes steps; returns (state, their sums on the devices, seconds they took, compilation left out)."""
-    sums = []
+def _train_steps(train, state, inputs, hyper, step, told, progress):
+    """Takes steps until the inputs end or SIGTERM comes.
+
+    Returns (state, their sums on the devices, seconds they took with compilation left out, whether SIGTERM
+    came).
+    """
+    sums, stopped = [], False
     started = time.monotonic()
     for given in inputs:
         state, new = train(state, given, hyper)
@@ -273,41 +175,23 @@ def _train_steps(train, state, inputs, hyper, progress):
             jax.block_until_ready(new)  # The first step may compile: the others' time stands for it.
             compiled = time.monotonic()
         progress.step(sums)
+        if stopped := told(step + len(sums)):
+            break
     jax.block_until_ready(sums)
     seconds = time.monotonic() - (compiled if len(sums) > 1 else started)
-    return state, sums, seconds * len(sums) / max(len(sums) - 1, 1)
+    return state, sums, seconds * len(sums) / max(len(sums) - 1, 1), stopped
 
 
 def _evaluate(program, feed, state, split):
     return [program.evaluate(state, program.batch(inputs)) for inputs in feed.eval_inputs(split)]
 
 
-def _means(sums, split=None):
-    """Means of a run's sums, which of a whole split count every image once."""
-    total = {name: sum(float(part[name]) for part in sums) for name in sums[0]}
-    assert split is None or total["count"] == split.num_examples, f"{total['count']} images counted"
-    names = {"loss": "loss", "correct": "accuracy", "penalty": "penalty"}
-    return {names[name]: total[name] / total["count"] for name in total if name != "count"}
-
-
-def _refuse_nonfinite(losses, first_step, saved):
-    bad = [i for i, loss in enumerate(losses) if not np.isfinite(loss)]
-    if bad:
-        last_good = (
-            f"the last good checkpoint is that of step {saved}" if saved else "there is no checkpoint yet"
-        )
-        raise DropbnError(
-            f"The loss is not finite at step {first_step + bad[0]}; {last_good}. Lower "
-            "optimizer.learning_rate, or give it an optimizer.warmup."
-        )
-
-
-def _refuse_lost_checkpoints(directory, plan):
-    """Starting over would overwrite the records of a run that had come far beyond its first checkpoint."""
-    records = workdir.read_metrics(directory)
-    # A kill may leave records without a checkpoint while the first is being written, but not the second.
-    if records and records[-1]["step"] >= 2 * plan.checkpoint_every + plan.steps_per_epoch:
-        raise DropbnError(
-            f"{directory} has records up to step {records[-1]['step']} but no checkpoint: its checkpoints "
-            "were removed. Choose another --workdir, or remove this one to start over."
-        )
+def _end_epoch(run, sums, measured, epoch, steps_per_second, progress):
+    """Records an epoch; returns the error if the network turns out to have diverged."""
+    for name, split in measured.items():
+        counted = sum(int(part["count"]) for part in sums[name])
+        assert counted == split.num_examples, f"{counted} images of {name} were counted"
+    try:
+        progress.epoch(run.record(epoch, sums, steps_per_second))
+    except DropbnError as error:
+        return error

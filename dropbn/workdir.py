@@ -5,32 +5,43 @@ import fcntl
 import json
 import os
 import pathlib
+import time
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import ml_collections
 
 from dropbn.errors import DropbnError
 
 # What a process that was killed early, or a study's member that could not begin, leaves behind.
-_LEFTOVERS = ("config.json.tmp", "error.txt", ".lock")
+_LEFTOVERS = ("config.json.tmp", "checkpoint_dir", "checkpoint_dir.tmp", "error.txt", ".lock")
 
 
-def claim(workdir, config: ml_collections.ConfigDict) -> pathlib.Path:
+def claim(workdir, config: ml_collections.ConfigDict, checkpoint_dir: str = "") -> pathlib.Path:
     """Makes `workdir` the directory of a run of `config`, or recognizes it as one.
 
+    Args:
+      workdir: a directory that all processes of the run share.
+      config: the run's.
+      checkpoint_dir: where its checkpoints go, if not there; a path, or a place such as gs://bucket/run.
+
     Raises:
-      DropbnError: it holds a run of another config (the differing fields are named) or something that is
-        no run. Nothing is written then.
+      DropbnError: it holds a run of another config (the differing fields are named), one with its
+        checkpoints elsewhere, or something that is no run. Nothing is written then.
     """
-    path = pathlib.Path(workdir)
+    path = local(workdir)
     if path.is_dir() and any(file.name not in _LEFTOVERS for file in path.iterdir()):
         refuse_another(path, config)
+        if checkpoint_dir and checkpoints(path) != checkpoint_dir:
+            raise DropbnError(
+                f"The run in {path} has its checkpoints in {checkpoints(path)}, not in {checkpoint_dir}."
+            )
         return path
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
+        if checkpoint_dir:
+            replace(path / "checkpoint_dir", checkpoint_dir + "\n")
         replace(path / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
-    except OSError as error:
-        raise DropbnError(f"Cannot write to workdir {path}: {error.strerror}.") from error
     return path
 
 
@@ -48,14 +59,32 @@ def refuse_another(workdir, config: ml_collections.ConfigDict) -> None:
         )
 
 
+def local(workdir) -> pathlib.Path:
+    """A workdir as a path of this machine; raises for one that is elsewhere."""
+    if "://" in str(workdir):
+        raise DropbnError(
+            f"{workdir} cannot be a workdir: give a directory of this machine's, and {workdir} as "
+            "--checkpoint_dir of train.py, which is the only thing that may lie there."
+        )
+    return pathlib.Path(workdir)
+
+
+def checkpoints(workdir) -> str:
+    """Where the checkpoints of the run in `workdir` are."""
+    elsewhere = pathlib.Path(workdir) / "checkpoint_dir"
+    return elsewhere.read_text().strip() if elsewhere.exists() else str(pathlib.Path(workdir) / "checkpoints")
+
+
 @contextlib.contextmanager
 def lock(workdir) -> Iterator[None]:
     """Keeps a run's directory to this process; the lock ends with the process, however it ends.
 
     Raises:
-      DropbnError: another process trains there.
+      DropbnError: another process trains there, or nothing can be written.
     """
-    with open(pathlib.Path(workdir) / ".lock", "w") as file:
+    with writing(workdir):
+        file = open(pathlib.Path(workdir) / ".lock", "w")  # noqa: SIM115 - closed below
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -88,39 +117,91 @@ def read_metrics(workdir) -> list[dict]:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
+class Log(NamedTuple):
+    """Where a run's numbers go.
+
+    Attributes:
+      record: appends a record {"step", name: value} to metrics.jsonl and to TensorBoard's events.
+      scalars: gives one to TensorBoard alone.
+    """
+
+    record: Callable[[dict], None]
+    scalars: Callable[[dict], None]
+
+
 @contextlib.contextmanager
-def metrics_writer(workdir, restored_step: int) -> Iterator[Callable[[dict], None]]:
-    """Appends records to metrics.jsonl and TensorBoard events.
+def log(workdir, restored_step: int) -> Iterator[Log]:
+    """Opens metrics.jsonl and a new file of events.
 
     Records after `restored_step`, of an interrupted run whose checkpoint is older, are cut first.
+
+    Raises:
+      DropbnError: they cannot be written.
     """
-    import tensorboardX  # Here, because it imports much, and every config reads this file.
+    # Here, because it imports much, and every config reads this file.
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.proto.summary_pb2 import Summary
 
-    file = pathlib.Path(workdir) / "metrics.jsonl"
-    kept = [record for record in read_metrics(workdir) if record["step"] <= restored_step]
-    replace(file, "".join(json.dumps(record) + "\n" for record in kept))
-    events = tensorboardX.SummaryWriter(str(workdir), purge_step=restored_step + 1)
-    with file.open("a") as lines, contextlib.closing(events):
+    directory = pathlib.Path(workdir)
+    file = directory / "metrics.jsonl"
+    with contextlib.ExitStack() as stack:
+        with writing(directory):
+            kept = [record for record in read_metrics(workdir) if record["step"] <= restored_step]
+            replace(file, "".join(json.dumps(record) + "\n" for record in kept))
+            lines = file.open("a", encoding="utf-8")
+            stack.callback(_close, lines)
+            # Not tensorboardX's SummaryWriter: its thread would die of a full disk and leave us waiting.
+            events = EventsWriter(str(directory / "events"), f".{os.getpid()}")
+            stack.callback(_close, events)
+            # TensorBoard forgets the steps from here on that a file before had.
+            forget = SessionLog(status=SessionLog.START)
+            events.write_event(Event(step=restored_step + 1, wall_time=time.time(), session_log=forget))
 
-        def write(record):
-            lines.write(json.dumps(record) + "\n")
-            lines.flush()
-            os.fsync(lines.fileno())
-            for name, value in record.items():
-                if name != "step":
-                    events.add_scalar(name, value, record["step"])
+        def scalars(given):
+            values = [Summary.Value(tag=k, simple_value=v) for k, v in given.items() if k != "step"]
+            event = Event(step=given["step"], wall_time=time.time(), summary=Summary(value=values))
+            with writing(directory):
+                events.write_event(event)
 
-        yield write
+        def record(given):
+            with writing(directory):
+                lines.write(json.dumps(given) + "\n")
+                lines.flush()
+                os.fsync(lines.fileno())
+                scalars(given)
+                events.flush()
+
+        yield Log(record, scalars)
+
+
+def _close(file):
+    with contextlib.suppress(OSError):  # What was to be kept was flushed, or has raised.
+        file.close()
+
+
+@contextlib.contextmanager
+def writing(workdir) -> Iterator[None]:
+    """Says in a sentence what the system has against writing there."""
+    try:
+        yield
+    except OSError as error:
+        raise DropbnError(f"Cannot write to workdir {workdir}: {error.strerror}.") from error
 
 
 def replace(path: pathlib.Path, text: str) -> None:
     """Replaces a file in one step, so that a kill leaves the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        # A text may hold names of files, and they may hold what UTF-8 lacks.
+        with temporary.open("w", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def _flat(tree, prefix=""):

@@ -39,3 +39,13 @@ def tiny_config():
     config.batch_size = 64
     config.eval.train_examples = 300
     return config
+
+
+@pytest.fixture
+def mlp_config(tiny_config):
+    """A perceptron whose hidden layer has dropout before BN: it compiles in a second; 22 steps an epoch."""
+    model = tiny_config.model
+    model.name, model.depth, model.width = "mlp", 1, 16
+    model.block, model.head = "dense drop bn relu", "dense"
+    tiny_config.eval.train_examples = 100
+    return tiny_config

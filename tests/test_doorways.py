@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from dropbn import doorway
+
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN, EVAL = "train.py --workdir={run} ", "eval.py "
 CASES = {
@@ -72,3 +74,40 @@ def test_train_then_eval_from_any_directory(tmp_path):
     printed = go("eval.py", "--workdir=my runs/uout", "--workdir=runs/digits", "--checkpoint=best")
     assert printed.count("Flips:") == 2
     assert (tmp_path / "my runs" / "uout" / "eval" / "shift_overlay.png").exists()
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o777])
+def test_compiled_programs_are_kept_where_only_the_user_writes(mode, tmp_path, monkeypatch):
+    directory = tmp_path / "dropbn" / "xla"
+    directory.mkdir(parents=True)
+    directory.chmod(mode)
+    kept, passing, newest = (directory / name for name in ("kept", "passing", "newest"))
+    for age, path in ((3, passing), (2, kept), (1, newest)):
+        path.write_bytes(bytes(10))
+        os.utime(path, (1e9 - age,) * 2)
+    monkeypatch.setattr(doorway, "_CACHE_BYTES", 25)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+    set_to = {}
+    monkeypatch.setattr(doorway.jax.config, "update", set_to.__setitem__)
+    doorway._keep_compiled()
+    private = mode == 0o700
+    assert set_to.get("jax_compilation_cache_dir") == (str(directory) if private else None)
+    assert passing.exists() is not private
+    assert kept.exists() and newest.exists()
+
+
+def test_a_cache_directory_is_made_for_the_user_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
+    directory = doorway._private_directory()
+    assert directory == tmp_path / "new" / "dropbn" / "xla"
+    assert directory.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setenv("XDG_CACHE_HOME", str(directory / "file"))
+    (directory / "file").touch()
+    assert doorway._private_directory() is None
+
+
+def test_a_cache_that_the_user_has_chosen_stays(monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
+    monkeypatch.setattr(doorway.jax.config, "update", lambda *given: pytest.fail(f"{given}"))
+    doorway._keep_compiled()

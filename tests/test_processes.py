@@ -1,82 +1,96 @@
 """Several processes on one machine train what one process does."""
 
+import contextlib
+import copy
+import json
 import os
 import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
-from dropbn import checkpoint, data, parallel, training, workdir
+from dropbn import checkpoint, data, parallel, preemption, training, workdir
 from dropbn.plan import abstract_state, make_plan
 from dropbn.progress import Progress
 
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-def _together(number, devices, command):
-    """What `number` processes print that run a command together, each with so many devices."""
+def _port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    flags = [f"--coordinator_address=127.0.0.1:{port}", f"--num_processes={number}"]
+        return free.getsockname()[1]
+
+
+def _start(commands, devices):
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, *command, *flags, f"--process_id={i}"],
-            cwd=ROOT,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(number)
+    environment["PYTHONPATH"] = str(ROOT)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [
+        subprocess.Popen([sys.executable, *command], cwd=ROOT, env=environment, **pipes)
+        for command in commands
     ]
+
+
+def _wait(processes):
+    """What they print; all of them end well."""
     outputs = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == number * [0], outputs
+    assert [process.returncode for process in processes] == len(processes) * [0], outputs
     return [output for output, _ in outputs]
 
 
+def _commands(number, command):
+    flags = [*command, f"--coordinator_address=127.0.0.1:{_port()}", f"--num_processes={number}"]
+    return [[*flags, f"--process_id={i}"] for i in range(number)]
+
+
+# The flags of `mlp_config`.
+MLP = (
+    "--config.model.name=mlp",
+    "--config.model.depth=1",
+    "--config.model.width=16",
+    "--config.model.block=dense drop bn relu",
+    "--config.model.head=dense",
+    "--config.eval.train_examples=100",
+)
+
+
+def _alone(config, directory, devices):
+    """Trains in this process; returns (dataset, plan, final state)."""
+    dataset = data.load(config.data)
+    plan = make_plan(config, dataset, parallel.Layout(tuple(jax.local_devices()[:devices])))
+    with Progress("", plan.total_steps, config.batch_size) as progress:
+        [outcome] = training.train([config], [directory], dataset, plan, progress)
+    return dataset, plan, outcome
+
+
 @pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_train_as_one(tiny_config, tmp_path, number):
+def test_processes_train_as_one(mlp_config, tmp_path, number):
     """The same losses, accuracies and parameters as one process with as many devices.
 
     Noise is on: the devices count through the processes, so that its keys are the same. What differs is the
     order of additions between devices and between processes, a few units in the last place a step.
     """
-    tiny_config.duration, tiny_config.eval.train_examples = "1 epochs", 100
-    # Small, because each process compiles it: BN over all devices behind dropout.
-    tiny_config.model.name, tiny_config.model.depth, tiny_config.model.width = "mlp", 1, 16
-    tiny_config.model.block, tiny_config.model.head = "dense drop bn relu", "dense"
-    dataset = data.load(tiny_config.data)
-    plan = make_plan(tiny_config, dataset, parallel.Layout(tuple(jax.local_devices()[: 2 * number])))
-    with Progress("", plan.total_steps, tiny_config.batch_size) as progress:
-        [alone] = training.train([tiny_config], [tmp_path / "one"], dataset, plan, progress)
-    command = [
-        "train.py",
-        f"--workdir={tmp_path}/several",
-        "--config.model.name=mlp",
-        "--config.model.depth=1",
-        "--config.model.width=16",
-        "--config.model.block=dense drop bn relu",
-        "--config.model.head=dense",
-        "--config.duration=1 epochs",
-        "--config.eval.train_examples=100",
-    ]
-    first, *others = _together(number, 2, command)
+    mlp_config.duration = "1 epochs"
+    dataset, plan, alone = _alone(mlp_config, tmp_path / "one", 2 * number)
+    command = ["train.py", f"--workdir={tmp_path}/several", *MLP, "--config.duration=1 epochs"]
+    first, *others = _wait(_start(_commands(number, command), 2))
     [record], [wanted] = (workdir.read_metrics(tmp_path / name) for name in ("several", "one"))
     for key in wanted.keys() - {"images_per_second"}:
         assert record[key] == pytest.approx(wanted[key], rel=1e-6), key
     with checkpoint.manager(tmp_path / "several" / "checkpoints", read_only=True) as saved:
-        state = checkpoint.restore(saved, abstract_state(tiny_config, dataset, plan))
+        state = checkpoint.restore(saved, abstract_state(mlp_config, dataset, plan))
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.variables):
         expected = dict(jax.tree_util.tree_leaves_with_path(alone.variables))[path]
         np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6, err_msg=str(path))
     assert "epoch     1" in first and not any("epoch" in output for output in others)
-    workdir.claim(tmp_path / "several", tiny_config)  # It is a run of this config.
+    workdir.claim(tmp_path / "several", mlp_config)  # It is a run of this config.
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
@@ -85,3 +99,85 @@ def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
         parallel.together(64)
     assert len(parallel.together(48).devices) == 8
     assert parallel.together(48).share == 24
+
+
+def _images(root, rng):
+    """48 training and 20 test images of 8 x 8 pixels in two classes."""
+    for split, number in (("train", 48), ("test", 20)):
+        for i in range(number):
+            folder = root / split / "ab"[i % 2]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(folder / f"{i}.png")
+
+
+def _equal(directory, other, rel=1e-6):
+    records, wanted = (workdir.read_metrics(place) for place in (directory, other))
+    assert len(records) == len(wanted) > 0
+    for record, of_other in zip(records, wanted, strict=True):
+        for key in of_other.keys() - {"images_per_second"}:
+            assert record[key] == pytest.approx(of_other[key], rel=rel, abs=1e-9), key
+
+
+def test_groups_streams_and_resumed_runs_of_processes(mlp_config, tmp_path):
+    """Two processes of two devices and one of four: each run of a list has the same records.
+
+    BN groups smaller than a device's batch of 16, as large, larger, and global; streamed images, of which
+    each process reads its own rows; runs that were stopped by SIGTERM within an epoch, and went on with
+    another number of processes.
+    """
+    configs = {}
+
+    def add(name, **fields):
+        config = copy.deepcopy(mlp_config)
+        config.update_from_flattened_dict({"data.train_examples": 256, "duration": "2 epochs"} | fields)
+        make_plan(config, data.load(config.data))
+        configs[name] = config
+
+    for group_size in (8, 16, 32, 0):
+        add(f"group {group_size}", **{"model.bn.group_size": group_size})
+    add("from two to one", **{"model.noise.rate": 0.0, "duration": "20 epochs"})
+    add("from one to two", **{"model.noise.rate": 0.0})
+    _images(tmp_path / "images", np.random.default_rng(0))
+    stream = {"data.name": f"folder:{tmp_path}/images", "data.train_examples": 0, "data.image_size": 8}
+    add("stream", **stream, **{"data.resize": 8, "batch_size": 16, "eval.train_examples": 16})
+    # Noise is on but where the number of devices changes: its masks are drawn device by device.
+    for name, config in configs.items():
+        _alone(config, tmp_path / "one" / name, 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preemption, "watched", lambda shared: contextlib.nullcontext(lambda step: step == 6))
+        with pytest.raises(preemption.Preempted):
+            _alone(configs["from one to two"], tmp_path / "two" / "from one to two", 1)
+    jobs = [
+        {
+            "config": config.to_dict(),
+            "directory": f"{tmp_path}/two/{name}",
+            "stop_at": 5 if name == "from two to one" else 0,
+        }
+        for name, config in configs.items()
+    ]
+    (tmp_path / "jobs").write_text(json.dumps(jobs))
+    worker = ["tests/process_worker.py", str(tmp_path / "jobs"), str(_port()), "2"]
+    _wait(_start([[*worker, str(i)] for i in range(2)], 2))
+    name = "from two to one"
+    assert 0 < len(workdir.read_metrics(tmp_path / "two" / name)) < 20
+    _alone(configs[name], tmp_path / "two" / name, 8)
+    for name in configs:
+        _equal(tmp_path / "two" / name, tmp_path / "one" / name, rel=1e-4 if "from" in name else 1e-6)
+    read = [json.loads((tmp_path / f"jobs.{i}").read_text()) for i in range(2)]
+    # Each reads all 48 + 20 images once for the fingerprint and the 16 that are measured; then, in each of
+    # two epochs, its half of the 48 training images and of the 20 test images, which are padded to 32.
+    assert list(map(len, read)) == 2 * [68 + 16 + 2 * (24 + 16)]
+
+
+def test_the_others_end_when_a_process_is_killed(tmp_path):
+    command = ["train.py", f"--workdir={tmp_path}/run", *MLP, "--config.duration=100000 epochs"]
+    processes = _start(_commands(2, command), 1)
+    deadline = time.monotonic() + 120
+    while not workdir.read_metrics(tmp_path / "run"):
+        assert all(process.poll() is None for process in processes) and time.monotonic() < deadline
+        time.sleep(0.1)
+    processes[1].kill()
+    started = time.monotonic()
+    processes[0].communicate(timeout=60)
+    assert processes[0].returncode != 0
+    assert time.monotonic() - started < 45  # 30 s of silence, and the time to notice

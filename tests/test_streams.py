@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import base, digits
-from dropbn import checkpoint, data, evaluation, feeds, parallel, training
+from dropbn import checkpoint, data, evaluation, feeds, parallel, runs, training
 from dropbn.data import files, sampling
 from dropbn.data.photos import View
 from dropbn.data.streams import Stream
@@ -168,9 +168,9 @@ def test_a_folder_of_photographs_trains_stops_and_goes_on(tmp_path, monkeypatch)
     assert all(round(record["validation/accuracy"] * 5, 4) % 1 == 0 for record in records)
 
     with checkpoint.manager(tmp_path / "run" / "checkpoints", read_only=True) as saved:
-        chosen_by = saved.metrics(4)["accuracy"]
+        chosen_by = saved.metadata(4).custom_metadata["accuracy"]
     assert chosen_by == records[-1]["validation/accuracy"] != records[-1]["test/accuracy"]
-    kernel = training._initial_state(config, dataset, make_plan(config, dataset)).params["block1"]["conv1"][
+    kernel = runs.initial_state(config, dataset, make_plan(config, dataset)).params["block1"]["conv1"][
         "kernel"
     ]
     columns = np.asarray(kernel).reshape(-1, kernel.shape[-1])

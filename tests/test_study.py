@@ -29,6 +29,7 @@ from dropbn import (
     models,
     parallel,
     plan,
+    programs,
     study,
     table,
     training,
@@ -105,13 +106,13 @@ def test_stacks_of_one_structure_share_their_programs(tmp_path):
     cells = (CELL, "preresnet8,digits,place=a,rate=0.5", "preresnet8,digits,place=P5")
     todo, _ = jobs.create(_members(tmp_path, *cells))
 
-    def programs(job):
+    def compiled(job):
         layout = parallel.side_by_side(8)
         feed = feeds.create(job.member.config, job.dataset, layout, 8 * [job.member.config.seed])
-        return training.programs(job.member.config, feed, job.plan._replace(layout=layout))
+        return programs.create(job.member.config, feed, job.plan._replace(layout=layout))
 
-    one, same, other = map(programs, todo)
-    assert one is same and one is not other and programs(todo[0]) is one
+    one, same, other = map(compiled, todo)
+    assert one is same and one is not other and compiled(todo[0]) is one
 
 
 def test_a_rate_that_also_acts_in_test_mode_is_compiled(tmp_path):

@@ -53,8 +53,8 @@ def test_lines_after_the_restored_step_are_cut_and_torn_ones_dropped(tmp_path):
     lines = "".join(json.dumps({"step": step, "loss": step / 10}) + "\n" for step in (5, 10, 15))
     (path / "metrics.jsonl").write_text(lines + '{"step": 20, "lo')
     assert [record["step"] for record in workdir.read_metrics(path)] == [5, 10, 15]
-    with workdir.metrics_writer(path, 10) as write:
-        write({"step": 15, "loss": 0.25})
+    with workdir.log(path, 10) as log:
+        log.record({"step": 15, "loss": 0.25})
     text = (path / "metrics.jsonl").read_text()
     assert text.endswith("\n")
     assert [json.loads(line) for line in text.splitlines()] == [
@@ -73,8 +73,8 @@ def test_a_second_process_is_kept_out(tmp_path):
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
-    with workdir.metrics_writer(tmp_path, 0) as write:
-        write({"step": 7, "test/accuracy": 0.75})
+    with workdir.log(tmp_path, 0) as log:
+        log.record({"step": 7, "test/accuracy": 0.75})
     raw = next(tmp_path.glob("events.*")).read_bytes()
     scalars, at = [], 0
     while at < len(raw):  # TFRecord: length (8 bytes), its checksum (4), the event, its checksum (4)

@@ -1,6 +1,7 @@
 """Datasets by name: small images as arrays in memory, photographs as streams."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from dropbn.errors import DropbnError, unknown
 # Of ImageNet's training images, which the studies on photographs normalize by.
 PHOTO_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 PHOTO_STD = np.array([0.229, 0.224, 0.225], np.float32)
+_LARGEST_SIDE = 10**5  # in pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,12 @@ class Dataset:
     std: np.ndarray
     validation: Split | Stream | None = None
 
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, str]:
+        """By which a run that is resumed knows its data, split by split."""
+        splits = {"train": self.train, "test": self.test, "validation": self.validation}
+        return {name: split.fingerprint for name, split in splits.items() if split is not None}
+
     def plain(self, number: int) -> Split:
         """`number` training images (0: all) at equal distances, as in test, in memory.
 
@@ -53,8 +61,16 @@ def load(config) -> Dataset:
 
     Raises:
       DropbnError: an unknown name, a stock dataset that is not prepared, a place that cannot be read or
-        written, a `split` or an augmentation that does not fit.
+        written, a `split`, a size or an augmentation that does not fit.
     """
+    for field, most in (
+        ("image_size", _LARGEST_SIDE),
+        ("resize", _LARGEST_SIDE),
+        ("part_size", _LARGEST_SIDE),
+        ("train_examples", 2**31 - 1),
+    ):
+        if not 0 <= config[field] <= most:
+            raise DropbnError(f"data.{field}={config[field]}: give 0 to {most}.")
     kind, colon, path = config.name.partition(":")
     if colon and kind in files.OPENERS:
         sources, num_classes = files.OPENERS[kind](path)
@@ -103,7 +119,7 @@ def _divided(config, sources):
     """(source, rows) of train, test and, with `config.split`, validation."""
     if not config.split:
         return {name: (source, np.arange(len(source))) for name, source in sources.items()}
-    shares = [int(part) if part.isdecimal() else 0 for part in config.split.split(":")]
+    shares = [int(part) if part.isdecimal() and len(part) < 7 else 0 for part in config.split.split(":")]
     if len(shares) != 3 or not all(shares):
         raise DropbnError(
             f"data.split={config.split!r}: give train:validation:test, such as 70:15:15, or ''."

@@ -1,5 +1,6 @@
 """A split of a dataset in memory."""
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,14 @@ class Split(NamedTuple):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         return self.images.shape[1:]
+
+    @property
+    def fingerprint(self) -> str:
+        """Number and shape of the images, and a digest of them and their labels."""
+        found = hashlib.blake2b(np.ascontiguousarray(self.images), digest_size=8)
+        found.update(np.ascontiguousarray(self.labels, np.int32))
+        shape = "x".join(map(str, self.image_shape))
+        return f"{self.num_examples} images {shape}, digest {found.hexdigest()}"
 
     def take(self, rows) -> "Split":
         """The examples of some rows (a slice or an array)."""

@@ -1,0 +1,41 @@
+"""Notice that this machine will be taken away: SIGTERM."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+
+from jax.experimental import multihost_utils
+
+
+class Preempted(SystemExit):
+    """A run was stopped by SIGTERM after it was saved. Uncaught it ends the process with status 0."""
+
+    def __init__(self, message: str):
+        super().__init__(0)
+        self.message = message
+
+
+@contextlib.contextmanager
+def watched(shared: bool) -> Iterator[Callable[[int], bool]]:
+    """Watches for SIGTERM.
+
+    Args:
+      shared: whether all processes train together. Then JAX's preemption service agrees on a step at which
+        all of them stop, whichever was told.
+
+    Yields:
+      step -> whether to stop after it. All processes that train together call it at every step.
+    """
+    if shared:
+        yield multihost_utils.reached_preemption_sync_point
+        return
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda step: False  # Python delivers signals to the main thread alone.
+        return
+    told = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    try:
+        yield lambda step: told.is_set()
+    finally:
+        signal.signal(signal.SIGTERM, before)
