@@ -1,6 +1,7 @@
 """Training: the run that a config describes."""
 
 import contextlib
+import functools
 import itertools
 import time
 
@@ -89,7 +90,7 @@ def train(
 
 def _train(together, dataset, plan, progress):
     """Trains opened runs to the end; each keeps its state or its failure."""
-    config, layout, number = together[0].config, plan.layout, len(together)
+    config, layout = together[0].config, plan.layout
     step = saved = together[0].step
     progress.resume(step)
     feed = feeds.create(config, dataset, layout, [run.config.seed for run in together])
@@ -99,39 +100,29 @@ def _train(together, dataset, plan, progress):
     measured = {"train": dataset.plain(config.eval.train_examples), "test": dataset.test}
     if dataset.validation:
         measured["validation"] = dataset.validation
-    inputs, timed, seconds = None, 0, 0.0  # of the epoch under way
+    inputs = None  # of the epoch under way
     with preemption.watched(shared=layout.processes > 1) as told:
         while step < plan.total_steps and not all(run.failure for run in together):
             epoch, done = divmod(step, plan.steps_per_epoch)
             epoch_end = min(step - done + plan.steps_per_epoch, plan.total_steps)
             if inputs is None:
-                inputs, timed, seconds = (
-                    feed.train_inputs(epoch, range(done, done + epoch_end - step)),
-                    0,
-                    0.0,
-                )
-            until = min(epoch_end, saved + plan.checkpoint_every, step + plan.log_every)
+                inputs = feed.train_inputs(epoch, range(done, done + epoch_end - step))
+                timed, seconds = 0, 0.0
+            look = min(epoch_end, saved + plan.checkpoint_every, step + plan.log_every)
+            taken = itertools.islice(inputs, look - step)
             state, sums, took, stopped = _train_steps(
-                program.train, state, itertools.islice(inputs, until - step), hyper, step, told, progress
+                program.train, state, taken, hyper, step, told, progress
             )
+            again = functools.partial(feed.train_inputs, epoch, range(done, done + len(sums)))
             step, timed, seconds = step + len(sums), timed + len(sums), seconds + took
-            states, of_runs = layout.take(state, number), layout.take(sums, number)
-            for i, run in enumerate(together):
-                if not run.failure and not run.look(states[i], of_runs[i]):
-                    again = feed.train_inputs(epoch, range(done, done + len(sums)))
-                    before = [run.state for run in together]
-                    found = divergence.locate(program, layout, before, again, hyper, i)
-                    run.failure = run.diverged(*(found or (step, "the loss")))
+            _look(together, program, layout, state, sums, hyper, again)
             if step == epoch_end:
-                inputs, speed = None, timed / seconds
+                inputs = None
                 found = {name: _evaluate(program, feed, state, split) for name, split in measured.items()}
-                found = {name: layout.take(sums, number) for name, sums in found.items()}
+                found = {name: layout.take(sums, len(together)) for name, sums in found.items()}
                 for i, run in enumerate(together):
-                    if not run.failure:
-                        sums = {name: of_runs[i] for name, of_runs in found.items()}
-                        run.failure = _end_epoch(
-                            run, sums, measured, step / plan.steps_per_epoch, speed, progress
-                        )
+                    sums = {name: of_runs[i] for name, of_runs in found.items()}
+                    _end_epoch(run, sums, measured, step / plan.steps_per_epoch, timed / seconds, progress)
             # It is saved where the next occasion would come too late.
             wait = plan.steps_per_epoch if step == epoch_end else 1
             if stopped or step == plan.total_steps or step + wait - saved > plan.checkpoint_every:
@@ -141,6 +132,19 @@ def _train(together, dataset, plan, progress):
                 saved = step
             if stopped:
                 raise preemption.Preempted(f"stopped by SIGTERM at step {step} of {plan.total_steps}, saved")
+
+
+def _look(together, program, layout, state, sums, hyper, again):
+    """Hands each run what its steps have brought; where that is not finite, finds out where it began.
+
+    `again` gives the inputs of these steps once more.
+    """
+    states, sums = layout.take(state, len(together)), layout.take(sums, len(together))
+    for i, run in enumerate(together):
+        if not run.failure and not run.look(states[i], sums[i]):
+            before = [run.state for run in together]
+            found = divergence.locate(program, layout, before, again(), hyper, i)
+            run.failure = run.diverged(*(found or (int(states[i].step), "the loss")))
 
 
 def _hyper(config, first):
@@ -187,11 +191,13 @@ def _evaluate(program, feed, state, split):
 
 
 def _end_epoch(run, sums, measured, epoch, steps_per_second, progress):
-    """Records an epoch; returns the error if the network turns out to have diverged."""
+    """Records an epoch of a run that has not failed, and does not fail now."""
+    if run.failure:
+        return
     for name, split in measured.items():
         counted = sum(int(part["count"]) for part in sums[name])
         assert counted == split.num_examples, f"{counted} images of {name} were counted"
     try:
         progress.epoch(run.record(epoch, sums, steps_per_second))
     except DropbnError as error:
-        return error
+        run.failure = error
