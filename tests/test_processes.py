@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dropbn import checkpoint, data, parallel, preemption, training, workdir
+from dropbn import checkpoint, data, evaluation, parallel, preemption, training, workdir
 from dropbn.plan import abstract_state, make_plan
 from dropbn.progress import Progress
 
@@ -181,3 +181,25 @@ def test_the_others_end_when_a_process_is_killed(tmp_path):
     processes[0].communicate(timeout=60)
     assert processes[0].returncode != 0
     assert time.monotonic() - started < 45  # 30 s of silence, and the time to notice
+
+
+def test_items_are_shared_by_processes(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+    shares = []
+    for index in range(3):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        shares.append(parallel.own("abcde"))
+    assert shares == ["ad", "be", "c"]
+
+
+@pytest.mark.slow
+def test_processes_evaluate_their_share_of_runs(mlp_config, tmp_path):
+    mlp_config.duration = "1 epochs"
+    for name in "abc":
+        _alone(mlp_config, tmp_path / name, 1)
+    command = ["eval.py", *(f"--workdir={tmp_path / name}" for name in "abc")]
+    first, second = _wait(_start(_commands(2, command), 1))
+    assert first.count("Written to") == 2 and second == ""
+    reports = [evaluation.read_report(tmp_path / name) for name in "abc"]
+    assert reports[0] == reports[1] == reports[2]  # The same run three times.
+    assert (tmp_path / "a" / "eval" / "shift_overlay.png").exists()
