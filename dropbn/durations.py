@@ -15,7 +15,8 @@ def steps(duration: str, *, batch_size: int, num_examples: int) -> int:
     batch, is left out and another one each epoch.
 
     Raises:
-      DropbnError: anything but one non-negative number with one unit; two units at once are refused.
+      DropbnError: anything but one non-negative number with one unit; two units at once are refused, and
+        so are more steps than int32 counts.
     """
     match = _DURATION.fullmatch(duration)
     if not match:
@@ -25,4 +26,6 @@ def steps(duration: str, *, batch_size: int, num_examples: int) -> int:
         )
     number, unit = float(match[1]), match[2]
     per_unit = {"epoch": num_examples // batch_size, "step": 1, "example": 1 / batch_size}[unit]
+    if not number * per_unit < 2**31 - 1:
+        raise DropbnError(f"A duration of {duration!r} is longer than {2**31 - 1} steps.")
     return math.floor(number * per_unit + 0.5)

@@ -154,8 +154,13 @@ class Dropout(Noise):
     def _restored(self, inputs, y):
         channels = tuple(range(inputs.ndim - 1))
         c, v = inputs.mean(channels), inputs.var(channels)
-        noise = self.s2 * (jnp.square(c) + v)
-        factor = jnp.sqrt(v / jnp.where(v + noise > 0, v + noise, 1))
+        # v / (v + s2 (c^2 + v)) without s2, which is infinite at rate 1. Where a channel is constant, and at
+        # rate 1, the factor is 0 and so is its gradient, not NaN.
+        varies = v > 1e-18
+        v = jnp.where(varies, v, 1)
+        kept = self.keep * v / (v + (1 - self.keep) * jnp.square(c))
+        positive = varies & (kept > 0)
+        factor = jnp.where(positive, jnp.sqrt(jnp.where(positive, kept, 1)), 0)
         return (c + (y - c) * factor).astype(y.dtype)
 
 

@@ -28,6 +28,7 @@ from dropbn.errors import DropbnError, unknown
 WEIGHTS = ("conv", "dense")
 SIZED = (*WEIGHTS, "se", "maxpool", "avgpool")
 WORDS = (*SIZED, "bn", "lrn", "drop", "sparse", "gap", "flatten", "act", *ACTIVATIONS)
+_DEEPEST = 50  # brackets within each other; Python could follow some hundreds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +98,8 @@ def parse(text: str) -> Order:
 
     Raises:
       DropbnError: an unknown word, brackets that do not match, an empty order, branch or shortcut, a
-        bar outside brackets. The message shows the string with a caret under the place.
+        bar outside brackets, more than 50 brackets within each other. The message shows the string with a
+        caret under the place.
     """
     pieces = [(m.group(), m.start()) for m in re.finditer(r"[\[\]{}|]|[^\s\[\]{}|]+", text)]
     pieces.append(("", len(text)))
@@ -105,6 +107,12 @@ def parse(text: str) -> Order:
 
     def refuse(message, start, width=1):
         raise DropbnError(f"{message}\n    {text}\n    {' ' * start}{'^' * max(width, 1)}")
+
+    depth = 0
+    for piece, start in pieces:
+        depth += (piece in ("[", "{")) - (piece in ("]", "}"))
+        if depth > _DEEPEST:
+            refuse(f"More than {_DEEPEST} brackets within each other.", start)
 
     def read(ends, where):
         nonlocal position

@@ -299,6 +299,13 @@ def _command(directory, *arguments):
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
 
 
+def test_a_penalty_that_a_layer_adds_is_no_obstacle(mlp_config):
+    """It lies in a collection of its own, not by names alone."""
+    mlp_config.model.update({"block": "dense drop sparse bn relu", "num_classes": 10})
+    found = lint.check(models.create(mlp_config.model), jnp.ones((2, 8, 8, 1)))
+    assert [row["code"] for row in found.rows] == ["DBN101"]
+
+
 def test_the_command(tmp_path):
     found = _command(tmp_path, "net:bad", "--input=2,5")
     assert found.returncode == 1 and "DBN101" in found.stdout and "0.700" in found.stdout

@@ -4,7 +4,9 @@ import bisect
 import concurrent.futures
 import dataclasses
 import itertools
+import os
 import pathlib
+import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +15,7 @@ from dropbn.errors import DropbnError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "test")
+FORMATS = ("PNG", "JPEG")  # of which Pillow knows many more; one of them starts Ghostscript
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +100,10 @@ def from_folder(path) -> tuple[dict[str, Files], int]:
       ({"train": Files, "test": Files}, number of classes).
 
     Raises:
-      DropbnError: a missing or empty folder, classes that differ between the splits; the message names it.
+      DropbnError: a missing, empty or unreadable folder, classes that differ between the splits; the message
+        names it.
     """
-    root = pathlib.Path(path).expanduser()
+    root = _expanded(path)
     folders = {split: _class_folders(root / split) for split in SPLITS}
     names = {split: {folder.name for folder in found} for split, found in folders.items()}
     if unpaired := names["train"] ^ names["test"]:
@@ -122,29 +126,34 @@ def from_npz(path) -> tuple[dict[str, Arrays], int]:
         height, width, channels), labels that are not as many integers in [0, classes).
     """
     try:
-        with np.load(pathlib.Path(path).expanduser(), allow_pickle=False) as file:
+        with np.load(_expanded(path), allow_pickle=False) as file:
+            # An array whose header says too little is never read to the checksum at its end.
+            if damaged := file.zip.testzip():
+                raise zipfile.BadZipFile(f"{damaged} is damaged")
             arrays = {
-                split: tuple(file[f"{split}_{kind}"] for kind in ("images", "labels")) for split in SPLITS
+                split: tuple(np.asarray(file[f"{split}_{kind}"]) for kind in ("images", "labels"))
+                for split in SPLITS
             }
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds for broken files.
         raise DropbnError(
             f"Cannot read {path} ({error}): an .npz dataset holds the arrays train_images, train_labels, "
             "test_images and test_labels."
         ) from error
     for split, (images, labels) in arrays.items():
-        if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+        if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
             raise DropbnError(
                 f"{path}: {split}_images is {images.dtype} {images.shape}; images are uint8 (examples, "
                 "height, width, channels), at least one."
             )
         if (
-            not np.issubdtype(labels.dtype, np.integer)
+            labels.dtype.kind not in "iu"
             or labels.shape != images.shape[:1]
             or labels.min() < 0
+            or labels.max() >= 2**31 - 1
         ):
             raise DropbnError(
                 f"{path}: {split}_labels is {labels.dtype} {labels.shape}; labels are {len(images)} integers "
-                "from 0."
+                "from 0, within int32."
             )
     if arrays["train"][0].shape[1:] != arrays["test"][0].shape[1:]:
         raise DropbnError(f"{path}: training and test images differ in their shape.")
@@ -159,8 +168,19 @@ def from_npz(path) -> tuple[dict[str, Arrays], int]:
 OPENERS = {"folder": from_folder, "npz": from_npz}
 
 
+def _expanded(path):
+    return pathlib.Path(os.path.expanduser(path))  # pathlib's own raises for a user that is not there.
+
+
+def _listed(folder):
+    try:
+        return sorted(folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise DropbnError(f"Cannot read the folder {folder}: {error.strerror}.") from error
+
+
 def _class_folders(folder):
-    folders = sorted(f for f in folder.iterdir() if f.is_dir()) if folder.is_dir() else []
+    folders = [f for f in _listed(folder) if f.is_dir()]
     if not folders:
         raise DropbnError(
             f"{folder} has no class folders: put the images at {folder}/<class>/*.png or *.jpg."
@@ -169,7 +189,7 @@ def _class_folders(folder):
 
 
 def _files(folder):
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    files = [file for file in _listed(folder) if file.suffix.lower() in SUFFIXES]
     if not files:
         raise DropbnError(f"{folder} has no images ({', '.join(SUFFIXES)}).")
     return files
@@ -179,11 +199,15 @@ def _read(file):
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DropbnError(f"{file} has more than 8 bits a channel ({image.mode}): convert it to 8.")
-            grey = image.mode in ("1", "L", "LA")
+        with Image.open(file, formats=FORMATS) as image:
+            if image.format == "PNG":
+                image.verify()  # Decoding does not compare its checksums.
+        with Image.open(file, formats=FORMATS) as image:
+            mode = image.mode
+            grey = mode in ("1", "L", "LA")
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises each of them for broken files.
-        raise DropbnError(f"{file} cannot be read as an image: {error}.") from error
+    except Exception as error:  # Pillow raises many kinds for broken files.
+        raise DropbnError(f"{file} cannot be read as an image (PNG or JPEG): {error}.") from error
+    if mode.startswith(("I", "F")):
+        raise DropbnError(f"{file} has more than 8 bits a channel ({mode}): convert it to 8.")
     return pixels[..., None] if grey else pixels

@@ -47,7 +47,9 @@ def sources(name: str, directory: str = "") -> tuple[dict[str, Sequence], int]:
             ours: prepared.as_data_source(split=theirs)
             for ours, theirs in (("train", "train"), ("test", NAMES[name]))
         }
-    except OSError as error:
+    except DropbnError:
+        raise
+    except (OSError, ValueError) as error:
         where = directory or "the default data directory"
         raise DropbnError(f"Cannot prepare or read dataset {name!r} in {where}: {error}.") from error
     return opened, prepared.info.features["label"].num_classes

@@ -134,7 +134,9 @@ def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **k
     except Exception as error:
         raise DropbnError(f"The model cannot be traced with these inputs: {_first_line(error)}") from error
     inputs = [
-        Parameter("/".join(key.key for key in keys[1:]), np.asarray(leaf) if known else None)
+        Parameter(
+            jax.tree_util.keystr(keys[1:], simple=True, separator="/"), np.asarray(leaf) if known else None
+        )
         for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)
     ]
     return Marked(jaxpr, inputs + [None] * (len(jaxpr.jaxpr.invars) - len(inputs)), noises, norms)

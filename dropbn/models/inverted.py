@@ -14,6 +14,7 @@ import functools
 import itertools
 from typing import NamedTuple
 
+from dropbn.errors import DropbnError
 from dropbn.layers import Size
 from dropbn.models.network import Family, Section, by_depth, classifier, sizes_of
 from dropbn.models.residual import bracket
@@ -79,7 +80,7 @@ def sections(
       squeeze_activation: of se, whose squeezed channels are a quarter of the block's input.
 
     Raises:
-      DropbnError: another depth, a block that is not one bracket.
+      DropbnError: another depth, a block that is not one bracket, a branch with less than two weight layers.
     """
     wide = config.width / 100
     channels = rounded(32 * wide)
@@ -115,6 +116,11 @@ def _without_widening(block):
     """The block without its first weight layer, and the bn and activation that belong to it."""
     branch = bracket(block).branch.items
     weights = [i for i, word in enumerate(branch) if word in WEIGHTS]
+    if len(weights) < 2:
+        raise DropbnError(
+            "The branch of a block has a widening convolution and others after it, outside further brackets; "
+            f"got '{block}'."
+        )
     kept = Residual(Order((*branch[: weights[0]], *branch[weights[1] :])))
     return Order(tuple(kept if isinstance(item, Residual) else item for item in block.items))
 
