@@ -29,8 +29,7 @@ def manager(directory, read_only: bool = False, shared: bool = False) -> Iterato
     have it open and save together; otherwise it is this process's own.
 
     The latest two checkpoints and the best by accuracy are kept: the one before the latest in case that is
-    damaged. (Orbax's `max_to_keep` with `best_fn` would delete the latest one, and its files of metrics
-    cannot be opened when they are damaged.)
+    damaged. (Orbax's `max_to_keep` with `best_fn` would delete the latest one.)
 
     Raises:
       DropbnError: there is no such directory and none can be made; a checkpoint cannot be written.
@@ -42,6 +41,7 @@ def manager(directory, read_only: bool = False, shared: bool = False) -> Iterato
         read_only=read_only,
         create=False,
         multiprocessing_options=_processes(shared),
+        lightweight_initialize=True,  # Else one damaged file keeps them all from opening.
     )
     directory = epath.Path(directory)
     if not directory.is_dir() and (read_only or directory.exists()):
