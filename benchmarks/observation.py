@@ -1,54 +1,108 @@
 """What observing BN inputs costs: python -m benchmarks.observation
 
-Ratio of the time of a pass of `shift.measure` (BN by running statistics) and of `recalibrate` with
-"precise_bn" (BN by the batch) to a plain jitted evaluation of the same batches, in turns.
+A pass of `shift.measure` (BN by running statistics) and one of `recalibrate` with "precise_bn" (BN by the
+batch), each relative to a plain jitted evaluation of the same batches; and the same of PyTorch: forward hooks
+that merge mean and variance of every BN input, and `torch.optim.swa_utils.update_bn`, relative to its eager
+evaluation in channels_last. Four batches, all six in turns, ratios round by round.
 """
-
-import time
 
 import jax
 import numpy as np
 
-from configs import base
-from dropbn import models, modes, observation
+from benchmarks import networks, side_by_side
+from benchmarks.side_by_side import Entrant, Row
+from dropbn import doorway, models, modes, observation
 from dropbn.batches import Batches
 
-NETWORKS = {"preresnet-20": ("preresnet", 20, 16, 128), "wrn-16-4": ("wrn", 16, 64, 32)}
-PAIRS = 15
+NETWORKS = (networks.PRERESNET, networks.WRN._replace(batch_size=32))
+ROUNDS, BATCHES = {"preresnet": 9, "wrn": 5}, 4
+TARGETS = {"shift.measure": 1.15, "recalibrate": 1.3}
+SOURCES = {"shift.measure": "running", "recalibrate": "batch"}
+RIVALS = {"shift.measure": "PyTorch hooks", "recalibrate": "PyTorch update_bn"}
 
 
-def ratios(name: str, depth: int, width: int, batch_size: int) -> dict[str, np.ndarray]:
-    """Ratios of each kind of pass to the plain evaluation before it, for random images of 32 x 32."""
-    config = base.get_config().model
-    config.name, config.depth, config.width, config.num_classes = name, depth, width, 10
-    model = models.create(config)
-    images = jax.random.normal(jax.random.key(0), (4, batch_size, 32, 32, 3))
-    variables = model.init(jax.random.key(1), images[0, :2])
-    batches = Batches(list(images))
-    evaluate = jax.jit(model.apply)
-
-    def plain():
-        jax.block_until_ready([evaluate(variables, x) for x in images])
-
-    def observed(source):
-        observer = observation.Observer(model, variables, batches, modes.Mode(False, source, False))
-        return lambda: list(observer(variables))
-
-    passes = {"measure": observed("running"), "precise_bn": observed("batch")}
-    for run in (plain, *passes.values()):
-        run()
-    seconds = [{kind: _seconds(run) / _seconds(plain) for kind, run in passes.items()} for _ in range(PAIRS)]
-    return {kind: np.array([pair[kind] for pair in seconds]) for kind in passes}
+def dropbn(settings: networks.Settings, kind: str):
+    """Entrant: a pass of dropbn, "evaluation" or a key of `SOURCES`."""
+    doorway.prepare()
+    model = models.create(networks.config(settings))
+    images = [jax.device_put(networks.images(settings.batch_size)["image"]) for _ in range(BATCHES)]
+    variables = model.init(jax.random.key(1), images[0][:2])
+    facts = {"parameters": networks.size(variables["params"])}
+    if kind == "evaluation":
+        evaluate = jax.jit(model.apply)
+        return lambda: jax.block_until_ready([evaluate(variables, x) for x in images]), facts
+    mode = modes.Mode(False, SOURCES[kind], False)
+    observer = observation.Observer(model, variables, Batches(images), mode)
+    return lambda: list(observer(variables)), facts
 
 
-def _seconds(run):
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def torch(settings: networks.Settings, kind: str):
+    """Entrant: a pass of PyTorch, "evaluation" or a value of `RIVALS`."""
+    import torch as library
+
+    network = networks.in_torch(settings).eval()
+    facts = {"parameters": sum(parameter.numel() for parameter in network.parameters())}
+    x = library.from_numpy(networks.images(settings.batch_size)["image"]).permute(0, 3, 1, 2)
+    images = [x.to(memory_format=library.channels_last, copy=True) for _ in range(BATCHES)]
+    if kind == "PyTorch update_bn":
+        return lambda: library.optim.swa_utils.update_bn(images, network), facts
+    found = {}
+
+    def merge(norm, inputs):
+        (values,) = inputs
+        var, mean = library.var_mean(values, (0, 2, 3), correction=0)
+        number = values.numel() // len(mean)
+        if norm in found:
+            seen, old_mean, m2 = found[norm]
+            delta, total = mean - old_mean, seen + number
+            m2 = m2 + var * number + delta**2 * seen * number / total
+            found[norm] = (total, old_mean + delta * number / total, m2)
+        else:
+            found[norm] = (number, mean, var * number)
+
+    if kind == "PyTorch hooks":
+        for module in network.modules():
+            if isinstance(module, library.nn.BatchNorm2d):
+                module.register_forward_pre_hook(merge)
+
+    def run():
+        found.clear()
+        with library.no_grad():
+            for batch in images:
+                network(batch)
+
+    return run, facts
+
+
+def rows() -> list[Row]:
+    """The passes of both, relative to each one's own evaluation, and to one another."""
+    found = []
+    for settings in NETWORKS:
+        entrants = [Entrant(kind, dropbn, (settings, kind)) for kind in ("evaluation", *SOURCES)]
+        if side_by_side.has_torch():
+            kinds = ("evaluation", *RIVALS.values())
+            entrants += [
+                Entrant(f"PyTorch {kind}".replace("PyTorch PyTorch", "PyTorch"), torch, (settings, kind))
+                for kind in kinds
+            ]
+        seconds, facts = side_by_side.race(entrants, ROUNDS[settings.name])
+        sizes = {of_entrant["parameters"] for of_entrant in facts.values()}
+        if len(sizes) > 1:
+            raise RuntimeError(f"The networks differ: {sizes} parameters.")
+        for kind, target in TARGETS.items():
+            ours = seconds[kind] / seconds["evaluation"]
+            what = f"{settings.label}: {kind} / plain evaluation"
+            found.append(side_by_side.at_most(what, side_by_side.spread(ours), target))
+            what = f"{settings.label}: {RIVALS[kind]} / PyTorch evaluation"
+            if not side_by_side.has_torch():
+                found.append(Row(what, "not run: pip install torch"))
+                continue
+            theirs = seconds[RIVALS[kind]] / seconds["PyTorch evaluation"]
+            words = f"at least that of {kind}"
+            median = float(np.median(ours))
+            found.append(side_by_side.at_least(what, side_by_side.spread(theirs), median, words))
+    return found
 
 
 if __name__ == "__main__":
-    for label, settings in NETWORKS.items():
-        for kind, found in ratios(*settings).items():
-            low, median, high = np.quantile(found, (0.25, 0.5, 0.75))
-            print(f"{label:<14}{kind:<12}{median:.2f} ({low:.2f} to {high:.2f})")
+    side_by_side.show(rows())

@@ -7,11 +7,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dropbn import initializers
+from dropbn import convolution, initializers
 from dropbn.activations import ACTIVATIONS
 from dropbn.errors import DropbnError, unknown
 from dropbn.noise import Noise
 from dropbn.order import SIZED, Order, run
+
+_MOST_CHANNELS = 10**8  # No array of weights between so many has more elements than int64 counts.
 
 
 class Size(NamedTuple):
@@ -110,7 +112,8 @@ class Layers(nn.Module):
 
     Raises:
       DropbnError: another number of sizes than the order asks for, `act` without an activation, images
-        where a layer wants features or the reverse, groups that do not divide the channels.
+        where a layer wants features or the reverse, groups that do not divide the channels, more than 10^8
+        channels.
     """
 
     order: Order
@@ -168,6 +171,10 @@ class Layers(nn.Module):
                 f"'{name}' in '{self.order}' gets an array of shape {x.shape}: dense takes (batch, "
                 "features), as after gap or flatten; conv, se and pooling take images."
             )
+        if size.features > _MOST_CHANNELS:
+            raise DropbnError(
+                f"'{name}' in '{self.order}' has {size.features} channels, more than {_MOST_CHANNELS}."
+            )
         if word == "dense":
             bound = x.shape[-1] ** -0.5
             return nn.Dense(
@@ -205,6 +212,7 @@ class Layers(nn.Module):
                 use_bias=size.bias,
                 dtype=parts.dtype,
                 kernel_init=parts.conv_init,
+                conv_general_dilated=convolution.conv_general_dilated,
                 name=name,
             )(x)
         if word == "maxpool":

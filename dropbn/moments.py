@@ -55,17 +55,23 @@ def of(x: jax.Array, axis: int | tuple[int, ...] = -1) -> Moments:
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     channel_axes = {a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)}
     axes = tuple(a for a in range(x.ndim) if a not in channel_axes)
-    within = tuple(a for a in axes if a)  # of an example: devices and cores then share the examples
-
-    def total(values):
-        return values.sum(within).sum(0) if 0 in axes else values.sum(within)
-
     origin = jnp.mean(x if 0 in channel_axes else x[:1], axes, keepdims=True)
     count = jnp.asarray(x.size / max(origin.size, 1), x.dtype)
-    offset = total(x - origin) / count
-    # The barrier keeps XLA from writing the deviations to memory for both sums.
-    m2 = total(jnp.square(x - lax.optimization_barrier(origin))) - count * jnp.square(offset)
-    return Moments(count, jnp.squeeze(origin, axes), offset, jnp.maximum(m2, 0))
+    deviation = x - origin
+    squares = jnp.square(deviation)
+    if len(axes) > 1:
+        # One pass for both sums, and over one axis first: on a CPU several times faster than over all at
+        # once. The examples come last, so that devices and cores share them.
+        zero = jnp.zeros((), x.dtype)
+        deviation, squares = lax.reduce((deviation, squares), (zero, zero), _add, axes[-1:])
+        axes = axes[:-1]  # which stand before the one that is gone
+    offset, m2 = deviation.sum(axes) / count, squares.sum(axes)
+    m2 = m2 - count * jnp.square(offset)
+    return Moments(count, origin.reshape(offset.shape), offset, jnp.maximum(m2, 0))
+
+
+def _add(a, b):
+    return a[0] + b[0], a[1] + b[1]
 
 
 def merge(a: Moments, b: Moments) -> Moments:
