@@ -118,7 +118,8 @@ def _equal(directory, other, rel=1e-6):
             assert record[key] == pytest.approx(of_other[key], rel=rel, abs=1e-9), key
 
 
-def test_groups_streams_and_resumed_runs_of_processes(mlp_config, tmp_path):
+@pytest.mark.parametrize("group_sizes", [(8, 0), pytest.param((16, 32), marks=pytest.mark.slow)])
+def test_groups_streams_and_resumed_runs_of_processes(mlp_config, tmp_path, group_sizes):
     """Two processes of two devices and one of four: each run of a list has the same records.
 
     BN groups smaller than a device's batch of 16, as large, larger, and global; streamed images, of which
@@ -133,7 +134,7 @@ def test_groups_streams_and_resumed_runs_of_processes(mlp_config, tmp_path):
         make_plan(config, data.load(config.data))
         configs[name] = config
 
-    for group_size in (8, 16, 32, 0):
+    for group_size in group_sizes:
         add(f"group {group_size}", **{"model.bn.group_size": group_size})
     add("from two to one", **{"model.noise.rate": 0.0, "duration": "20 epochs"})
     add("from one to two", **{"model.noise.rate": 0.0})

@@ -268,7 +268,8 @@ def _lines(directory):
     return sum(file.read_text().count("\n") for file in directory.glob("members/*/*/metrics.jsonl"))
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.slow  # By default test_faults.py kills one run, and members are runs.
+@pytest.mark.parametrize("kills", [1, 10])
 def test_a_killed_study_ends_with_the_same_table(tmp_path, kills):
     rng = random.Random(kills)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
