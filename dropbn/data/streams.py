@@ -76,7 +76,7 @@ class Stream:
 
         read = _Augmented(self, order, seed, epoch)
         batches = grain.MapDataset.source(positions).map(read).batch(batch_size, drop_remainder=True)
-        ahead = grain.ReadOptions(num_threads=16, prefetch_buffer_size=4)
+        ahead = grain.ReadOptions(num_threads=4, prefetch_buffer_size=4)
         reader = batches.to_iter_dataset(ahead)
         if workers:
             if not flags.FLAGS.is_parsed():
