@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dropbn import draws
 from dropbn.errors import DropbnError
 from dropbn.noise import Noise
 
@@ -60,7 +61,7 @@ class RReLU(Noise):
         return jnp.where(inputs > 0, inputs, inputs / ((self.low + self.high) / 2))
 
     def perturb(self, inputs, rng, shape):
-        a = jax.random.uniform(rng, shape, jnp.float32, self.low, self.high)
+        a = self.low + (self.high - self.low) * draws.uniform(rng, shape)
         return jnp.where(inputs > 0, inputs, (inputs / a).astype(inputs.dtype))
 
 

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dropbn import draws
 from dropbn.errors import DropbnError, unknown
 
 
@@ -141,7 +142,7 @@ class Dropout(Noise):
         return inputs if self.scale_at == "train" else inputs * self.keep.astype(inputs.dtype)
 
     def perturb(self, inputs, rng, shape):
-        mask = jax.random.bernoulli(rng, self.keep, shape)
+        mask = draws.bernoulli(rng, self.keep, shape).astype(jnp.float32) > 0
         scaled = inputs
         if self.scale_at == "train":
             # The inner `where` keeps the gradient finite at keep = 0, where every unit is dropped.
@@ -198,7 +199,7 @@ class GaussianDropout(Noise):
         return _odds(self.rate)
 
     def multiplier(self, rng, shape):
-        return 1.0 + jnp.sqrt(jnp.asarray(self.s2, jnp.float32)) * jax.random.normal(rng, shape, jnp.float32)
+        return 1.0 + jnp.sqrt(jnp.asarray(self.s2, jnp.float32)) * draws.normal(rng, shape)
 
 
 class Uout(Noise):
@@ -233,8 +234,7 @@ class Uout(Noise):
         return self.beta**2 / 3
 
     def multiplier(self, rng, shape):
-        uniform = jax.random.uniform(rng, shape, jnp.float32, -1.0, 1.0)
-        return 1.0 + jnp.asarray(self.beta, jnp.float32) * uniform
+        return 1.0 + jnp.asarray(self.beta, jnp.float32) * (2 * draws.uniform(rng, shape) - 1)
 
 
 KINDS = {"dropout": Dropout, "gaussian": GaussianDropout, "uout": Uout}
