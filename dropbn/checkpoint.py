@@ -50,7 +50,7 @@ def manager(directory, read_only: bool = False, shared: bool = False) -> Iterato
         directory.mkdir(parents=True, exist_ok=True)
         # Named here, or the manager of a new process could not tell what a checkpoint holds.
         handler = ocp.StandardCheckpointHandler()
-        opened = ocp.CheckpointManager(directory.resolve(), options=options, item_handlers=handler)
+        opened = _Manager(directory.resolve(), options=options, item_handlers=handler)
         kept.opened = opened
     try:
         yield opened
@@ -58,6 +58,17 @@ def manager(directory, read_only: bool = False, shared: bool = False) -> Iterato
         with _writing(directory):
             opened.wait_until_finished()
             opened.close()
+
+
+class _Manager(ocp.CheckpointManager):
+    """Orbax's, unaware of preemption: whoever saves stops by itself.
+
+    At the step of a preemption orbax would report how long ago the checkpoint before was written, and fail:
+    where that is of an earlier process, `lightweight_initialize` gives it a time without a time zone.
+    """
+
+    def reached_preemption(self, step):
+        return False
 
 
 class _LatestTwoAndBest(checkpoint_managers.PreservationPolicy):

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 
 import jax
 import ml_collections
@@ -44,4 +45,9 @@ def main(jobs, port, number, index):
 
 if __name__ == "__main__":
     sys.path.insert(0, os.getcwd())
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # Else this process would wait for the others, and they for it.

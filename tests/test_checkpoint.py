@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+from jax.experimental import multihost_utils
 
 from dropbn import checkpoint
 from dropbn.errors import DropbnError
@@ -32,6 +33,15 @@ def test_latest_and_best_are_kept(saved):
         for which in ("30", "bset", -1):
             with pytest.raises(DropbnError, match=r"has \[20, 40, 50\], 'latest' and 'best'"):
                 checkpoint.restore(opened, _state(0), which)
+
+
+def test_a_run_that_went_on_is_saved_where_it_is_stopped(saved, monkeypatch):
+    """At the step of a preemption, by a manager of a new process; orbax's own cannot."""
+    monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: True)
+    with checkpoint.manager(saved) as opened:
+        checkpoint.save(opened, 60, _state(6), 0.6)
+    with checkpoint.manager(saved) as opened:
+        assert checkpoint.restore(opened, _state(0))["step"] == 6
 
 
 def test_another_network_is_refused_with_the_differing_paths(saved):

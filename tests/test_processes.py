@@ -39,8 +39,16 @@ def _start(commands, devices):
 
 
 def _wait(processes):
-    """What they print; all of them end well."""
-    outputs = [process.communicate(timeout=300) for process in processes]
+    """What they print; all of them end well, and where one hangs, all are ended and say how far they came."""
+    deadline = time.monotonic() + 300
+    outputs = []
+    for process in processes:
+        try:
+            outputs.append(process.communicate(timeout=max(deadline - time.monotonic(), 1)))
+        except subprocess.TimeoutExpired:
+            for hung in processes:
+                hung.kill()
+            outputs.append(process.communicate())
     assert [process.returncode for process in processes] == len(processes) * [0], outputs
     return [output for output, _ in outputs]
 
