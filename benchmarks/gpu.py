@@ -1,12 +1,15 @@
-"""Training on one GPU against PyTorch: python -m benchmarks.gpu
+"""Training on one GPU against PyTorch: python -m benchmarks.gpu [NAME ...]
 
-bfloat16, images on the device, batches as `NETWORKS` says: WRN-28-10, PreResNet-110 (bottlenecks) and, with
-224 pixels, ResNet-50. dropbn takes `STEPS` steps in one dispatch (scan) or one at a time, with threefry or
-with rbg keys; PyTorch runs in channels_last under autocast with torch.compile. Also the share of the measured
-peak of a bfloat16 matrix product, and several members of a study in one program (vmap).
+bfloat16, one batch that is on the device, ten steps a round: WRN-28-10 and PreResNet-110 (bottlenecks) with
+dropout 0.3 in every block, batches of 256 images of 32 pixels, and ResNet-50 with 128 of 224 pixels. dropbn
+takes the ten steps in one dispatch (scan) with threefry keys; PyTorch runs in channels_last under autocast
+with torch.compile, in turns with it. "Of a product" is the share of the speed at which the device multiplies
+bfloat16 matrices. Then what the options give dropbn's WRN-28-10, in turns: steps dispatched one by one, rbg
+keys, noises; and members of a study in one program (vmap) of PreResNet-20.
 """
 
 import functools
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -14,68 +17,60 @@ import numpy as np
 import optax
 
 from benchmarks import networks, side_by_side
-from benchmarks.side_by_side import Entrant, Row, Spread
+from benchmarks.side_by_side import Entrant, Row
 from configs import base
 from dropbn import cost, doorway, models, steps
 
+WRN = networks.Settings("wrn", 28, 160, 0.3, 256, "bfloat16")
 NETWORKS = {
-    "WRN-28-10": networks.Settings("wrn", 28, 160, 0.3, 256, "bfloat16"),
+    "WRN-28-10": WRN,
     "PreResNet-110": networks.Settings("preresnet", 110, 16, 0.3, 256, "bfloat16", bottleneck=True),
     "ResNet-50": None,
 }
-STEPS, ROUNDS, MEMBERS = 10, 7, 8
-RESNET_BATCH = 128
-TARGET = 1.2
+STEPS, ROUNDS, MEMBER_COUNT = 10, 7, 8
+RESNET_BATCH, PRODUCTS = 128, 500
+TARGET, NOISE_TARGET = 1.2, 1.03
+# Rivals are alive together: each takes memory as it needs it.
+_SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
-def rows() -> list[Row]:
-    """Images a second of every entrant, or why there are none."""
+def rows(names=(*NETWORKS, "options", "members")) -> list[Row]:
+    """Images a second of every entrant and the ratios, or why there are none."""
     if not side_by_side.has_accelerator():
-        return [Row(name, "not run: no GPU", f"at least {TARGET:g} times PyTorch") for name in NETWORKS]
+        return [Row(name, "not run: no GPU") for name in names]
     found = []
-    for name, settings in NETWORKS.items():
-        entrants = [
-            Entrant(f"dropbn, {'scan' if scan else 'steps'}, {keys}", dropbn, (settings, scan, keys))
-            for scan in (False, True)
-            for keys in ("threefry2x32", "rbg")
-        ]
-        if side_by_side.has_torch():
-            entrants.append(Entrant("PyTorch compiled", torch, (settings,)))
-        if settings and settings.depth == 110:
-            entrants.append(Entrant(f"dropbn, {MEMBERS} members, vmap", members, (settings,)))
-        for entrant in entrants:  # Each alone, because each reserves most of the device's memory.
-            seconds, facts = side_by_side.race([entrant], ROUNDS)
-            found.append((name, entrant.name, seconds[entrant.name], facts[entrant.name]))
-    return _rows(found)
+    for name in names:
+        if name in NETWORKS:
+            found += _against_torch(name)
+        else:
+            _, facts = side_by_side.race([Entrant(name, {"options": options, "members": members}[name])], 1)
+            found += facts[name]["rows"]
+    return found
 
 
-def _rows(found):
+def _against_torch(name):
+    racing = [Entrant("dropbn", dropbn, (NETWORKS[name],), _SHARED)]
+    if side_by_side.has_torch():
+        racing.append(Entrant("PyTorch compiled", torch, (NETWORKS[name],)))
+    seconds, facts = side_by_side.race(racing, ROUNDS)
     made = []
-    for name in NETWORKS:
-        of_network = {who: (seconds, facts) for which, who, seconds, facts in found if which == name}
-        rates = {who: facts["images"] / seconds for who, (seconds, facts) in of_network.items()}
-        for who, rate in rates.items():
-            facts = of_network[who][1]
-            peak = ""
-            if "flops" in facts:
-                peak = (
-                    f", {100 * np.median(rate) * facts['flops'] / facts['peak']:.0f} % of a product's speed"
-                )
-            made.append(Row(f"{name}: {who}", f"{side_by_side.spread(rate)} images/s{peak}"))
-        if "PyTorch compiled" in rates:
-            ours = {who: rate for who, rate in rates.items() if "members" not in who and "dropbn" in who}
-            best = max(ours, key=lambda who: np.median(ours[who]))
-            theirs = np.quantile(rates["PyTorch compiled"], (0.75, 0.5, 0.25))
-            ratio = Spread(*(np.quantile(ours[best], (0.25, 0.5, 0.75)) / theirs))
-            made.append(side_by_side.at_least(f"{name}: {best} / PyTorch compiled", ratio, TARGET))
-    return made
+    for who, of_entrant in seconds.items():
+        rate = facts[who]["images"] / of_entrant
+        share = np.median(rate) * facts["dropbn"]["flops"] / facts["dropbn"]["peak"]
+        made.append(
+            Row(f"{name}: {who}", f"{side_by_side.spread(rate)} images/s, {100 * share:.0f} % of a product")
+        )
+    if "PyTorch compiled" not in seconds:
+        return [*made, Row(f"{name}: dropbn / PyTorch compiled", "not run: pip install torch")]
+    ratio = side_by_side.spread(seconds["PyTorch compiled"] / seconds["dropbn"])
+    return [*made, side_by_side.at_least(f"{name}: dropbn / PyTorch compiled", ratio, TARGET)]
 
 
 def _ours(settings):
-    """(step, state, batch) of dropbn; `settings` None is ResNet-50."""
+    """(step, state, batch) of dropbn, on the device; `settings` None is ResNet-50."""
     if settings is not None:
         step, state = networks.ours(settings)
-        return step, state, networks.images(settings.batch_size)
+        return step, state, jax.device_put(networks.images(settings.batch_size))
     config = base.get_config().model
     config.update({"name": "resnet_imagenet", "depth": 50, "width": 64, "num_classes": 1000})
     config.dtype = "bfloat16"
@@ -91,54 +86,77 @@ def _ours(settings):
         hyper = steps.Hyper(jnp.int32(0), 0.0, 1.0)
         return steps.train_step(state, batch, hyper, build=lambda _: models.create(config), tx=tx)
 
-    return step, state, batch
+    return step, state, jax.device_put(batch)
 
 
-def dropbn(settings, scan: bool, keys: str):
-    """Entrant: `STEPS` of dropbn's training steps."""
-    jax.config.update("jax_default_prng_impl", keys)
+def dropbn(settings):
+    """Entrant: `STEPS` of dropbn's training steps in one dispatch."""
     doorway.prepare()
     step, state, batch = _ours(settings)
-    batch = jax.device_put(batch)
-    number = len(batch["label"])
-    facts = {"images": STEPS * number, "flops": cost.flops(step, state, batch) / number, "peak": _peak()}
-    if scan:
+    images = len(batch["label"])
+    facts = {"images": STEPS * images, "flops": cost.flops(step, state, batch) / images, "peak": _peak()}
+    return _rounds(step, state, batch), facts
 
-        @functools.partial(jax.jit, donate_argnums=0)
-        def several(state, batch):
-            return jax.lax.scan(lambda state, _: step(state, batch), state, length=STEPS)
 
-        def run():
-            nonlocal state
+def _rounds(step, state, batch, scan=True):
+    """What takes `STEPS` steps and waits for them."""
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def several(state, batch):
+        return jax.lax.scan(lambda state, _: step(state, batch), state, length=STEPS if scan else 1)
+
+    def run():
+        nonlocal state
+        for _ in range(1 if scan else STEPS):
             state, sums = several(state, batch)
-            jax.block_until_ready((state, sums))
-
-        return run, facts
-    step = jax.jit(step, donate_argnums=0)
-
-    def run():
-        nonlocal state
-        for _ in range(STEPS):
-            state, sums = step(state, batch)
         jax.block_until_ready((state, sums))
 
-    return run, facts
+    return run
 
 
-def members(settings):
-    """Entrant: `MEMBERS` networks trained by one program on the same batches."""
+def options():
+    """Entrant whose facts are the rows of the options."""
     doorway.prepare()
-    step, state, batch = _ours(settings)
-    state = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * MEMBERS), state)
-    step, batch = jax.jit(jax.vmap(step, (0, None)), donate_argnums=0), jax.device_put(batch)
 
-    def run():
-        nonlocal state
-        for _ in range(STEPS):
-            state, sums = step(state, batch)
-        jax.block_until_ready((state, sums))
+    def runs(keys="threefry2x32", scan=True, **changes):
+        jax.config.update("jax_default_prng_impl", keys)
+        run = _rounds(*_ours(WRN._replace(**changes)), scan)
+        run()  # Traced while these keys are the default.
+        return run
 
-    return run, {"images": MEMBERS * STEPS * settings.batch_size}
+    racing = {
+        "scan, threefry": runs(),
+        "one by one, threefry": runs(scan=False),
+        "scan, rbg": runs(keys="rbg"),
+        "no noise": runs(rate=0.0),
+        "gaussian 0.3": runs(kind="gaussian"),
+        "uout 0.5": runs(kind="uout", rate=0.5),
+    }
+    seconds = side_by_side.turns(racing, ROUNDS)
+    made = []
+    for who in ("one by one, threefry", "scan, rbg"):
+        ratio = side_by_side.spread(seconds["scan, threefry"] / seconds[who])
+        made.append(Row(f"WRN-28-10: speed of dropbn, {who} / scan, threefry", str(ratio)))
+    for who in ("scan, threefry", "gaussian 0.3", "uout 0.5"):
+        ratio = side_by_side.spread(seconds[who] / seconds["no noise"])
+        what = who.replace("scan, threefry", "dropout 0.3")
+        made.append(side_by_side.at_most(f"WRN-28-10: time with {what} / without noise", ratio, NOISE_TARGET))
+    return lambda: None, {"rows": made}
+
+
+def members():
+    """Entrant whose facts are the rows of members in one program."""
+    doorway.prepare()
+    step, state, batch = _ours(networks.PRERESNET._replace(rate=0.3, dtype="bfloat16"))
+    stacked = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * MEMBER_COUNT), state)
+    racing = {
+        "alone": _rounds(step, state, batch),
+        "together": _rounds(jax.vmap(step, (0, None)), stacked, batch),
+    }
+    seconds = side_by_side.turns(racing, ROUNDS)
+    ratio = side_by_side.spread(MEMBER_COUNT * seconds["alone"] / seconds["together"])
+    what = f"PreResNet-20: {MEMBER_COUNT} members by vmap / one after another"
+    return lambda: None, {"rows": [Row(what, f"{ratio} times as fast")]}
 
 
 def torch(settings):
@@ -181,12 +199,18 @@ def _torch_resnet():
 
 def _peak():
     """Operations a second of a bfloat16 product of 8192 x 8192 matrices."""
-    a = jnp.ones((8192, 8192), jnp.bfloat16)
+    a = jax.random.normal(jax.random.key(0), (8192, 8192), jnp.bfloat16)
     product = jax.jit(jnp.matmul)
-    jax.block_until_ready(product(a, a))
-    seconds = side_by_side.timed(lambda: jax.block_until_ready([product(a, a) for _ in range(20)]))
-    return 20 * 2 * 8192**3 / seconds
+
+    def run():
+        for _ in range(PRODUCTS):
+            found = product(a, a)
+        jax.block_until_ready(found)
+
+    side_by_side.timed(run)  # A card that was idle takes a while to raise its clocks.
+    return PRODUCTS * 2 * 8192**3 / side_by_side.timed(run)
 
 
 if __name__ == "__main__":
-    side_by_side.show(rows())
+    for name in sys.argv[1:] or (*NETWORKS, "options", "members"):
+        side_by_side.show(rows([name]))  # At once: a machine that is lent may be gone before the last.

@@ -5,6 +5,7 @@ turns, each round gives a ratio, and the median of the ratios is reported with t
 """
 
 import contextlib
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -139,6 +140,7 @@ def has_torch() -> bool:
     return importlib.util.find_spec("torch") is not None
 
 
+@functools.cache
 def has_accelerator() -> bool:
     """Whether JAX would run on something else than a CPU; another process asks and lets go of it."""
     code = "import jax; print(jax.default_backend())"

@@ -7,6 +7,7 @@ the images are those of `lax.conv_general_dilated`; the kernel's gradient is the
 """
 
 import functools
+from collections.abc import Hashable
 
 import jax
 import jax.numpy as jnp
@@ -23,26 +24,26 @@ def conv_general_dilated(lhs: jax.Array, rhs: jax.Array, window_strides, padding
       rhs: the kernel.
       window_strides, padding, **options: as of `lax.conv_general_dilated`.
     """
-    plain = functools.partial(
-        lax.conv_general_dilated, window_strides=window_strides, padding=padding, **options
-    )
     if jax.default_backend() != "cpu" or len(lhs) <= _IMAGES:
-        return plain(lhs, rhs)
-    return in_parts(plain, lhs, rhs)
+        return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
+    padding = padding if isinstance(padding, str) else tuple(map(tuple, padding))
+    given = {"window_strides": tuple(window_strides), "padding": padding} | options
+    return _in_parts(tuple(given.items()), lhs, rhs)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def in_parts(convolve, images, kernel):
-    """`convolve(images, kernel)`, the kernel's gradient summed over parts of the images."""
-    return convolve(images, kernel)
+def in_parts(options: tuple[tuple[str, Hashable], ...], images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """`lax.conv_general_dilated` with `options`, the kernel's gradient summed over parts of the images."""
+    return lax.conv_general_dilated(images, kernel, **dict(options))
 
 
-def _forward(convolve, images, kernel):
-    return convolve(images, kernel), (images, kernel)
+def _forward(options, images, kernel):
+    return in_parts(options, images, kernel), (images, kernel)
 
 
-def _backward(convolve, kept, gradient):
+def _backward(options, kept, gradient):
     images, kernel = kept
+    convolve = functools.partial(lax.conv_general_dilated, **dict(options))
     # Transposed, not differentiated: that would trace the convolution itself once more for every part.
     (of_images,) = jax.linear_transpose(lambda images: convolve(images, kernel), images)(gradient)
 
@@ -56,3 +57,5 @@ def _backward(convolve, kept, gradient):
 
 
 in_parts.defvjp(_forward, _backward)
+# Traced once for all convolutions of a shape.
+_in_parts = jax.jit(in_parts, static_argnums=0)

@@ -9,9 +9,11 @@ import shlex
 import stat
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 
 import absl.logging
 import jax
+import jaxlib.version
 from absl import app, flags
 
 from dropbn.errors import DropbnError
@@ -22,6 +24,7 @@ _HEARTBEAT_SECONDS = 30
 # Of kept programs: the most that they take on disk, and the compilation that is worth keeping: also the
 # many small ones of an eager init.
 _CACHE_BYTES, _CACHE_SECONDS = 2 * 1024**3, 0.0
+_XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
 # glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_ARENA_MAX: one heap that grows and is not given back.
 _MALLOC = {-4: 0, -1: 2**31 - 1, -8: 1}
 
@@ -72,8 +75,22 @@ def prepare() -> None:
     # On CPU this form of threefry draws dropout masks 2 to 3 times faster and compiles several times faster.
     # Every draw depends on it, so it is fixed once for all runs.
     jax.config.update("jax_threefry_partitionable", False)
+    convolve_on_all_cores()
     _keep_compiled()
     _keep_memory()
+
+
+def convolve_on_all_cores():
+    """Gives convolutions on CPU to Eigen, as jaxlib once did: YNNPACK runs many of them on one core.
+
+    To be called before the first computation. What the user says of the flag stays. XLA ends a process whose
+    flags it does not know: jaxlibs that were not tried, and libtpu, which brings its own XLA, are left alone.
+    """
+    name = _XLA_FLAG.partition("=")[0]
+    given = os.environ.get("XLA_FLAGS", "")
+    if name in given or not (0, 10) <= jaxlib.version.__version_info__ < (0, 13) or find_spec("libtpu"):
+        return
+    os.environ["XLA_FLAGS"] = f"{given} {_XLA_FLAG}".strip()
 
 
 def _keep_compiled():

@@ -1,10 +1,13 @@
 """Batch normalization over a stated group of images."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dropbn import moments
 from dropbn.errors import DropbnError
 
 
@@ -21,8 +24,9 @@ class BatchNorm(nn.BatchNorm):
     variance is the biased one, as in Flax; PyTorch's is larger by m / (m - 1) for m values a channel.
 
     Attributes (beside those of `flax.linen.BatchNorm`; the default momentum here is 0.9, and the variance is
-    always the two-pass one in float32 at least, because the fast form loses that of a channel with a large
-    mean, so that use_fast_variance and force_float32_reductions have no effect):
+    always that of `moments.of`, about the first image's mean and in float32 at least, because the fast form
+    loses that of a channel with a large mean, so that use_fast_variance and force_float32_reductions have no
+    effect):
       group_size: images per statistic. 0 is the whole batch, over all devices of `axis_name`. Otherwise
         a divisor of the device's batch (several groups a device) or a multiple (a group spans devices).
       axis_name: the device axis of `pmap`; None where there is one device.
@@ -52,43 +56,93 @@ class BatchNorm(nn.BatchNorm):
         affine = self.use_scale or self.use_bias
         dtype = self.dtype or (jnp.promote_types(x.dtype, self.param_dtype) if affine else x.dtype)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype) if self.use_scale else 1.0
+        bias = self.param("bias", self.bias_init, (channels,), self.param_dtype) if self.use_bias else 0.0
+        scale, bias = (jnp.broadcast_to(jnp.asarray(value, x.dtype), channels) for value in (scale, bias))
         if use_running_average:
-            groups, mean, var = x[None], running_mean.value[None], running_var.value[None]
-        else:
-            groups, mean, var = self._statistics(x)
-            if not self.is_initializing():
-                for running, batch in ((running_mean, mean), (running_var, var)):
-                    running.value = self.momentum * running.value + (1 - self.momentum) * batch.mean(0)
-        wide = (mean.shape[0], *(1,) * (x.ndim - 1), channels)
-        factor = lax.rsqrt(var + self.epsilon)
-        if self.use_scale:
-            factor = factor * self.param("scale", self.scale_init, (channels,), self.param_dtype)
-        y = (groups - mean.reshape(wide)) * factor.reshape(wide)
-        if self.use_bias:
-            y = y + self.param("bias", self.bias_init, (channels,), self.param_dtype)
+            factor = lax.rsqrt(running_var.value + self.epsilon) * scale
+            return ((x - running_mean.value) * factor + bias).astype(dtype)
+        groups, across = self._groups(x)
+        y, mean, var = _normalize(across, self.epsilon, groups, scale, bias)
+        if not self.is_initializing():
+            for running, batch in ((running_mean, mean), (running_var, var)):
+                running.value = self.momentum * running.value + (1 - self.momentum) * batch.mean(0)
         return y.reshape(x.shape).astype(dtype)
 
-    def _statistics(self, x):
-        """`x` as (groups, images, ..., channels), with mean and variance of shape (groups, channels)."""
-        axis_name = None if self.is_initializing() else self.axis_name
+    def _groups(self, x):
+        """`x` as (groups, images, ..., channels), and the devices that share one, as of `normalize`."""
         images = x.shape[0]
-        devices = lax.axis_size(axis_name) if axis_name else 1
         if self.is_initializing():
-            num_groups, together = 1, None
-        else:
-            num_groups, together = split_groups(self.group_size, images, devices)
-        groups = x.reshape(num_groups, images // num_groups, *x.shape[1:])
-        axes = tuple(range(1, groups.ndim - 1))
+            return x[None], None
+        devices = lax.axis_size(self.axis_name) if self.axis_name else 1
+        number, together = split_groups(self.group_size, images, devices)
+        groups = x.reshape(number, images // number, *x.shape[1:])
+        if together is None:
+            return groups, None
+        return groups, (self.axis_name, tuple(map(tuple, together)) if len(together) > 1 else None)
 
-        def mean_over_group(values):
-            local = values.mean(axes)
-            if together is None:
-                return local
-            return lax.pmean(local, axis_name, axis_index_groups=together if len(together) > 1 else None)
 
-        mean = mean_over_group(groups)
-        wide = (num_groups, *(1,) * (x.ndim - 1), x.shape[-1])
-        return groups, mean, mean_over_group(jnp.square(groups - mean.reshape(wide)))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def normalize(
+    across: tuple | None, epsilon: float, groups: jax.Array, scale: jax.Array, bias: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """y = scale h + bias with h = (x - mean) / sqrt(var + epsilon), each group by its own statistics.
+
+    Its derivative is written out, because that of the formula goes through mean and variance and passes over
+    the array more often than it must: with E the mean over a group,
+    dy = h (dscale - k E[h dx]) + (dbias - k E[dx]) + k dx and k = scale / sqrt(var + epsilon), so that the
+    gradient needs two sums, those of the gradients of bias and scale (Ioffe & Szegedy 2015, section 3).
+
+    Args:
+      across: (device axis, its indices that share a group, or None where all do); None where none do.
+      epsilon: added to the variance.
+      groups: (groups, images, ..., channels), float32 at least.
+      scale, bias: of shape (channels,), in the dtype of `groups`.
+
+    Returns:
+      (y, mean, var); mean and var, the biased one, of shape (groups, channels).
+    """
+    mean, var = _statistics(across, groups)
+    factor = lax.rsqrt(var + epsilon) * scale
+    return (groups - _wide(mean, groups)) * _wide(factor, groups) + bias, mean, var
+
+
+@normalize.defjvp
+def _derivative(across, epsilon, primals, tangents):
+    groups, scale, bias = primals
+    d_groups, d_scale, d_bias = tangents
+    mean, var = _statistics(across, groups)
+    inverse = lax.rsqrt(var + epsilon)
+    h = (groups - _wide(mean, groups)) * _wide(inverse, groups)
+    axes = tuple(range(1, groups.ndim - 1))
+    d_mean, along = (_average(across, values.mean(axes)) for values in (d_groups, h * d_groups))
+    factor = inverse * scale
+    d_y = (
+        h * _wide(d_scale - factor * along, groups)
+        + _wide(d_bias - factor * d_mean, groups)
+        + _wide(factor, groups) * d_groups
+    )
+    return (h * scale + bias, mean, var), (d_y, d_mean, 2 * along / inverse)
+
+
+# Traced once for all layers of a shape.
+_normalize = jax.jit(normalize, static_argnums=(0, 1))
+
+
+def _statistics(across, groups):
+    """Mean and variance of shape (groups, channels): the variance within devices and that of their means."""
+    own = jax.vmap(moments.of)(groups)
+    mean = _average(across, own.mean)
+    return mean, _average(across, own.variance + jnp.square(own.mean - mean))
+
+
+def _average(across, values):
+    """The average over the devices that share a group."""
+    return values if across is None else lax.pmean(values, across[0], axis_index_groups=across[1])
+
+
+def _wide(values, groups):
+    return values.reshape(values.shape[0], *(1,) * (groups.ndim - 2), values.shape[-1])
 
 
 def split_groups(group_size: int, images: int, devices: int = 1) -> tuple[int, list[list[int]] | None]:

@@ -1,4 +1,4 @@
-"""Eight simulated CPU devices, the doorways' random numbers, and directories of the tests' own."""
+"""Eight simulated CPU devices, the doorways' draws and convolutions, and directories of the tests' own."""
 
 import atexit
 import os
@@ -21,6 +21,9 @@ import hypothesis
 import jax
 import pytest
 
+from dropbn import doorway
+
+doorway.convolve_on_all_cores()
 jax.config.update("jax_threefry_partitionable", False)
 absl.logging.set_verbosity(absl.logging.ERROR)
 hypothesis.settings.register_profile("dropbn", deadline=None, derandomize=True, max_examples=50)

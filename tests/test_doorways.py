@@ -76,6 +76,22 @@ def test_train_then_eval_from_any_directory(tmp_path):
     assert (tmp_path / "my runs" / "uout" / "eval" / "shift_overlay.png").exists()
 
 
+def test_convolutions_go_to_eigen_where_the_user_says_nothing(monkeypatch):
+    name = doorway._XLA_FLAG.partition("=")[0]
+    for given, wanted in (
+        ("", doorway._XLA_FLAG),
+        ("--xla_dump_to=x", f"--xla_dump_to=x {doorway._XLA_FLAG}"),
+        (f"{name}=DOT", f"{name}=DOT"),
+    ):
+        monkeypatch.setenv("XLA_FLAGS", given)
+        doorway.convolve_on_all_cores()
+        assert os.environ["XLA_FLAGS"] == wanted
+    monkeypatch.setenv("XLA_FLAGS", "")
+    monkeypatch.setattr(doorway.jaxlib.version, "__version_info__", (0, 13))
+    doorway.convolve_on_all_cores()
+    assert os.environ["XLA_FLAGS"] == ""
+
+
 @pytest.mark.parametrize("mode", [0o700, 0o777])
 def test_compiled_programs_are_kept_where_only_the_user_writes(mode, tmp_path, monkeypatch):
     directory = tmp_path / "dropbn" / "xla"

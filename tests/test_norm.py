@@ -73,6 +73,36 @@ def test_groups_on_one_device_against_numpy(group_size, mean):
         np.testing.assert_allclose(updated["batch_stats"][key], running, rtol=1e-4)
 
 
+def test_the_derivative_is_that_of_the_formula():
+    """In float64: gradients, also of the statistics; a forward derivative; a gradient's derivative."""
+
+    def formula(across, epsilon, groups, scale, bias):
+        axes = tuple(range(1, groups.ndim - 1))
+        mean, var = groups.mean(axes, keepdims=True), groups.var(axes, keepdims=True)
+        y = (groups - mean) / jnp.sqrt(var + epsilon) * scale + bias
+        return y, mean.reshape(len(groups), -1), var.reshape(len(groups), -1)
+
+    with jax.enable_x64():
+        rng = np.random.default_rng(0)
+        arguments = tuple(map(jnp.asarray, (rng.normal(3, 2, (2, 4, 3, 3, 5)), *rng.normal(size=(2, 5)))))
+        weights = tuple(map(jnp.asarray, (rng.normal(size=(2, 4, 3, 3, 5)), *rng.normal(size=(2, 2, 5)))))
+        along = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), arguments)
+
+        def found(normalize):
+            def loss(*arguments):
+                outputs = normalize(None, 1e-3, *arguments)
+                return sum((jnp.sin(y) * weight).sum() for y, weight in zip(outputs, weights, strict=True))
+
+            slope = jax.grad(loss, (0, 1, 2))
+            return jax.jvp(loss, arguments, along), jax.jvp(slope, arguments, along)
+
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10),
+            jax.jit(found, static_argnums=0)(norm.normalize),
+            jax.jit(found, static_argnums=0)(formula),
+        )
+
+
 @pytest.mark.parametrize("group_size", [0, 1, 2, 4, 8, 16])
 def test_eight_devices_are_one(group_size):
     x, variables = _input(), _variables(5)
