@@ -6,6 +6,7 @@ takes the ten steps in one dispatch (scan) with threefry keys; PyTorch runs in c
 with torch.compile, in turns with it. "Of a product" is the share of the speed at which the device multiplies
 bfloat16 matrices. Then what the options give dropbn's WRN-28-10, in turns: steps dispatched one by one, rbg
 keys, noises; and members of a study in one program (vmap) of PreResNet-20.
+benchmarks/notes.md has what an H100 gave.
 """
 
 import functools
