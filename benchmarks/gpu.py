@@ -1,4 +1,4 @@
-"""Training on one GPU against PyTorch: python -m benchmarks.gpu [NAME ...]
+"""Training on one GPU against PyTorch: python -m benchmarks.gpu
 
 bfloat16, one batch that is on the device, ten steps a round: WRN-28-10 and PreResNet-110 (bottlenecks) with
 dropout 0.3 in every block, batches of 256 images of 32 pixels, and ResNet-50 with 128 of 224 pixels. dropbn
@@ -6,7 +6,7 @@ takes the ten steps in one dispatch (scan) with threefry keys; PyTorch runs in c
 with torch.compile, in turns with it. "Of a product" is the share of the speed at which the device multiplies
 bfloat16 matrices. Then what the options give dropbn's WRN-28-10, in turns: steps dispatched one by one, rbg
 keys, noises; and members of a study in one program (vmap) of PreResNet-20.
-benchmarks/notes.md has what an H100 gave.
+Names of networks, `options` or `members` run those alone. benchmarks/notes.md has what an H100 gave.
 """
 
 import functools
