@@ -28,6 +28,7 @@ NETWORKS = {
     "PreResNet-110": networks.Settings("preresnet", 110, 16, 0.3, 256, "bfloat16", bottleneck=True),
     "ResNet-50": None,
 }
+NAMES = (*NETWORKS, "options", "members")
 STEPS, ROUNDS, MEMBER_COUNT = 10, 7, 8
 RESNET_BATCH, PRODUCTS = 128, 500
 TARGET, NOISE_TARGET = 1.2, 1.03
@@ -35,7 +36,7 @@ TARGET, NOISE_TARGET = 1.2, 1.03
 _SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
-def rows(names=(*NETWORKS, "options", "members")) -> list[Row]:
+def rows(names=NAMES) -> list[Row]:
     """Images a second of every entrant and the ratios, or why there are none."""
     if not side_by_side.has_accelerator():
         return [Row(name, "not run: no GPU") for name in names]
@@ -213,5 +214,5 @@ def _peak():
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or (*NETWORKS, "options", "members"):
+    for name in sys.argv[1:] or NAMES:
         side_by_side.show(rows([name]))  # At once: a machine that is lent may be gone before the last.
