@@ -202,6 +202,21 @@ def test_the_ratio_is_what_is_measured(make, amount):
     assert "at least this" in blind[measured[2]["layer"]]["assumption"]
 
 
+def test_the_ratio_is_that_of_each_power():
+    """v / (v + s2 (c^2 + v)) behind x^n of a unit Gaussian: c, v = 1, 2 for n = 2 and 0, 15 for n = 3."""
+
+    class Powers(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            for power in (2, 3, 2):
+                x = nn.BatchNorm()(nn.Dense(8)(x), use_running_average=not train) ** power
+                x = nn.BatchNorm()(nn.Dropout(0.5)(x, deterministic=not train), use_running_average=not train)
+            return x
+
+    found = [row["ratio"] for row in lint.check(Powers(), jnp.ones((2, 4))).errors()]
+    np.testing.assert_allclose(found, [2 / 5, 15 / 30, 2 / 5], rtol=1e-5)
+
+
 def test_advice_keeps_the_ratio():
     report = lint.check(Three(nn.Dropout, 0.5), jnp.ones((4, 64)))
     direct, through = (

@@ -1,6 +1,8 @@
 """Functions of arrays, on descriptions: reshaping, elements, constants, weights."""
 
 import dataclasses
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +35,7 @@ def known(value, name: str = "") -> Value:
 def without_data(eqn, values: list[Value]) -> list[Value]:
     """Constants are computed where all that goes into them is known; a parameter keeps its name."""
     name = next((value.name for value in values if value.name), "")
-    outputs = [np.prod(getattr(var.aval, "shape", ()), dtype=float) for var in eqn.outvars]
+    outputs = [math.prod(getattr(var.aval, "shape", ())) for var in eqn.outvars]
     cheap = eqn.primitive.name in SHAPES | ELEMENTWISE | SUMS and max(outputs) <= _LARGEST
     if not cheap or any(value.constant is None for value in values):
         return [Value(name=name)] * len(outputs)
@@ -122,11 +124,28 @@ def _apply(eqn, values, factors):
         arguments.append(x > 0 if is_bool and x.dtype != bool else x if is_bool else factor * x)
     try:
         arguments = np.broadcast_arrays(*arguments)
-        dtypes = [bool if x.dtype == bool else np.float32 for x in arguments]
+    except ValueError:
+        return None
+    params = tuple(sorted(eqn.params.items()))
+    if max(x.size for x in arguments) > NODES.size:
+        return _computed(eqn.primitive, params, arguments)
+    described = ((x.tobytes(), x.dtype.str, x.shape) for x in arguments)
+    return _computed_once(eqn.primitive, params, *described)
+
+
+# The blocks of a network compute the same again and again.
+@functools.lru_cache(maxsize=512)
+def _computed_once(primitive, params, *described):
+    arguments = [np.frombuffer(data, dtype).reshape(shape) for data, dtype, shape in described]
+    return _computed(primitive, params, arguments)
+
+
+def _computed(primitive, params, arguments):
+    try:
         # CPU and eager, whatever the model runs on: these are some thousand numbers.
         with jax.ensure_compile_time_eval():
-            arrays = [jnp.asarray(x, dtype) for x, dtype in zip(arguments, dtypes, strict=True)]
-            found = eqn.primitive.bind(*arrays, **eqn.params)
+            arrays = [jnp.asarray(x, bool if x.dtype == bool else np.float32) for x in arguments]
+            found = primitive.bind(*arrays, **dict(params))
         return np.asarray(found, bool if found.dtype == bool else np.float64)
     except (TypeError, ValueError):
         return None
