@@ -1,13 +1,16 @@
 """From command to first step: python -m benchmarks.start
 
-Processes that import, load data, make the initial state and take a first step, as train.py does; each config
-first with an empty compilation cache and then with the one that the first start has left. Also what importing
-dropbn adds to importing Flax, in turns.
+train.py in processes that end after the first step; each config first with an empty compilation cache and
+then with the one that the first start has left. "Lint" is the check of the network that it prints, "rest" the
+workdir, the checkpoints, TensorBoard's files and what else lies between. Where PyTorch is installed,
+tensorboardX imports it, which takes a second or more: it is hidden here, where it is a rival of other
+benchmarks alone. Then what importing dropbn adds to importing Flax, in turns.
 """
 
-import itertools
 import json
 import os
+import pathlib
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -16,17 +19,17 @@ import time
 from benchmarks import side_by_side
 from benchmarks.side_by_side import Row
 
-CONFIGS = {"digits": {}, "PreResNet-110 on digits": {"depth": 110}}
-PHASES = ("import", "data", "init", "compile")
+CONFIGS = {"digits": (), "PreResNet-110 on digits": ("--config.model.depth=110",)}
+PHASES = ("import", "data", "lint", "init", "compile", "rest")
 ROUNDS = 3
 
 
 def rows() -> list[Row]:
     """Seconds of each phase, first and second start, and of the imports."""
     found = []
-    for name, fields in CONFIGS.items():
-        with tempfile.TemporaryDirectory() as cache:
-            starts = [_start(fields, cache) for _ in range(2)]
+    for name, flags in CONFIGS.items():
+        with tempfile.TemporaryDirectory() as directory:
+            starts = [_start(directory, f"--workdir={directory}/{run}", *flags) for run in range(2)]
         for which, start in zip(("first", "second"), starts, strict=True):
             parts = ", ".join(f"{phase} {start[phase]:.1f}" for phase in PHASES)
             found.append(Row(f"{name}, {which} start", f"{sum(start.values()):.1f} s: {parts}"))
@@ -62,35 +65,52 @@ def _python(code, *arguments, **environment):
     return done.stdout
 
 
-def _start(fields, cache):
-    code = "import time; started = time.monotonic(); from benchmarks import start; start.phases(started)"
-    return json.loads(_python(code, json.dumps(fields), XDG_CACHE_HOME=cache).splitlines()[-1])
+def _start(cache, *flags):
+    code = "import time; t = time.monotonic(); from benchmarks import start; start.until_first_step(t)"
+    return json.loads(_python(code, *flags, XDG_CACHE_HOME=cache).splitlines()[-1])
 
 
-def phases(started: float) -> None:
-    """Prints the seconds of each phase of this process as JSON; its argument are fields of `config.model`."""
+def until_first_step(started: float) -> None:
+    """Runs train.py with this process's flags, prints the seconds of each phase as JSON, and ends."""
+    sys.modules["torch"] = None
     import jax
 
-    from configs import digits
-    from dropbn import data, doorway, feeds, noise, plan, programs, runs, steps, training  # noqa: F401
+    from dropbn import data, doorway, evaluation, lint, programs, report, runs, training  # noqa: F401
 
-    marks = [started, time.monotonic()]
-    doorway.prepare()
-    config = digits.get_config()
-    config.model.update(json.loads(sys.argv[1]))
-    dataset = data.load(config.data)
-    planned = plan.make_plan(config, dataset)
-    marks.append(time.monotonic())
-    state = planned.layout.put([runs.initial_state(config, dataset, planned)])
-    marks.append(time.monotonic())
-    feed = feeds.create(config, dataset, planned.layout)
-    step = programs.create(config, feed, planned).train
-    hyper = planned.layout.put([steps.Hyper(config.seed, noise.amount(config.model.noise), 1.0)])
-    inputs = next(iter(feed.train_inputs(0, range(1))))
-    jax.block_until_ready(step(state, inputs, hyper))
-    marks.append(time.monotonic())
-    seconds = [after - before for before, after in itertools.pairwise(marks)]
-    print(json.dumps(dict(zip(PHASES, seconds, strict=True))))
+    seconds = {"import": time.monotonic() - started}
+
+    def watch(module, name, phase):
+        function = getattr(module, name)
+
+        def watched(*arguments):
+            begun = time.monotonic()
+            found = function(*arguments)
+            seconds[phase] = time.monotonic() - begun
+            return found
+
+        setattr(module, name, watched)
+
+    create = programs.create
+
+    def create_for_one_step(*arguments):
+        program = create(*arguments)
+
+        def train(*arguments):
+            begun = time.monotonic()
+            jax.block_until_ready(program.train(*arguments))
+            ended = time.monotonic()
+            seconds["compile"] = ended - begun
+            print("\n" + json.dumps(seconds | {"rest": ended - started - sum(seconds.values())}), flush=True)
+            os._exit(0)
+
+        return program._replace(train=train)
+
+    watch(data, "load", "data")
+    watch(lint, "check", "lint")
+    watch(runs, "initial_state", "init")
+    programs.create = create_for_one_step
+    sys.argv[0] = "train.py"
+    runpy.run_path(str(pathlib.Path(__file__).parent.parent / "train.py"), run_name="__main__")
 
 
 if __name__ == "__main__":

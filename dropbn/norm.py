@@ -131,7 +131,10 @@ _normalize = jax.jit(normalize, static_argnums=(0, 1))
 
 def _statistics(across, groups):
     """Mean and variance of shape (groups, channels): the variance within devices and that of their means."""
-    own = jax.vmap(moments.of)(groups)
+    if len(groups) == 1:  # Written as an observer of its input writes it, so that XLA computes it once.
+        own = jax.tree.map(lambda part: part[None], moments.of(groups[0]))
+    else:
+        own = jax.vmap(moments.of)(groups)
     mean = _average(across, own.mean)
     return mean, _average(across, own.variance + jnp.square(own.mean - mean))
 

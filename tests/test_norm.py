@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropbn import norm
+from dropbn import moments, norm
 from dropbn.errors import DropbnError
 
 
@@ -146,3 +146,15 @@ def test_groups_that_do_not_fit_are_refused():
             norm.split_groups(group_size, images, devices)
     with pytest.raises(DropbnError, match="no mask"):
         norm.BatchNorm().init(jax.random.key(0), jnp.ones((4, 3)), False, mask=jnp.ones((4, 1)))
+
+
+def test_who_observes_the_input_too_shares_its_moments():
+    def reductions(observe):
+        def both(x):
+            y, *_ = norm.normalize(None, 1e-5, x[None], jnp.ones(3), jnp.zeros(3))
+            return y, observe(x)
+
+        compiled = jax.jit(both).lower(jnp.ones((8, 4, 4, 3))).compile()
+        return compiled.as_text().count(" reduce(")
+
+    assert reductions(moments.of) == reductions(lambda x: x) > 0
