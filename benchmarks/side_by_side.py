@@ -81,21 +81,30 @@ def at_most(what: str, found: Spread, target: float, words: str = "") -> Row:
     return Row(what, str(found), words or f"at most {target:g}", bool(found.median <= target))
 
 
-def race(entrants: list[Entrant], rounds: int) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
+def race(
+    entrants: list[Entrant], rounds: int, starts: int = 1
+) -> tuple[dict[str, np.ndarray], dict[str, dict]]:
     """Runs the entrants in turns.
 
+    Args:
+      entrants: who races.
+      rounds: how many turns each has after a start.
+      starts: how often all are started anew. A process may be a quarter slower than another that runs the
+        same program, for as long as it lives.
+
     Returns:
-      (name -> seconds of each round, name -> facts).
+      (name -> seconds of each round of all starts, name -> facts).
     """
-    with contextlib.ExitStack() as stack:
-        started = {entrant.name: stack.enter_context(_process(entrant)) for entrant in entrants}
-        seconds = {name: [] for name in started}
-        for _ in range(rounds):
-            for name, (pipe, _) in started.items():
-                pipe.send("go")
-                seconds[name].append(pipe.recv())
-                time.sleep(0.05)  # until threads that spin after their work are asleep
-        facts = {name: facts for name, (_, facts) in started.items()}
+    seconds = {entrant.name: [] for entrant in entrants}
+    for _ in range(starts):
+        with contextlib.ExitStack() as stack:
+            started = {entrant.name: stack.enter_context(_process(entrant)) for entrant in entrants}
+            for _ in range(rounds):
+                for name, (pipe, _) in started.items():
+                    pipe.send("go")
+                    seconds[name].append(pipe.recv())
+                    time.sleep(0.05)  # until threads that spin after their work are asleep
+            facts = {name: facts for name, (_, facts) in started.items()}
     for name, of_entrant in seconds.items():  # A race may take minutes: this shows that it goes on.
         print(f"  {name}: {spread(of_entrant)} s", file=sys.stderr, flush=True)
     return {name: np.array(of_entrant) for name, of_entrant in seconds.items()}, facts

@@ -26,9 +26,9 @@ def test_a_race_takes_turns_in_processes_of_their_own():
         Entrant("fast", _sleeper, (0.0,)),
         Entrant("slow", _sleeper, (0.05,), {"OMP_NUM_THREADS": "1"}),
     ]
-    seconds, facts = side_by_side.race(entrants, 3)
+    seconds, facts = side_by_side.race(entrants, 2, starts=2)
     assert facts == {"fast": {"parameters": 7}, "slow": {"parameters": 7}}
-    assert [len(of_entrant) for of_entrant in seconds.values()] == [3, 3]
+    assert [len(of_entrant) for of_entrant in seconds.values()] == [4, 4]
     assert np.median(seconds["slow"]) > 0.04 > np.median(seconds["fast"])
 
 
