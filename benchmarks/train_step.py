@@ -22,8 +22,8 @@ from dropbn import cost, doorway
 NETWORKS = (networks.PRERESNET, networks.WRN)
 RATES = (0.0, 0.3)
 ROUNDS, STARTS, STEPS = {"preresnet": 5, "wrn": 2}, {"preresnet": 3, "wrn": 1}, {"preresnet": 1, "wrn": 1}
-# Of dropbn to PyTorch eager: without and with dropout the same floor, and what is aimed at.
 _IDLE = 0.1  # The share of all cores up to which nobody else is running.
+# Of dropbn to PyTorch eager: without and with dropout the same floor, and what is aimed at.
 TARGET, AIMS = 0.6, {0.0: 0.8, 0.3: 1.0}
 
 

@@ -26,8 +26,8 @@ _HEARTBEAT_SECONDS = 30
 # many small ones of an eager init.
 _CACHE_BYTES, _CACHE_SECONDS = 2 * 1024**3, 0.0
 _XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
-# After so many new objects Python looks for unreachable ones. After some hundreds, as by default, would slow
-# tracing down, which makes a million that stay.
+# Python looks for unreachable objects after so many new ones. By default it does after some hundreds, which
+# slows tracing down: that makes a million that stay.
 _NEW_OBJECTS = 50_000
 # glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_ARENA_MAX: one heap that grows and is not given back.
 _MALLOC = {-4: 0, -1: 2**31 - 1, -8: 1}
