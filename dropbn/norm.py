@@ -55,31 +55,54 @@ class BatchNorm(nn.BatchNorm):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         affine = self.use_scale or self.use_bias
         dtype = self.dtype or (jnp.promote_types(x.dtype, self.param_dtype) if affine else x.dtype)
-        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         scale = self.param("scale", self.scale_init, (channels,), self.param_dtype) if self.use_scale else 1.0
         bias = self.param("bias", self.bias_init, (channels,), self.param_dtype) if self.use_bias else 0.0
-        scale, bias = (jnp.broadcast_to(jnp.asarray(value, x.dtype), channels) for value in (scale, bias))
+        given = x, scale, bias, running_mean.value, running_var.value
         if use_running_average:
-            factor = lax.rsqrt(running_var.value + self.epsilon) * scale
-            return ((x - running_mean.value) * factor + bias).astype(dtype)
-        groups, across = self._groups(x)
-        y, mean, var = _normalize(across, self.epsilon, groups, scale, bias)
+            return _by_running(self.epsilon, dtype, *given)
+        number, across = self._groups(len(x))
+        y, mean, var = _by_groups(number, across, self.epsilon, self.momentum, dtype, *given)
         if not self.is_initializing():
-            for running, batch in ((running_mean, mean), (running_var, var)):
-                running.value = self.momentum * running.value + (1 - self.momentum) * batch.mean(0)
-        return y.reshape(x.shape).astype(dtype)
+            running_mean.value, running_var.value = mean, var
+        return y
 
-    def _groups(self, x):
-        """`x` as (groups, images, ..., channels), and the devices that share one, as of `normalize`."""
-        images = x.shape[0]
+    def _groups(self, images):
+        """Groups on each device, and the devices that share one, as of `normalize`."""
         if self.is_initializing():
-            return x[None], None
+            return 1, None
         devices = lax.axis_size(self.axis_name) if self.axis_name else 1
         number, together = split_groups(self.group_size, images, devices)
-        groups = x.reshape(number, images // number, *x.shape[1:])
         if together is None:
-            return groups, None
-        return groups, (self.axis_name, tuple(map(tuple, together)) if len(together) > 1 else None)
+            return number, None
+        return number, (self.axis_name, tuple(map(tuple, together)) if len(together) > 1 else None)
+
+
+# These two are traced once for all layers of a shape.
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _by_running(epsilon, dtype, x, scale, bias, running_mean, running_var):
+    """`x` normalized by running statistics."""
+    x, scale, bias = _wide_enough(x, scale, bias)
+    factor = lax.rsqrt(running_var + epsilon) * scale
+    return ((x - running_mean) * factor + bias).astype(dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _by_groups(number, across, epsilon, momentum, dtype, x, scale, bias, running_mean, running_var):
+    """`x` normalized by the statistics of its `number` groups, and the running ones after it."""
+    x, scale, bias = _wide_enough(x, scale, bias)
+    groups = x.reshape(number, -1, *x.shape[1:])
+    y, *batch = normalize(across, epsilon, groups, scale, bias)
+    running = (
+        momentum * before + (1 - momentum) * of_groups.mean(0)
+        for before, of_groups in zip((running_mean, running_var), batch, strict=True)
+    )
+    return y.reshape(x.shape).astype(dtype), *running
+
+
+def _wide_enough(x, scale, bias):
+    """All three in float32 at least; scale and bias, which may be numbers, of shape (channels,)."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return x, *(jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape[-1:]) for value in (scale, bias))
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
@@ -103,8 +126,7 @@ def normalize(
       (y, mean, var); mean and var, the biased one, of shape (groups, channels).
     """
     mean, var = _statistics(across, groups)
-    factor = lax.rsqrt(var + epsilon) * scale
-    return (groups - _wide(mean, groups)) * _wide(factor, groups) + bias, mean, var
+    return _scaled(groups, mean, lax.rsqrt(var + epsilon) * scale) + bias, mean, var
 
 
 @normalize.defjvp
@@ -113,7 +135,7 @@ def _derivative(across, epsilon, primals, tangents):
     d_groups, d_scale, d_bias = tangents
     mean, var = _statistics(across, groups)
     inverse = lax.rsqrt(var + epsilon)
-    h = (groups - _wide(mean, groups)) * _wide(inverse, groups)
+    h = _scaled(groups, mean, inverse)
     axes = tuple(range(1, groups.ndim - 1))
     d_mean, along = (_average(across, values.mean(axes)) for values in (d_groups, h * d_groups))
     factor = inverse * scale
@@ -122,11 +144,9 @@ def _derivative(across, epsilon, primals, tangents):
         + _wide(d_bias - factor * d_mean, groups)
         + _wide(factor, groups) * d_groups
     )
-    return (h * scale + bias, mean, var), (d_y, d_mean, 2 * along / inverse)
-
-
-# Traced once for all layers of a shape.
-_normalize = jax.jit(normalize, static_argnums=(0, 1))
+    # Not h * scale + bias, for which a GPU would write h to memory as well.
+    y = _scaled(groups, mean, factor) + bias
+    return (y, mean, var), (d_y, d_mean, 2 * along / inverse)
 
 
 def _statistics(across, groups):
@@ -142,6 +162,10 @@ def _statistics(across, groups):
 def _average(across, values):
     """The average over the devices that share a group."""
     return values if across is None else lax.pmean(values, across[0], axis_index_groups=across[1])
+
+
+def _scaled(groups, mean, factor):
+    return (groups - _wide(mean, groups)) * _wide(factor, groups)
 
 
 def _wide(values, groups):
