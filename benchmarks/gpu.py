@@ -68,7 +68,7 @@ def _against_torch(name):
     return [*made, side_by_side.at_least(f"{name}: dropbn / PyTorch compiled", ratio, TARGET)]
 
 
-def _ours(settings):
+def ours(settings):
     """(step, state, batch) of dropbn, on the device; `settings` None is ResNet-50."""
     if settings is not None:
         step, state = networks.ours(settings)
@@ -94,7 +94,7 @@ def _ours(settings):
 def dropbn(settings):
     """Entrant: `STEPS` of dropbn's training steps in one dispatch."""
     doorway.prepare()
-    step, state, batch = _ours(settings)
+    step, state, batch = ours(settings)
     images = len(batch["label"])
     facts = {"images": STEPS * images, "flops": cost.flops(step, state, batch) / images, "peak": _peak()}
     return _rounds(step, state, batch), facts
@@ -122,7 +122,7 @@ def options():
 
     def runs(keys="threefry2x32", scan=True, **changes):
         jax.config.update("jax_default_prng_impl", keys)
-        run = _rounds(*_ours(WRN._replace(**changes)), scan)
+        run = _rounds(*ours(WRN._replace(**changes)), scan)
         run()  # Traced while these keys are the default.
         return run
 
@@ -149,7 +149,7 @@ def options():
 def members():
     """Entrant whose facts are the rows of members in one program."""
     doorway.prepare()
-    step, state, batch = _ours(networks.PRERESNET._replace(rate=0.3, dtype="bfloat16"))
+    step, state, batch = ours(networks.PRERESNET._replace(rate=0.3, dtype="bfloat16"))
     stacked = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * MEMBER_COUNT), state)
     racing = {
         "alone": _rounds(step, state, batch),

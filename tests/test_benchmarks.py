@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import all as everything
-from benchmarks import networks, scaling, side_by_side
+from benchmarks import gpu_bytes, networks, scaling, side_by_side
 from benchmarks.side_by_side import Entrant, Row
 
 SMALL = (
@@ -71,3 +71,36 @@ def test_efficiency_counts_what_is_not_hidden():
     step = scaling.Step(compute=3.0, gradients=2.5, norms=1.0)
     assert step.efficiency() == pytest.approx(3 / 4.5)
     assert step.efficiency(synced=False) == pytest.approx(3 / 3.5)
+
+
+_PROGRAM = """
+%fused_a (p.0: f32[4,8], p.1: bf16[8]) -> bf16[4,8] {
+  %p.0 = f32[4,8]{1,0} parameter(0)
+  %p.1 = bf16[8]{0} parameter(1)
+  ROOT %add.1 = bf16[4,8]{1,0} add(%p.0, %p.1)
+}
+
+%fused_b (p.2: f32[4,8]) -> f32[1,8] {
+  %p.2 = f32[4,8]{1,0} parameter(0)
+  %convert.1 = f32[4,8]{1,0} convert(%p.2)
+  ROOT %slice.1 = f32[1,8]{1,0} slice(%convert.1), slice={[0:1], [0:8]}
+}
+
+ENTRY %main (x: f32[4,8], b: bf16[8]) -> (bf16[4,8], f32[1,8]) {
+  %x = f32[4,8]{1,0} parameter(0)
+  %b = bf16[8]{0} parameter(1)
+  %sum = bf16[4,8]{1,0} fusion(%x, %b), kind=kLoop, calls=%fused_a
+  %first = f32[1,8]{1,0} fusion(%x), kind=kLoop, calls=%fused_b
+  %conv = (bf16[4,8]{1,0}, s8[1000]{0}) custom-call(%sum, %sum), custom_call_target="__cudnn$convForward"
+  ROOT %out = (bf16[4,8]{1,0}, f32[1,8]{1,0}) tuple(%sum, %first)
+}
+"""
+
+
+def test_the_bytes_of_a_program_for_a_gpu_by_hand():
+    assert gpu_bytes.kernels(_PROGRAM) == [
+        gpu_bytes.Kernel("fusion", 4 * 32 + 2 * 8 + 2 * 32),
+        gpu_bytes.Kernel("fusion", 4 * 8 + 4 * 8),  # of x it takes a slice
+        gpu_bytes.Kernel("convolution", 2 * 32 + 2 * 32),  # one operand twice, and no working space
+    ]
+    assert gpu_bytes.size("(u32[2]{0}, pred[3,5]{1,0}, f32[])") == 4 * 2 + 15 + 4
