@@ -45,8 +45,7 @@ def rows(names=NAMES) -> list[Row]:
         if name in NETWORKS:
             found += _against_torch(name)
         else:
-            _, facts = side_by_side.race([Entrant(name, {"options": options, "members": members}[name])], 1)
-            found += facts[name]["rows"]
+            found += side_by_side.ask(Entrant(name, {"options": options, "members": members}[name]))["rows"]
     return found
 
 

@@ -110,6 +110,12 @@ def race(
     return {name: np.array(of_entrant) for name, of_entrant in seconds.items()}, facts
 
 
+def ask(entrant: Entrant) -> dict:
+    """An entrant's facts, where these are all that is wanted of it."""
+    with _process(entrant) as (_, facts):
+        return facts
+
+
 def turns(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, np.ndarray]:
     """Seconds of each round of functions of this process, in turns; the first round is not counted."""
     for run in runs.values():
