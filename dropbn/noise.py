@@ -142,12 +142,7 @@ class Dropout(Noise):
         return inputs if self.scale_at == "train" else inputs * self.keep.astype(inputs.dtype)
 
     def perturb(self, inputs, rng, shape):
-        mask = draws.bernoulli(rng, self.keep, shape).astype(jnp.float32) > 0
-        scaled = inputs
-        if self.scale_at == "train":
-            # The inner `where` keeps the gradient finite at keep = 0, where every unit is dropped.
-            scaled = inputs / jnp.where(self.keep > 0, self.keep, 1).astype(inputs.dtype)
-        y = jnp.where(mask, scaled, jnp.zeros_like(inputs))
+        y = _drop(inputs, rng, self.keep, shape, self.scale_at == "train")
         if self.restore == "sqrt_keep":
             return y * jnp.sqrt(self.keep).astype(inputs.dtype)
         return self._restored(inputs.astype(jnp.float32), y) if self.restore else y
@@ -163,6 +158,16 @@ class Dropout(Noise):
         positive = varies & (kept > 0)
         factor = jnp.where(positive, jnp.sqrt(jnp.where(positive, kept, 1)), 0)
         return (c + (y - c) * factor).astype(y.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))  # Traced once for all layers of a shape.
+def _drop(inputs, key, keep, shape, scaled):
+    """`inputs` where a mask of `shape` keeps them, else 0; `scaled` divides them by `keep`."""
+    mask = draws.bernoulli(key, keep, shape).astype(jnp.float32) > 0
+    if scaled:
+        # The inner `where` keeps the gradient finite at keep = 0, where every unit is dropped.
+        inputs = inputs / jnp.where(keep > 0, keep, 1).astype(inputs.dtype)
+    return jnp.where(mask, inputs, jnp.zeros_like(inputs))
 
 
 class GaussianDropout(Noise):

@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dropbn import moments
@@ -55,8 +56,8 @@ class BatchNorm(nn.BatchNorm):
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
         affine = self.use_scale or self.use_bias
         dtype = self.dtype or (jnp.promote_types(x.dtype, self.param_dtype) if affine else x.dtype)
-        scale = self.param("scale", self.scale_init, (channels,), self.param_dtype) if self.use_scale else 1.0
-        bias = self.param("bias", self.bias_init, (channels,), self.param_dtype) if self.use_bias else 0.0
+        scale = self._parameter("scale", self.scale_init, channels) if self.use_scale else 1.0
+        bias = self._parameter("bias", self.bias_init, channels) if self.use_bias else 0.0
         given = x, scale, bias, running_mean.value, running_var.value
         if use_running_average:
             return _by_running(self.epsilon, dtype, *given)
@@ -65,6 +66,13 @@ class BatchNorm(nn.BatchNorm):
         if not self.is_initializing():
             running_mean.value, running_var.value = mean, var
         return y
+
+    def _parameter(self, name, init, channels):
+        """`self.param`; of a value that is there, the shape is compared without tracing `init` for it."""
+        value = nn.unbox(self.get_variable("params", name))
+        if np.shape(value) == (channels,):
+            return value
+        return self.param(name, init, (channels,), self.param_dtype)
 
     def _groups(self, images):
         """Groups on each device, and the devices that share one, as of `normalize`."""

@@ -7,13 +7,14 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import ml_collections
 import numpy as np
 
 from dropbn import checkpoint, data, divergence, initializers, models, parallel, steps, workdir
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
-from dropbn.plan import Plan, abstract_state
+from dropbn.plan import Plan
 
 
 @dataclasses.dataclass(eq=False)
@@ -119,7 +120,7 @@ def opened(
     Raises:
       DropbnError: what `training.train_and_evaluate` says.
     """
-    like = abstract_state(config, dataset, plan)
+    initial = initial_state(config, dataset, plan)  # It refuses orders that do not fit the images.
     shared = plan.layout.processes > 1
     writes = parallel.is_first() or not shared
     if shared and not writes:  # One process makes the workdir, the others find it.
@@ -135,14 +136,14 @@ def opened(
         checkpoint.manager(workdir.checkpoints(directory), shared=shared) as checkpoints,
     ):
         if checkpoints.all_steps():
-            state, saved, notes = checkpoint.resume(checkpoints, like, shared)
+            state, saved, notes = checkpoint.resume(checkpoints, jax.eval_shape(lambda: initial), shared)
             for note in notes:
                 progress.note(note)
             _refuse_others(directory, saved, about)
             totals, step = saved["totals"], int(state.step)
         else:
             _refuse_lost_checkpoints(directory, plan)
-            state, totals, step = initial_state(config, dataset, plan), {}, 0
+            state, totals, step = initial, {}, 0
         if step >= plan.steps_per_epoch and not workdir.read_metrics(directory):
             raise DropbnError(
                 f"The run in {directory} stands at step {step}, but its metrics.jsonl was removed: choose "

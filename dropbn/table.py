@@ -11,7 +11,7 @@ import flax
 import jax
 import rich.console
 
-from dropbn import claims, evidence, figures, workdir
+from dropbn import claims, evidence, workdir
 from dropbn.errors import DropbnError, headline
 from dropbn.results import Result
 
@@ -112,6 +112,8 @@ def collect(
         "figures": [],
     }
     _write(directory, found)  # Before anything is drawn, so that no figure can keep the numbers back.
+    from dropbn import figures  # matplotlib takes long to import: whoever trains need not wait for it.
+
     drawn = [*figures.draw(cells, directory / "figures", metric), *more()]
     found["figures"] = [figure | {"file": f"figures/{figure['file']}"} for figure in drawn]
     _write(directory, found)

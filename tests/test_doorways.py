@@ -76,6 +76,12 @@ def test_train_then_eval_from_any_directory(tmp_path):
     assert (tmp_path / "my runs" / "uout" / "eval" / "shift_overlay.png").exists()
 
 
+def test_a_run_does_not_wait_for_what_it_has_no_use_for():
+    code = "import sys; from dropbn import data, lint, report, training; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not {"matplotlib", "sklearn", "scipy", "grain", "tensorflow"} & set(done.stdout.split())
+
+
 def test_convolutions_go_to_eigen_where_the_user_says_nothing(monkeypatch):
     name = doorway._XLA_FLAG.partition("=")[0]
     for given, wanted in (

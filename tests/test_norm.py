@@ -2,6 +2,7 @@
 
 import functools
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -134,6 +135,13 @@ def test_the_dtype_of_the_output_is_that_of_flax():
             for layer in (norm.BatchNorm, nn.BatchNorm)
         )
         assert ours.dtype == theirs.dtype, flags
+
+
+def test_parameters_of_another_shape_are_refused_as_flax_refuses_them():
+    variables = _variables(5) | {"params": _variables(4)["params"]}
+    for layer in (norm.BatchNorm(), nn.BatchNorm()):
+        with pytest.raises(flax.errors.ScopeParamShapeError, match="scale"):
+            layer.apply(variables, _input(), use_running_average=True)
 
 
 def test_groups_that_do_not_fit_are_refused():
