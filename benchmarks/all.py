@@ -17,7 +17,7 @@ import time
 from benchmarks import side_by_side
 
 # In the order of the page; each module has a function `rows` and says what it measures.
-NAMES = ("train_step", "noise", "start", "data_feed", "observation", "gpu", "gpu_bytes")
+NAMES = ("train_step", "noise", "start", "data_feed", "observation", "gpu")
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "speed.md"
 _PREFACE = """
 Rivals run in turns, each in a process of its own. Given are the median over rounds and, in brackets, the

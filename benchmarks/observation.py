@@ -16,7 +16,7 @@ from dropbn import doorway, models, modes, observation
 from dropbn.batches import Batches
 
 NETWORKS = (networks.PRERESNET, networks.WRN._replace(batch_size=32))
-ROUNDS, STARTS, BATCHES = {"preresnet": 11, "wrn": 5}, 3, 4
+ROUNDS, STARTS, BATCHES = {"preresnet": 15, "wrn": 5}, {"preresnet": 5, "wrn": 2}, 4
 TARGETS = {"shift.measure": 1.15, "recalibrate": 1.3}
 SOURCES = {"shift.measure": "running", "recalibrate": "batch"}
 RIVALS = {"shift.measure": "PyTorch hooks", "recalibrate": "PyTorch update_bn"}
@@ -94,7 +94,10 @@ def rows() -> list[Row]:
         entrants = [Entrant("dropbn", dropbn, (settings,))]
         if side_by_side.has_torch():
             entrants.append(Entrant("PyTorch", torch, (settings,)))
-        starts = [{entrant.name: side_by_side.ask(entrant) for entrant in entrants} for _ in range(STARTS)]
+        starts = [
+            {entrant.name: side_by_side.ask(entrant) for entrant in entrants}
+            for _ in range(STARTS[settings.name])
+        ]
         sizes = {facts["parameters"] for start in starts for facts in start.values()}
         if len(sizes) > 1:
             raise RuntimeError(f"The networks differ: {sizes} parameters.")

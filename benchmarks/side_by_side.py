@@ -68,7 +68,7 @@ class Row(NamedTuple):
 
 def spread(values) -> Spread:
     """Median and quartiles of some values."""
-    return Spread(*np.quantile(np.asarray(values, float), (0.25, 0.5, 0.75)))
+    return Spread(*np.quantile(np.fromiter(values, float), (0.25, 0.5, 0.75)))
 
 
 def at_least(what: str, found: Spread, target: float, words: str = "") -> Row:

@@ -98,6 +98,7 @@ class Observer:
             pending = dispatched
 
     def _fetched(self, pending, index):
+        pending = jax.device_get(pending)  # Asks for all of them before it waits for one.
         found = {
             path: Moments(*(np.asarray(part, np.float64) for part in pending[path])) for path in self.layers
         }
