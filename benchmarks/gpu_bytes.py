@@ -16,11 +16,13 @@ from unittest import mock
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import topologies
 
-from benchmarks import gpu, networks, side_by_side
+from benchmarks import gpu, networks, scaling, side_by_side
 from benchmarks.side_by_side import Row
+from dropbn import doorway
 
-_BANDWIDTH = 3.35e12  # bytes a second
+_BANDWIDTH = scaling.MACHINES["8 H100"].memory
 _SMALL = 1e6
 _DEVICE = f"""
 platform_name: "CUDA"
@@ -69,13 +71,15 @@ class Kernel(NamedTuple):
 def rows(names=tuple(gpu.NETWORKS)) -> list[Row]:
     """Bytes and kernels of a step of every network, dropbn's and that of plain Flax."""
     jax.config.update("jax_platforms", "cpu")  # A GPU that is there is left alone.
+    doorway.prepare()
     found = []
     for name in names:
         settings = gpu.NETWORKS[name]
         found += _rows(f"{name}: dropbn", *gpu.ours(settings))
         if settings is not None:
             step, state = networks.plain(settings)
-            found += _rows(f"{name}: plain Flax", step, state, networks.images(settings.batch_size))
+            with jax.threefry_partitionable(True):  # JAX's default, which `doorway.prepare` has changed.
+                found += _rows(f"{name}: plain Flax", step, state, networks.images(settings.batch_size))
     return found
 
 
@@ -107,8 +111,6 @@ def compile_for_h100(step, state, batch):
     Raises:
       NotImplementedError: JAX's plugin for GPUs is not installed.
     """
-    from jax.experimental import topologies
-
     topology = topologies.get_topology_desc("1x1x1", "cuda", topology="1x1x1", target_config=_DEVICE)
     sharding = jax.sharding.SingleDeviceSharding(topology.devices[0])
     arguments = jax.tree.map(
@@ -116,8 +118,8 @@ def compile_for_h100(step, state, batch):
         (state, batch),
     )
     with mock.patch.object(jax, "default_backend", lambda: "gpu"):  # dropbn's convolutions ask for it.
-        lowered = jax.jit(step, donate_argnums=0, out_shardings=sharding).trace(*arguments)
-    return lowered.lower(lowering_platforms=("cuda",)).compile({"xla_gpu_autotune_level": 0})
+        traced = jax.jit(step, donate_argnums=0, out_shardings=sharding).trace(*arguments)
+    return traced.lower(lowering_platforms=("cuda",)).compile({"xla_gpu_autotune_level": 0})
 
 
 def kernels(program: str) -> list[Kernel]:
@@ -142,7 +144,7 @@ def kernels(program: str) -> list[Kernel]:
             for i, operand in enumerate(operands)
             if operands.index(operand) == i
         )
-        found.append(Kernel("convolution" if convolves else what, written + int(read)))
+        found.append(Kernel("convolution" if convolves else what, written + read))
     return found
 
 

@@ -89,7 +89,7 @@ class BatchNorm(nn.BatchNorm):
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _by_running(epsilon, dtype, x, scale, bias, running_mean, running_var):
     """`x` normalized by running statistics."""
-    x, scale, bias = _wide_enough(x, scale, bias)
+    x, scale, bias = _promoted(x, scale, bias)
     factor = lax.rsqrt(running_var + epsilon) * scale
     return ((x - running_mean) * factor + bias).astype(dtype)
 
@@ -97,7 +97,7 @@ def _by_running(epsilon, dtype, x, scale, bias, running_mean, running_var):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _by_groups(number, across, epsilon, momentum, dtype, x, scale, bias, running_mean, running_var):
     """`x` normalized by the statistics of its `number` groups, and the running ones after it."""
-    x, scale, bias = _wide_enough(x, scale, bias)
+    x, scale, bias = _promoted(x, scale, bias)
     groups = x.reshape(number, -1, *x.shape[1:])
     y, *batch = normalize(across, epsilon, groups, scale, bias)
     running = (
@@ -107,7 +107,7 @@ def _by_groups(number, across, epsilon, momentum, dtype, x, scale, bias, running
     return y.reshape(x.shape).astype(dtype), *running
 
 
-def _wide_enough(x, scale, bias):
+def _promoted(x, scale, bias):
     """All three in float32 at least; scale and bias, which may be numbers, of shape (channels,)."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x, *(jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape[-1:]) for value in (scale, bias))
