@@ -41,6 +41,30 @@ def test_digits_are_scikit_learns(digits):
     assert digits.std == pytest.approx(pixels[~is_test].std() / 255, rel=1e-6)
 
 
+def test_digits_are_decoded_once(tmp_path, monkeypatch):
+    """From then on they are read from the file that was kept, unless it is damaged or cannot be written."""
+    config = base.get_config().data
+    config.dir = str(tmp_path)
+    wanted = data.load(config).fingerprint
+    [kept] = tmp_path.rglob("decoded.npz")
+
+    def is_read():
+        with monkeypatch.context() as patch:
+            patch.setattr(stock, "_decode", lambda source: pytest.fail("decoded again"))
+            return data.load(config).fingerprint == wanted
+
+    assert is_read()
+    content = bytearray(kept.read_bytes())
+    content[len(content) // 2] ^= 1
+    kept.write_bytes(content)
+    assert data.load(config).fingerprint == wanted
+    assert is_read()
+    kept.unlink()
+    kept.mkdir()
+    assert data.load(config).fingerprint == wanted
+    assert [path.name for path in kept.parent.glob("decoded*")] == ["decoded.npz"]
+
+
 def test_processes_that_prepare_the_data_at_once(tmp_path):
     code = (
         "from configs import base; from dropbn import data; c = base.get_config().data; "

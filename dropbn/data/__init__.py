@@ -75,7 +75,8 @@ def load(config) -> Dataset:
     if colon and kind in files.OPENERS:
         sources, num_classes = files.OPENERS[kind](path)
     elif config.name in stock.NAMES:
-        sources, num_classes = stock.sources(config.name, config.dir)
+        small = not config.image_size and config.name not in stock.PHOTOS
+        sources, num_classes = (stock.arrays if small else stock.sources)(config.name, config.dir)
     else:
         raise unknown("dataset", config.name, [*stock.NAMES, *(f"{kind}:PATH" for kind in files.OPENERS)])
     if not config.image_size:

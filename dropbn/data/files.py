@@ -1,7 +1,6 @@
 """One's own images: folders of image files, or an .npz archive of arrays."""
 
 import bisect
-import concurrent.futures
 import dataclasses
 import itertools
 import os
@@ -47,8 +46,7 @@ class Files:
         Raises:
           DropbnError: an image whose size or number of channels differs from the first; the message names it.
         """
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            examples = list(pool.map(self.__getitem__, rows))
+        examples = [self[row] for row in rows]  # Of small images threads take several times as long.
         shapes = [example["image"].shape for example in examples]
         for row, shape in zip(rows, shapes, strict=True):
             if shape != shapes[0]:
@@ -195,14 +193,20 @@ def _files(folder):
     return files
 
 
-def _read(file):
+def _open(file):
     from PIL import Image
 
+    image = Image.open(file, formats=FORMATS)
+    if image.format != "PNG":
+        return image
+    with image:
+        image.verify()  # Decoding does not compare its checksums, and this cannot be decoded any more.
+    return Image.open(file, formats=FORMATS)
+
+
+def _read(file):
     try:
-        with Image.open(file, formats=FORMATS) as image:
-            if image.format == "PNG":
-                image.verify()  # Decoding does not compare its checksums.
-        with Image.open(file, formats=FORMATS) as image:
+        with _open(file) as image:
             mode = image.mode
             grey = mode in ("1", "L", "LA")
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
