@@ -257,7 +257,7 @@ def test_bad_configs_are_refused_before_anything_is_written(tiny_config, tmp_pat
     ],
 )
 def test_digits_show_the_shift(tmp_path, epochs, flags, accuracy, lowest, highest):
-    """The default config, but in slow tests less deep: the control has no shift, dropout 0.7 has, Uout 0.5 hardly."""
+    """The default config, in short less deep: the control has no shift, dropout 0.7 has, Uout 0.5 hardly."""
     run = tmp_path / "run"
     done = subprocess.run(
         _train_command(run, *flags, f"--config.duration={epochs} epochs"),
