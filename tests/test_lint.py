@@ -1,5 +1,6 @@
 """The linter against labelled networks, measured ratios, and what its own advice promises."""
 
+import inspect
 import json
 import os
 import pathlib
@@ -11,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from linen_models import BREADTH
 from lint_models import CASES
 
 from dropbn import lint, models, modes, noise, shift, surgery
 from dropbn.errors import DropbnError
+from dropbn.flow import functions
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -42,6 +45,30 @@ def test_labelled_networks(case):
     wanted = {("info", "into a skip", *missed)} if missed else case.findings
     assert _on_the_way(found) == wanted
     assert (wanted == case.findings) == (missed is None)
+
+
+@pytest.mark.parametrize("name", functions._NUMPY)
+def test_numpy_computes_what_jax_does(name):
+    """On floats, whole numbers and booleans, where JAX takes them; with infinities and NaN."""
+    others = {"add_any": "add", "and": "bitwise_and", "or": "bitwise_or", "not": "bitwise_not"}
+    function = getattr(lax, others.get(name, name))
+    required = [p for p in inspect.signature(function).parameters.values() if p.default is p.empty]
+    rng, taken = np.random.default_rng(0), 0
+    floats = np.array([*rng.normal(size=50), 0, -0.0, 1, -1, np.inf, -np.inf, np.nan], np.float32)
+    for x in (floats, rng.integers(1, 9, 57).astype(np.int32), floats > 0):
+        arguments = [np.roll(x, 7 * i) for i in range(len(required))]
+        if name == "select_n":
+            arguments = [x > 1, x, np.roll(x, 7)]
+        try:
+            wanted = function(*arguments)
+        except TypeError:
+            continue
+        [eqn] = jax.make_jaxpr(function)(*arguments).eqns
+        found = functions._constant(eqn, arguments)
+        assert found.dtype == wanted.dtype
+        np.testing.assert_allclose(found, wanted, rtol=2e-6, atol=1e-7)
+        taken += 1
+    assert taken
 
 
 def test_precision_and_recall():

@@ -20,10 +20,41 @@ SHAPES = frozenset(
     "stop_gradient reduce_precision dynamic_slice sharding_constraint".split()
 )
 SUMS = frozenset(("reduce_sum", "reduce_max"))
-ELEMENTWISE = frozenset(
-    "add add_any sub mul div neg max min abs sign exp exp2 log log1p expm1 tanh logistic erf sqrt rsqrt "  # noqa: SIM905
-    "square integer_pow pow select_n gt ge lt le eq ne and or not clamp sin cos".split()
-)
+# Functions of elements that NumPy computes; the others are left to JAX, which compiles each for every shape.
+_NUMPY = {
+    "add": np.add,
+    "add_any": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "neg": np.negative,
+    "max": np.maximum,
+    "min": np.minimum,
+    "abs": np.abs,
+    "sign": np.sign,
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "log": np.log,
+    "log1p": np.log1p,
+    "expm1": np.expm1,
+    "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda x: 1 / np.sqrt(x),
+    "square": np.square,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "not": np.bitwise_not,
+    "select_n": lambda which, *cases: np.choose(which.astype(int), cases),
+}
+ELEMENTWISE = frozenset(_NUMPY) | {"logistic", "erf", "integer_pow", "pow", "clamp"}
 
 
 def known(value, name: str = "") -> Value:
@@ -39,7 +70,23 @@ def without_data(eqn, values: list[Value]) -> list[Value]:
     cheap = eqn.primitive.name in SHAPES | ELEMENTWISE | SUMS and max(outputs) <= _LARGEST
     if not cheap or any(value.constant is None for value in values):
         return [Value(name=name)] * len(outputs)
-    return [Value(constant=eqn.primitive.bind(*(v.constant for v in values), **eqn.params), name=name)]
+    return [Value(constant=_constant(eqn, [value.constant for value in values]), name=name)]
+
+
+def _constant(eqn, values):
+    params, dtype = eqn.params, eqn.outvars[0].aval.dtype
+    if eqn.primitive.name in _NUMPY:
+        return _by_numpy(eqn.primitive.name, map(np.asarray, values)).astype(dtype)
+    if eqn.primitive.name == "broadcast_in_dim" and len(values) == 1:
+        shape, kept = params["shape"], params["broadcast_dimensions"]
+        added = [axis for axis in range(len(shape)) if axis not in kept]
+        return np.broadcast_to(np.expand_dims(values[0], added), shape)
+    return eqn.primitive.bind(*values, **params)
+
+
+def _by_numpy(name, arrays):
+    with np.errstate(all="ignore"):
+        return _NUMPY[name](*arrays)
 
 
 def reshaped(eqn, values: list[Value]) -> Value:
@@ -115,7 +162,7 @@ def _apply(eqn, values, factors):
     arguments = []
     for i, (value, factor, var) in enumerate(zip(values, factors, eqn.invars, strict=True)):
         if value.data:
-            x = np.roll(NODES, 211 * i)[:, None] if value.gauss is None else value.gauss
+            x = _some_numbers(i) if value.gauss is None else value.gauss
         else:
             x = _by_channel(value.constant, eqn.outvars[0].aval.shape)
             if x is None:
@@ -129,8 +176,13 @@ def _apply(eqn, values, factors):
     params = tuple(sorted(eqn.params.items()))
     if max(x.size for x in arguments) > NODES.size:
         return _computed(eqn.primitive, params, arguments)
-    described = ((x.tobytes(), x.dtype.str, x.shape) for x in arguments)
+    described = ((x.tobytes(), x.dtype, x.shape) for x in arguments)
     return _computed_once(eqn.primitive, params, *described)
+
+
+@functools.lru_cache
+def _some_numbers(argument):
+    return np.roll(NODES, 211 * argument)[:, None]
 
 
 # The blocks of a network compute the same again and again.
@@ -142,10 +194,13 @@ def _computed_once(primitive, params, *described):
 
 def _computed(primitive, params, arguments):
     try:
-        # CPU and eager, whatever the model runs on: these are some thousand numbers.
-        with jax.ensure_compile_time_eval():
-            arrays = [jnp.asarray(x, bool if x.dtype == bool else np.float32) for x in arguments]
-            found = primitive.bind(*arrays, **dict(params))
+        arrays = [np.asarray(x, bool if x.dtype == bool else np.float32) for x in arguments]
+        if primitive.name in _NUMPY:
+            found = _by_numpy(primitive.name, arrays)
+        else:
+            # Eager, where a model is being traced too.
+            with jax.ensure_compile_time_eval():
+                found = primitive.bind(*map(jnp.asarray, arrays), **dict(params))
         return np.asarray(found, bool if found.dtype == bool else np.float64)
     except (TypeError, ValueError):
         return None
