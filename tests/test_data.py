@@ -65,6 +65,14 @@ def test_digits_are_decoded_once(tmp_path, monkeypatch):
     assert [path.name for path in kept.parent.glob("decoded*")] == ["decoded.npz"]
 
 
+def test_a_stream_without_a_size_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
+    config = base.get_config().data
+    config.dir, config.rotation = str(tmp_path), 10.0
+    monkeypatch.setattr(stock, "arrays", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(DropbnError, match=r"'rotation': 10\.0\} is a stream: give data\.image_size"):
+        data.load(config)
+
+
 def test_processes_that_prepare_the_data_at_once(tmp_path):
     code = (
         "from configs import base; from dropbn import data; c = base.get_config().data; "

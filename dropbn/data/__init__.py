@@ -72,13 +72,13 @@ def load(config) -> Dataset:
         if not 0 <= config[field] <= most:
             raise DropbnError(f"data.{field}={config[field]}: give 0 to {most}.")
     kind, colon, path = config.name.partition(":")
-    if colon and kind in files.OPENERS:
-        sources, num_classes = files.OPENERS[kind](path)
-    elif config.name in stock.NAMES:
-        small = not config.image_size and config.name not in stock.PHOTOS
-        sources, num_classes = (stock.arrays if small else stock.sources)(config.name, config.dir)
-    else:
+    is_own = colon and kind in files.OPENERS
+    if not is_own and config.name not in stock.NAMES:
         raise unknown("dataset", config.name, [*stock.NAMES, *(f"{kind}:PATH" for kind in files.OPENERS)])
+    if not config.image_size:
+        _refuse_streams(config)
+    of_stock = stock.sources if config.image_size else stock.arrays
+    sources, num_classes = files.OPENERS[kind](path) if is_own else of_stock(config.name, config.dir)
     if not config.image_size:
         return _in_memory(config, sources, num_classes)
     if config.crop_padding:
@@ -134,7 +134,8 @@ def _divided(config, sources):
     return {name: (together, part) for name, part in zip(("train", "validation", "test"), parts, strict=True)}
 
 
-def _in_memory(config, sources, num_classes):
+def _refuse_streams(config):
+    """Raises for what takes a size of the images; before anything is opened or decoded."""
     given = {
         field: config[field]
         for field in ("crop_scale", "part_size", "rotation", "jitter", "split", "workers")
@@ -145,12 +146,13 @@ def _in_memory(config, sources, num_classes):
             f"data.name={config.name!r} with {given or 'images of any size'} is a stream: give "
             "data.image_size, such as 224."
         )
-    splits = {}
-    for name, source in sources.items():
-        rows = _evenly(config.train_examples if name == "train" else 0, len(source))
-        examples = source.__getitems__(rows.tolist())
-        images = np.stack([example["image"] for example in examples])
-        splits[name] = Split(images, np.array([example["label"] for example in examples], np.int32))
+
+
+def _in_memory(config, sources, num_classes):
+    splits = {
+        name: source.take(_evenly(config.train_examples if name == "train" else 0, len(source)))
+        for name, source in sources.items()
+    }
     # Moments of the bytes, in float64 channel by channel, so that no float copy of all images is made.
     images = splits["train"].images
     channels = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]

@@ -10,11 +10,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dropbn.data.splits import Split
 from dropbn.errors import DropbnError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "test")
 FORMATS = ("PNG", "JPEG")  # of which Pillow knows many more; one of them starts Ghostscript
+
+
+def stacked(examples: list[dict]) -> Split:
+    """Examples {"image", "label"} as a split."""
+    images, labels = ([example[key] for example in examples] for key in ("image", "label"))
+    return Split(np.stack(images), np.array(labels, np.int32))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Files:
         """
         return {"image": _read(self.files[row]), "label": self.labels[row]}
 
-    def __getitems__(self, rows: Sequence[int]) -> list[dict]:
+    def take(self, rows: Sequence[int]) -> Split:
         """The examples of some rows, all images of one shape.
 
         Raises:
@@ -54,7 +61,7 @@ class Files:
                     f"{self.files[row]} is {shape} (height, width, channels), {self.files[rows[0]]} is "
                     f"{shapes[0]}: all images of a folder have one shape, or data.image_size gives them one."
                 )
-        return examples
+        return stacked(examples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,8 +77,8 @@ class Arrays:
     def __getitem__(self, row) -> dict:
         return {"image": self.images[row], "label": int(self.labels[row])}
 
-    def __getitems__(self, rows) -> list[dict]:
-        return [self[row] for row in rows]
+    def take(self, rows) -> Split:
+        return Split(self.images[rows], self.labels[rows].astype(np.int32))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -86,9 +86,7 @@ def _num_classes(builder):
 
 
 def _decode(source):
-    examples = source.__getitems__(range(len(source)))
-    images, labels = ([example[key] for example in examples] for key in ("image", "label"))
-    return files.Arrays(np.stack(images), np.array(labels, np.int32))
+    return files.Arrays(*files.stacked(source.__getitems__(range(len(source)))))
 
 
 def _keep(path, decoded):

@@ -12,7 +12,7 @@ import functools
 import numpy as np
 from jax.extend.core import Literal
 
-from dropbn.flow import functions
+from dropbn.flow import arithmetic, functions
 from dropbn.flow.marks import Marked, Noise, Norm
 from dropbn.flow.values import (
     EARLIER,
@@ -155,7 +155,7 @@ class _Follower:
             output = self._concatenate(eqn, values)
         elif name in functions.SHAPES:
             output = functions.reshaped(eqn, values)
-        elif name in functions.ELEMENTWISE:
+        elif name in arithmetic.ELEMENTWISE:
             output = functions.elementwise(eqn, values)
         else:
             output = self._reduced(eqn, values)

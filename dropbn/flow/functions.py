@@ -4,10 +4,9 @@ import dataclasses
 import functools
 import math
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
+from dropbn.flow import arithmetic
 from dropbn.flow.values import Flow, Value, ancestors, forget, union
 
 # A standard normal by the trapezoidal rule: an even number of nodes, so that none lies on a kink at 0.
@@ -20,41 +19,6 @@ SHAPES = frozenset(
     "stop_gradient reduce_precision dynamic_slice sharding_constraint".split()
 )
 SUMS = frozenset(("reduce_sum", "reduce_max"))
-# Functions of elements that NumPy computes; the others are left to JAX, which compiles each for every shape.
-_NUMPY = {
-    "add": np.add,
-    "add_any": np.add,
-    "sub": np.subtract,
-    "mul": np.multiply,
-    "div": np.divide,
-    "neg": np.negative,
-    "max": np.maximum,
-    "min": np.minimum,
-    "abs": np.abs,
-    "sign": np.sign,
-    "exp": np.exp,
-    "exp2": np.exp2,
-    "log": np.log,
-    "log1p": np.log1p,
-    "expm1": np.expm1,
-    "tanh": np.tanh,
-    "sin": np.sin,
-    "cos": np.cos,
-    "sqrt": np.sqrt,
-    "rsqrt": lambda x: 1 / np.sqrt(x),
-    "square": np.square,
-    "gt": np.greater,
-    "ge": np.greater_equal,
-    "lt": np.less,
-    "le": np.less_equal,
-    "eq": np.equal,
-    "ne": np.not_equal,
-    "and": np.bitwise_and,
-    "or": np.bitwise_or,
-    "not": np.bitwise_not,
-    "select_n": lambda which, *cases: np.choose(which.astype(int), cases),
-}
-ELEMENTWISE = frozenset(_NUMPY) | {"logistic", "erf", "integer_pow", "pow", "clamp"}
 
 
 def known(value, name: str = "") -> Value:
@@ -67,26 +31,11 @@ def without_data(eqn, values: list[Value]) -> list[Value]:
     """Constants are computed where all that goes into them is known; a parameter keeps its name."""
     name = next((value.name for value in values if value.name), "")
     outputs = [math.prod(getattr(var.aval, "shape", ())) for var in eqn.outvars]
-    cheap = eqn.primitive.name in SHAPES | ELEMENTWISE | SUMS and max(outputs) <= _LARGEST
+    cheap = eqn.primitive.name in SHAPES | arithmetic.ELEMENTWISE | SUMS and max(outputs) <= _LARGEST
     if not cheap or any(value.constant is None for value in values):
         return [Value(name=name)] * len(outputs)
-    return [Value(constant=_constant(eqn, [value.constant for value in values]), name=name)]
-
-
-def _constant(eqn, values):
-    params, dtype = eqn.params, eqn.outvars[0].aval.dtype
-    if eqn.primitive.name in _NUMPY:
-        return _by_numpy(eqn.primitive.name, map(np.asarray, values)).astype(dtype)
-    if eqn.primitive.name == "broadcast_in_dim" and len(values) == 1:
-        shape, kept = params["shape"], params["broadcast_dimensions"]
-        added = [axis for axis in range(len(shape)) if axis not in kept]
-        return np.broadcast_to(np.expand_dims(values[0], added), shape)
-    return eqn.primitive.bind(*values, **params)
-
-
-def _by_numpy(name, arrays):
-    with np.errstate(all="ignore"):
-        return _NUMPY[name](*arrays)
+    constants, dtype = [value.constant for value in values], eqn.outvars[0].aval.dtype
+    return [Value(constant=arithmetic.evaluate(eqn.primitive, eqn.params, constants, dtype), name=name)]
 
 
 def reshaped(eqn, values: list[Value]) -> Value:
@@ -195,12 +144,7 @@ def _computed_once(primitive, params, *described):
 def _computed(primitive, params, arguments):
     try:
         arrays = [np.asarray(x, bool if x.dtype == bool else np.float32) for x in arguments]
-        if primitive.name in _NUMPY:
-            found = _by_numpy(primitive.name, arrays)
-        else:
-            # Eager, where a model is being traced too.
-            with jax.ensure_compile_time_eval():
-                found = primitive.bind(*map(jnp.asarray, arrays), **dict(params))
+        found = arithmetic.evaluate(primitive, dict(params), arrays)
         return np.asarray(found, bool if found.dtype == bool else np.float64)
     except (TypeError, ValueError):
         return None
