@@ -45,6 +45,13 @@ TINY = (
     "--config.eval.train_examples=100",
 )
 CELL = "preresnet8,digits,place=P4"
+# Compiled sooner, where the network does not matter.
+PERCEPTRON = (
+    "--config.model.name=mlp",
+    "--config.model.depth=1",
+    "--config.model.block=bn relu dense",
+    "--config.model.head=dense",
+)
 
 
 def _members(directory, *cells, seeds=1, overrides=()):
@@ -209,9 +216,11 @@ def test_a_finished_member_says_what_it_found(finished):
 
 def test_a_failing_member_does_not_stop_the_others(tmp_path, capsys):
     """One diverges, one has another run in its workdir, one no data; the one beside them comes through."""
-    good, taken = _members(tmp_path, seeds=2)
-    diverges = _members(tmp_path, f"{CELL},seed=5", overrides=["--config.optimizer.learning_rate=1e30"])
-    lacking = _members(tmp_path, f"{CELL},seed=6", overrides=["--config.data.name=folder:nowhere"])
+    make = functools.partial(_members, overrides=PERCEPTRON)
+    good, taken = make(tmp_path, seeds=2)
+    diverging = (*PERCEPTRON, "--config.optimizer.learning_rate=1e30")
+    diverges = make(tmp_path, f"{CELL},seed=5", overrides=diverging)
+    lacking = make(tmp_path, f"{CELL},seed=6", overrides=(*PERCEPTRON, "--config.data.name=folder:nowhere"))
     workdir.claim(taken.directory, small.get_config("preresnet8,digits"))
     failed = _run([good, taken, *diverges, *lacking])
     reasons = {member.directory.parent.name: failed.get(member.name, "") for member in (*diverges, *lacking)}
@@ -223,7 +232,7 @@ def test_a_failing_member_does_not_stop_the_others(tmp_path, capsys):
     assert "not finite" in (diverges[0].directory / "error.txt").read_text()
     assert "another config" in (taken.directory / "error.txt").read_text()
 
-    alone = _members(tmp_path / "alone")
+    alone = make(tmp_path / "alone")
     assert _run(alone) == {}
     assert _records(good)[-1] == pytest.approx(_records(alone[0])[-1], rel=1e-5)
     printed = capsys.readouterr().out

@@ -56,12 +56,13 @@ def _few_steps(config, devices, number=3, amount=None):
     return parallel.first(state), sums
 
 
-@pytest.mark.parametrize("group_size", [0, 16])
-def test_eight_devices_train_as_one(tiny_config, group_size):
-    tiny_config.model.noise.rate = 0.0
-    tiny_config.model.bn.group_size = group_size
-    tiny_config.data.crop_padding, tiny_config.data.flip = 1, True
-    (one, sums1), (eight, sums8) = (_few_steps(tiny_config, devices) for devices in (1, 8))
+@pytest.mark.parametrize(("config", "group_size"), [("tiny_config", 0), ("mlp_config", 16)])
+def test_eight_devices_train_as_one(request, config, group_size):
+    config = request.getfixturevalue(config)
+    config.model.noise.rate = 0.0
+    config.model.bn.group_size = group_size
+    config.data.crop_padding, config.data.flip = 1, True
+    (one, sums1), (eight, sums8) = (_few_steps(config, devices) for devices in (1, 8))
     for a, b in zip(sums1, sums8, strict=True):
         assert a["count"] == b["count"] == 64
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-4)
@@ -93,7 +94,7 @@ def _masks(seed, step, devices=8):
         steps.train_step, build=lambda hyper: _Recorder(hyper.amount), tx=tx, axis_name="batch"
     )
     batch = {"image": jnp.stack([x] * devices), "label": jnp.zeros((devices, 4), jnp.int32)}
-    new, _ = jax.vmap(one, in_axes=(None, 0, None), axis_name="batch")(state, batch, hyper)
+    new, _ = jax.jit(jax.vmap(one, in_axes=(None, 0, None), axis_name="batch"))(state, batch, hyper)
     return np.asarray(new.batch_stats["mask"][0])
 
 
@@ -107,11 +108,11 @@ def test_masks_differ_by_device_step_and_seed_and_repeat():
         assert (first != other).mean() > 0.5
 
 
-def test_nothing_compiles_after_the_first_step_whatever_the_amount(tiny_config):
-    dataset = data.load(tiny_config.data)
-    plan = make_plan(tiny_config, dataset)
-    feed = feeds.create(tiny_config, dataset, plan.layout)
-    run = programs.create(tiny_config, feed, plan)
+def test_nothing_compiles_after_the_first_step_whatever_the_amount(mlp_config):
+    dataset = data.load(mlp_config.data)
+    plan = make_plan(mlp_config, dataset)
+    feed = feeds.create(mlp_config, dataset, plan.layout)
+    run = programs.create(mlp_config, feed, plan)
     replicate = functools.partial(parallel.replicate, devices=plan.layout.devices)
     state = replicate(steps.create_state(plan.model, plan.tx, 0, (8, 8, 1)))
     hypers = [replicate(steps.Hyper(seed, rate, 1.0)) for seed, rate in ((0, 0.5), (1, 0.0), (2, 1.0))]
@@ -183,9 +184,9 @@ def test_a_finished_run_is_not_repeated(tiny_config, tmp_path, capsys):
     assert "epoch" not in capsys.readouterr().out
 
 
-def test_a_duration_that_ends_within_an_epoch(tiny_config, tmp_path):
-    tiny_config.duration = "30 steps"
-    _, records = training.train_and_evaluate(tiny_config, tmp_path / "run")
+def test_a_duration_that_ends_within_an_epoch(mlp_config, tmp_path):
+    mlp_config.duration = "30 steps"
+    _, records = training.train_and_evaluate(mlp_config, tmp_path / "run")
     assert [record["step"] for record in records] == [22, 30]
     assert records[-1]["epoch"] == pytest.approx(30 / 22)
 
