@@ -56,6 +56,46 @@ def _few_steps(config, devices, number=3, amount=None):
     return parallel.first(state), sums
 
 
+@pytest.mark.parametrize(
+    ("epochs", "flags", "accuracy", "lowest", "highest"),
+    [
+        pytest.param(
+            *(6, ("--config.model.noise.rate=0.7", "--config.model.depth=8"), 0.8, (0.0, 0.5), (0.0, 2.0)),
+            id="in short",
+        ),
+        *(
+            pytest.param(30, flags, *wanted, id=name, marks=pytest.mark.slow)
+            for name, flags, *wanted in (
+                ("none", ("--config.model.noise.rate=0",), 0.98, (0.9, 1.1), (0.9, 1.1)),
+                ("dropout 0.7", ("--config.model.noise.rate=0.7",), 0.9, (0.0, 0.5), (0.0, 2.0)),
+                (
+                    "uout 0.5",
+                    ("--config.model.noise.kind=uout", "--config.model.noise.beta=0.5"),
+                    *(0.98, (0.8, 1.1), (0.8, 1.1)),
+                ),
+            )
+        ),
+    ],
+)
+def test_digits_show_the_shift(tmp_path, epochs, flags, accuracy, lowest, highest):
+    """The default config, in short less deep: the control has no shift, dropout 0.7 has, Uout 0.5 hardly."""
+    run = tmp_path / "run"
+    done = subprocess.run(
+        _train_command(run, *flags, f"--config.duration={epochs} epochs"),
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    config = workdir.read_config(run)
+    dataset = data.load(config.data)
+    state, records = training.train_and_evaluate(config, run, dataset)  # finished: restores
+    assert records[-1]["epoch"] == epochs and records[-1]["test/accuracy"] >= accuracy
+    ratios = [row["ratio"] for row in evaluation.measure_shift(config, dataset, state).rows]
+    assert lowest[0] <= min(ratios) <= lowest[1]
+    assert highest[0] <= max(ratios) <= highest[1]
+
+
 @pytest.mark.parametrize(("config", "group_size"), [("tiny_config", 0), ("mlp_config", 16)])
 def test_eight_devices_train_as_one(request, config, group_size):
     config = request.getfixturevalue(config)
@@ -234,43 +274,3 @@ def test_bad_configs_are_refused_before_anything_is_written(tiny_config, tmp_pat
     with pytest.raises(DropbnError, match=message):
         training.train_and_evaluate(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize(
-    ("epochs", "flags", "accuracy", "lowest", "highest"),
-    [
-        pytest.param(
-            *(12, ("--config.model.noise.rate=0.7", "--config.model.depth=8"), 0.7, (0.0, 0.5), (0.0, 2.0)),
-            id="in short",
-        ),
-        *(
-            pytest.param(30, flags, *wanted, id=name, marks=pytest.mark.slow)
-            for name, flags, *wanted in (
-                ("none", ("--config.model.noise.rate=0",), 0.98, (0.9, 1.1), (0.9, 1.1)),
-                ("dropout 0.7", ("--config.model.noise.rate=0.7",), 0.9, (0.0, 0.5), (0.0, 2.0)),
-                (
-                    "uout 0.5",
-                    ("--config.model.noise.kind=uout", "--config.model.noise.beta=0.5"),
-                    *(0.98, (0.8, 1.1), (0.8, 1.1)),
-                ),
-            )
-        ),
-    ],
-)
-def test_digits_show_the_shift(tmp_path, epochs, flags, accuracy, lowest, highest):
-    """The default config, in short less deep: the control has no shift, dropout 0.7 has, Uout 0.5 hardly."""
-    run = tmp_path / "run"
-    done = subprocess.run(
-        _train_command(run, *flags, f"--config.duration={epochs} epochs"),
-        cwd=ROOT,
-        env=_environment(),
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr.decode()
-    config = workdir.read_config(run)
-    dataset = data.load(config.data)
-    state, records = training.train_and_evaluate(config, run, dataset)  # finished: restores
-    assert records[-1]["epoch"] == epochs and records[-1]["test/accuracy"] >= accuracy
-    ratios = [row["ratio"] for row in evaluation.measure_shift(config, dataset, state).rows]
-    assert lowest[0] <= min(ratios) <= lowest[1]
-    assert highest[0] <= max(ratios) <= highest[1]
