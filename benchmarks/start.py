@@ -1,7 +1,7 @@
 """From command to first step: python -m benchmarks.start
 
 train.py in processes that end after the first step; each config first with an empty compilation cache and
-then with the one that the first start has left, three times over. "Lint" is the check of the network that it
+then with the one that the first start has left, five times over. "Lint" is the check of the network that it
 prints, "rest" the workdir, the checkpoints, TensorBoard's files and what else lies between. Where PyTorch is
 installed, tensorboardX imports it, which takes a second or more: it is hidden here, where it is a rival of
 other benchmarks alone. Then what importing dropbn adds to importing Flax, in turns.
@@ -23,7 +23,7 @@ from benchmarks.side_by_side import Row, spread
 
 CONFIGS = {"digits": (), "PreResNet-110 on digits": ("--config.model.depth=110",)}
 PHASES = ("import", "data", "lint", "init", "compile", "rest")
-PAIRS, ROUNDS = 3, 3
+PAIRS, ROUNDS = 5, 3
 
 
 def rows() -> list[Row]:
