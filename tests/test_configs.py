@@ -169,10 +169,7 @@ def test_a_quick_cell_takes_two_steps(study, arg):
 
     variables = jax.tree_util.tree_map_with_path(fill, variables)
     params, stats = variables["params"], variables.get("batch_stats", {})
-    opt_state = jax.tree.map(
-        lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(plan.tx.init, params)
-    )
-    state = steps.TrainState(jnp.int32(0), params, stats, opt_state)
+    state = steps.TrainState(jnp.int32(0), params, stats, jax.jit(plan.tx.init)(params))
     step = jax.jit(
         functools.partial(
             steps.train_step,

@@ -216,11 +216,13 @@ def test_a_finished_member_says_what_it_found(finished):
 
 def test_a_failing_member_does_not_stop_the_others(tmp_path, capsys):
     """One diverges, one has another run in its workdir, one no data; the one beside them comes through."""
-    make = functools.partial(_members, overrides=PERCEPTRON)
+
+    def make(directory, cell=CELL, *flags, seeds=1):
+        return _members(directory, cell, seeds=seeds, overrides=(*PERCEPTRON, *flags))
+
     good, taken = make(tmp_path, seeds=2)
-    diverging = (*PERCEPTRON, "--config.optimizer.learning_rate=1e30")
-    diverges = make(tmp_path, f"{CELL},seed=5", overrides=diverging)
-    lacking = make(tmp_path, f"{CELL},seed=6", overrides=(*PERCEPTRON, "--config.data.name=folder:nowhere"))
+    diverges = make(tmp_path, f"{CELL},seed=5", "--config.optimizer.learning_rate=1e30")
+    lacking = make(tmp_path, f"{CELL},seed=6", "--config.data.name=folder:nowhere")
     workdir.claim(taken.directory, small.get_config("preresnet8,digits"))
     failed = _run([good, taken, *diverges, *lacking])
     reasons = {member.directory.parent.name: failed.get(member.name, "") for member in (*diverges, *lacking)}
