@@ -1,6 +1,7 @@
 """The batch normalizations of any Linen model, and the moments of their inputs, batch by batch."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -70,7 +71,7 @@ class Observer:
         """
         self._batches, self._mode, self._rngs = batches, mode._replace(update=False), modes.default_rngs(rngs)
         traced = _abstract((variables, batches.inputs(batches.first), self._rngs))
-        self.layers, self._moments_of = _programs(model, self._mode, kwargs, *traced)
+        self.layers, self._shapes, self._moments_of = _programs(model, self._mode, kwargs, *traced)
         self.num_images = 0
 
     def __call__(self, variables: dict) -> Iterator[dict[Path, Moments]]:
@@ -97,17 +98,18 @@ class Observer:
                 self.num_images += len(x)
             pending = dispatched
 
-    def _fetched(self, pending, index):
-        pending = jax.device_get(pending)  # Asks for all of them before it waits for one.
-        found = {
-            path: Moments(*(np.asarray(part, np.float64) for part in pending[path])) for path in self.layers
-        }
-        for path, of_layer in found.items():
-            if not (np.all(np.isfinite(of_layer.mean)) and np.all(np.isfinite(of_layer.m2))):
-                raise DropbnError(
-                    f"The input of '{'/'.join(path)}' is not finite in batch {index}: look for NaN in the "
-                    "batches or weights."
-                )
+    def _fetched(self, packed, index):
+        packed = np.asarray(packed, np.float64)
+        ends = itertools.accumulate(map(math.prod, self._shapes), initial=0)
+        slices = itertools.starmap(slice, itertools.pairwise(ends))
+        parts = (packed[part].reshape(shape) for part, shape in zip(slices, self._shapes, strict=True))
+        found = {path: Moments(*itertools.islice(parts, len(Moments._fields))) for path in self.layers}
+        if not np.isfinite(packed).all():
+            path = next(path for path, parts in found.items() if not all(np.isfinite(p).all() for p in parts))
+            raise DropbnError(
+                f"The input of '{'/'.join(path)}' is not finite in batch {index}: look for NaN in the "
+                "batches or weights."
+            )
         return found
 
     def each(self) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
@@ -174,7 +176,7 @@ def flat_stats(variables: dict) -> dict[Path, jax.Array]:
 
 @modes.kept
 def _programs(model, mode, kwargs, treedef, leaves):
-    """The layers of a model by path, and the program that takes the moments of a batch at each of them."""
+    """A model's layers by path, the shapes of their moments, and the program that takes those of a batch."""
     variables, x, rngs = treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in leaves)
 
     def apply(variables, x, rngs, index, observe):
@@ -188,9 +190,10 @@ def _programs(model, mode, kwargs, treedef, leaves):
         stats = unflatten_dict(flat_stats(variables) | empty)
         _, stats = apply({**variables, "batch_stats": stats}, x, rngs, index, _record)
         flat = flatten_dict(stats)
-        return {path: flat[(*path, _MOMENTS)] for path in layers}
+        # As one array: of many small ones, each costs the host as much.
+        return jnp.concatenate([jnp.ravel(part) for path in layers for part in flat[(*path, _MOMENTS)]])
 
-    return layers, moments_of
+    return layers, [part.shape for path in layers for part in empty[(*path, _MOMENTS)]], moments_of
 
 
 def _abstract(tree):
