@@ -12,7 +12,7 @@ class Programs(NamedTuple):
     """The compiled functions of a run; each takes and returns values stacked over the devices.
 
     Attributes:
-      train: (state, the feed's train inputs, hyper) -> (state, sums). The state's memory is donated.
+      train: (state, the feed's train inputs, hyper) -> (state, sums). The state given is used up.
       batch: the feed's eval inputs -> a masked batch for `evaluate`.
       evaluate: (state, masked batch) -> sums.
       nonfinite: what `train` takes -> what `steps.nonfinite` finds. It is compiled only if it is called.

@@ -231,6 +231,30 @@ def test_a_duration_that_ends_within_an_epoch(mlp_config, tmp_path):
     assert records[-1]["epoch"] == pytest.approx(30 / 22)
 
 
+def test_a_state_is_not_used_again_after_its_step(mlp_config, tmp_path, monkeypatch):
+    """Where its memory is donated it is gone, which on a CPU it would not be: here it is deleted."""
+    on_each, deleted = parallel.on_each, []
+
+    def gone(function, layout, *, in_axes=0, donate=None):
+        mapped = on_each(function, layout, in_axes=in_axes)
+
+        def run(*arguments):
+            found = jax.block_until_ready(mapped(*arguments))
+            for leaf in jax.tree.leaves(() if donate is None else arguments[donate]):
+                leaf.delete()
+                deleted.append(leaf)
+            return found
+
+        return run
+
+    monkeypatch.setattr(parallel, "on_each", gone)
+    monkeypatch.setattr(programs, "_KEPT", {})
+    mlp_config.checkpoint_every = mlp_config.log_every = "5 steps"
+    state, records = training.train_and_evaluate(mlp_config, tmp_path / "run")
+    assert [record["step"] for record in records] == [22, 44]
+    assert len(deleted) == 44 * len(jax.tree.leaves(state))
+
+
 def test_a_network_without_norms_trains_and_evaluates(tiny_config, tmp_path):
     tiny_config.model.name, tiny_config.model.depth = "mlp", 1
     tiny_config.model.block, tiny_config.model.head = "dense relu drop", "dense"
