@@ -3,8 +3,8 @@
 A pass of `shift.measure` (BN by running statistics) and one of `recalibrate` with "precise_bn" (BN by the
 batch), each relative to a plain jitted evaluation of the same batches; and the same of PyTorch: forward hooks
 that merge mean and variance of every BN input, and `torch.optim.swa_utils.update_bn`, relative to its eager
-evaluation in channels_last. Four batches; each framework's three passes in turns in one process, which is
-started anew several times, ratios round by round.
+evaluation in channels_last. Four batches, of 128, 32 and, where many layers have little to do, 8 images; each
+framework's three passes in turns in one process, which is started anew several times, ratios round by round.
 """
 
 import jax
@@ -15,8 +15,14 @@ from benchmarks.side_by_side import Entrant, Row
 from dropbn import doorway, models, modes, observation
 from dropbn.batches import Batches
 
-NETWORKS = (networks.PRERESNET, networks.WRN._replace(batch_size=32))
-ROUNDS, STARTS, BATCHES = {"preresnet": 15, "wrn": 5}, {"preresnet": 5, "wrn": 2}, 4
+NETWORKS = (
+    networks.PRERESNET,
+    networks.WRN._replace(batch_size=32),
+    networks.PRERESNET._replace(depth=110, batch_size=8),
+)
+ROUNDS = {"PreResNet-20": 15, "WRN-16-4": 5, "PreResNet-110": 10}
+STARTS = {"PreResNet-20": 5, "WRN-16-4": 2, "PreResNet-110": 2}
+BATCHES = 4
 TARGETS = {"shift.measure": 1.15, "recalibrate": 1.3}
 SOURCES = {"shift.measure": "running", "recalibrate": "batch"}
 RIVALS = {"shift.measure": "PyTorch hooks", "recalibrate": "PyTorch update_bn"}
@@ -83,7 +89,7 @@ def torch(settings: networks.Settings):
 
 
 def _timed(settings, passes, parameters):
-    seconds = side_by_side.turns(passes, ROUNDS[settings.name])
+    seconds = side_by_side.turns(passes, ROUNDS[settings.label])
     return lambda: None, {"seconds": seconds, "parameters": parameters}
 
 
@@ -96,7 +102,7 @@ def rows() -> list[Row]:
             entrants.append(Entrant("PyTorch", torch, (settings,)))
         starts = [
             {entrant.name: side_by_side.ask(entrant) for entrant in entrants}
-            for _ in range(STARTS[settings.name])
+            for _ in range(STARTS[settings.label])
         ]
         sizes = {facts["parameters"] for start in starts for facts in start.values()}
         if len(sizes) > 1:
