@@ -48,6 +48,15 @@ def test_an_odd_first_example_costs_little():
     np.testing.assert_allclose(_of(x, -1).variance, x.astype(np.float64).var(0), rtol=1e-4)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("axes", [(), (0,), (1, 2), (0, 2), (0, 1, 2)])
+def test_both_sums(axes, backend, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    x, y = np.random.default_rng(0).normal(1, 2, (2, 20, 5, 7)).astype(np.float32)
+    for found, part in zip(moments.both_sums(x, y, axes), (x, y), strict=True):
+        np.testing.assert_allclose(found, part.sum(axes, dtype=np.float64), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("axis", "reduced"), [(1, (0, 2)), (-1, (0, 1)), ((1, 2), (0,))])
 def test_channels_on_other_axes(axis, reduced):
     x = np.random.default_rng(0).normal(1, 2, (20, 5, 7)).astype(np.float32)

@@ -74,34 +74,84 @@ def test_groups_on_one_device_against_numpy(group_size, mean):
         np.testing.assert_allclose(updated["batch_stats"][key], running, rtol=1e-4)
 
 
-def test_the_derivative_is_that_of_the_formula():
-    """In float64: gradients, also of the statistics; a forward derivative; a gradient's derivative."""
+def _formula(across, epsilon, groups, scale, bias):
+    axes = tuple(range(1, groups.ndim - 1))
+    mean, var = groups.mean(axes, keepdims=True), groups.var(axes, keepdims=True)
+    y = (groups - mean) / jnp.sqrt(var + epsilon) * scale + bias
+    return y, mean.reshape(len(groups), -1), var.reshape(len(groups), -1)
 
-    def formula(across, epsilon, groups, scale, bias):
-        axes = tuple(range(1, groups.ndim - 1))
-        mean, var = groups.mean(axes, keepdims=True), groups.var(axes, keepdims=True)
-        y = (groups - mean) / jnp.sqrt(var + epsilon) * scale + bias
-        return y, mean.reshape(len(groups), -1), var.reshape(len(groups), -1)
 
+def _loss(normalize, weights):
+    def loss(*arguments):
+        outputs = normalize(None, 1e-3, *arguments)
+        return sum((jnp.sin(y) * weight).sum() for y, weight in zip(outputs, weights, strict=True))
+
+    return loss
+
+
+def _forward(loss, arguments, along):
+    """Forward, forward over it, and reverse over it."""
+
+    def slope(*given):
+        return jax.jvp(loss, given, along)[1]
+
+    return slope(*arguments), jax.jvp(slope, arguments, along), jax.grad(slope, (0, 1, 2))(*arguments)
+
+
+def _reverse(loss, arguments, along):
+    """Reverse, forward over it, and reverse over it."""
+    slope = jax.grad(loss, (0, 1, 2))
+
+    def projected(*given):
+        return sum((part * direction).sum() for part, direction in zip(slope(*given), along, strict=True))
+
+    return jax.jvp(slope, arguments, along), jax.grad(projected)(*arguments)
+
+
+def _one_by_one(loss, arguments, along):
+    return [jax.grad(loss, index)(*arguments) for index in range(3)]
+
+
+def _members(loss, arguments, along):
+    """Of a vmap over images and biases: gradients inside, and the gradient of all."""
+    several = [jnp.stack([a, a + b]) for a, b in zip(arguments, along, strict=True)]
+    several[1] = arguments[1]
+    mapped = jax.vmap(loss, (0, None, 0))
+    inside = jax.vmap(jax.grad(loss, (0, 1, 2)), (0, None, 0))(*several)
+    return inside, jax.grad(lambda *given: mapped(*given).sum(), (0, 1, 2))(*several)
+
+
+@pytest.mark.parametrize("derivatives", [_forward, _reverse, _one_by_one, _members])
+def test_derivatives_are_those_of_the_formula(derivatives):
+    """In float64, also those of the statistics."""
     with jax.enable_x64():
         rng = np.random.default_rng(0)
         arguments = tuple(map(jnp.asarray, (rng.normal(3, 2, (2, 4, 3, 3, 5)), *rng.normal(size=(2, 5)))))
         weights = tuple(map(jnp.asarray, (rng.normal(size=(2, 4, 3, 3, 5)), *rng.normal(size=(2, 2, 5)))))
-        along = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(size=leaf.shape)), arguments)
-
-        def found(normalize):
-            def loss(*arguments):
-                outputs = normalize(None, 1e-3, *arguments)
-                return sum((jnp.sin(y) * weight).sum() for y, weight in zip(outputs, weights, strict=True))
-
-            slope = jax.grad(loss, (0, 1, 2))
-            return jax.jvp(loss, arguments, along), jax.jvp(slope, arguments, along)
-
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10),
-            jax.jit(found, static_argnums=0)(norm.normalize),
-            jax.jit(found, static_argnums=0)(formula),
+        along = tuple(jnp.asarray(rng.normal(size=leaf.shape)) for leaf in arguments)
+        found, wanted = (
+            jax.jit(functools.partial(derivatives, _loss(normalize, weights)))(arguments, along)
+            for normalize in (norm.normalize, _formula)
         )
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9), found, wanted)
+
+
+def test_shard_map_sums_its_gradients():
+    """Devices share images and statistics, not scale and bias, whose gradients JAX has to sum."""
+    x, (scale, bias) = _input((1, 16, 3, 3, 5)), _variables(5)["params"].values()
+    mesh = jax.sharding.Mesh(jax.devices()[:8], "batch")
+    spec = jax.P(None, "batch"), jax.P(), jax.P()
+
+    def slope(across, *given):
+        def loss(*given):
+            return jnp.sin(norm.normalize(across, 1e-3, *given)[0]).sum()
+
+        return jax.grad(loss, (0, 1, 2))(*given)
+
+    shared = functools.partial(slope, ("batch", None))
+    found = jax.jit(jax.shard_map(shared, mesh=mesh, in_specs=spec, out_specs=spec))(x, scale, bias)
+    for a, b in zip(found, slope(None, x, scale, bias), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("group_size", [0, 1, 2, 4, 8, 16])
