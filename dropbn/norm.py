@@ -56,8 +56,8 @@ class BatchNorm(nn.BatchNorm):
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        affine = self.use_scale or self.use_bias
-        dtype = self.dtype or (jnp.promote_types(x.dtype, self.param_dtype) if affine else x.dtype)
+        learned = self.use_scale or self.use_bias
+        dtype = self.dtype or (jnp.promote_types(x.dtype, self.param_dtype) if learned else x.dtype)
         scale = self._parameter("scale", self.scale_init, channels) if self.use_scale else 1.0
         bias = self._parameter("bias", self.bias_init, channels) if self.use_bias else 0.0
         given = x, scale, bias, running_mean.value, running_var.value
@@ -124,7 +124,8 @@ def normalize(
     Its derivative is written out, because that of the formula goes through mean and variance and passes over
     the array more often than it must: with E the mean over a group,
     dy = h (dscale - k E[h dx]) + (dbias - k E[dx]) + k dx and k = scale / sqrt(var + epsilon), so that the
-    gradient needs two sums, those of the gradients of bias and scale (Ioffe & Szegedy 2015, section 3).
+    gradient needs two sums, those of the gradients of bias and scale (Ioffe & Szegedy 2015, section 3), which
+    `affine` takes in one pass.
 
     Args:
       across: (device axis, its indices that share a group, or None where all do); None where none do.
@@ -149,16 +150,16 @@ def _derivative(across, epsilon, primals, tangents):
     axes = tuple(range(1, groups.ndim - 1))
     d_mean, along = (_average(across, values.mean(axes)) for values in (d_groups, h * d_groups))
     factor = inverse * scale
-    d_y = spread(h, d_scale - factor * along, d_bias - factor * d_mean) + _wide(factor, groups) * d_groups
+    d_y = affine(h, d_scale - factor * along, d_bias - factor * d_mean) + _wide(factor, groups) * d_groups
     # Not h * scale + bias, for which a GPU would write h to memory as well.
     y = _scaled(groups, mean, factor) + bias
     return (y, mean, var), (d_y, d_mean, 2 * along / inverse)
 
 
-def spread(h: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """scale h + bias, with a transpose that takes both sums of a gradient g, of h g and of g, in one pass.
+def affine(h: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """scale h + bias, whose transpose takes both sums of a gradient g, of h g and of g, in one pass.
 
-    JAX's own transpose is two sums, for which XLA writes h g to memory on a CPU.
+    JAX's own transpose takes them apart, for which XLA writes h g to memory on a CPU.
 
     Args:
       h: (groups, images, ..., channels).
@@ -167,30 +168,30 @@ def spread(h: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     # XLA leaves `first` out; for JAX, scale and bias now vary over those axes of jax.shard_map that h does.
     first = h[:, *(0,) * (h.ndim - 2)]
     scale, bias = (jnp.where(False, first, value) for value in (scale, bias))
-    return _spread_p.bind(h, scale, bias)
+    return _affine_p.bind(h, scale, bias)
 
 
-def _spread(h, scale, bias):
+def _affine(h, scale, bias):
     return h * _wide(scale, h) + _wide(bias, h)
 
 
-def _spread_derivative(primals, tangents):
+def _affine_derivative(primals, tangents):
     h, scale, _ = primals
     d_h, d_scale, d_bias = map(ad.instantiate_zeros, tangents)
-    return spread(*primals), spread(h, d_scale, d_bias) + d_h * _wide(scale, h)
+    return affine(*primals), affine(h, d_scale, d_bias) + d_h * _wide(scale, h)
 
 
-def _spread_transpose(gradient, h, scale, bias):
+def _affine_transpose(gradient, h, scale, bias):
     return None, *moments.both_sums(h * gradient, gradient, tuple(range(1, h.ndim - 1)))
 
 
-_spread_p = jax.extend.core.Primitive("dropbn_spread")
-_spread_p.def_impl(_spread)
-_spread_p.def_abstract_eval(lambda h, scale, bias: h)
-ad.primitive_jvps[_spread_p] = _spread_derivative
-ad.primitive_transposes[_spread_p] = _spread_transpose
-batching.primitive_batchers[_spread_p] = lambda given, axes: (jax.vmap(_spread, axes)(*given), 0)
-mlir.register_lowering(_spread_p, mlir.lower_fun(_spread, multiple_results=False))
+_affine_p = jax.extend.core.Primitive("dropbn_affine")
+_affine_p.def_impl(_affine)
+_affine_p.def_abstract_eval(lambda h, scale, bias: h)
+ad.primitive_jvps[_affine_p] = _affine_derivative
+ad.primitive_transposes[_affine_p] = _affine_transpose
+batching.primitive_batchers[_affine_p] = lambda given, axes: (jax.vmap(_affine, axes)(*given), 0)
+mlir.register_lowering(_affine_p, mlir.lower_fun(_affine, multiple_results=False))
 
 
 def _statistics(across, groups):
