@@ -52,3 +52,16 @@ def mlp_config(tiny_config):
     model.block, model.head = "dense drop bn relu", "dense"
     tiny_config.eval.train_examples = 100
     return tiny_config
+
+
+@pytest.fixture
+def mlp_flags():
+    """What makes the perceptron of `mlp_config` of train.py's digits."""
+    return [
+        "--config.model.name=mlp",
+        "--config.model.depth=1",
+        "--config.model.width=16",
+        "--config.model.block=dense drop bn relu",
+        "--config.model.head=dense",
+        "--config.eval.train_examples=100",
+    ]

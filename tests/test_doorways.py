@@ -42,16 +42,10 @@ def test_mistakes_end_in_a_sentence(command, status, message, tmp_path):
     assert not run.exists()
 
 
-def test_train_then_eval_from_any_directory(tmp_path):
+def test_train_then_eval_from_any_directory(mlp_flags, tmp_path):
     """The main job in small, with overrides, from another directory and into a path with a space."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    common = [
-        "--config.model.name=mlp",
-        "--config.model.depth=1",
-        "--config.model.head=dense",
-        "--config.duration=2 epochs",
-        "--config.eval.train_examples=320",
-    ]
+    common = [*mlp_flags, "--config.duration=2 epochs"]
 
     def go(script, *flags):
         done = subprocess.run(
@@ -66,7 +60,7 @@ def test_train_then_eval_from_any_directory(tmp_path):
         return done.stdout
 
     uout = ["--config.model.noise.kind=uout", "--config.model.noise.beta=0.5", "--workdir=my runs/uout"]
-    printed = go("train.py", *common, "--config.model.block=dense drop bn relu", *uout)
+    printed = go("train.py", *common, *uout)
     assert "epoch     2   loss" in printed and "Most shifted BN layers" in printed
     assert "python eval.py --workdir='my runs/uout'" in printed
     go("train.py", *common, "--config.model.block=dense bn relu", "--config.model.place=a")

@@ -133,14 +133,9 @@ def test_sigterm_saves_within_an_epoch_and_nothing_is_lost(mlp_config, tmp_path,
     assert _records(tmp_path / "cut") == _records(tmp_path / "whole")  # Bit for bit.
 
 
-def test_the_command_ends_with_0_on_sigterm_and_says_how_to_go_on(tmp_path):
-    flags = [f"--workdir={tmp_path / 'a run'}", "--config.model.name=mlp", "--config.model.depth=1"]
-    flags += [
-        "--config.model.width=16",
-        "--config.model.block=dense drop bn relu",
-        "--config.model.head=dense",
-    ]
-    command = [sys.executable, "train.py", *flags, "--config.duration=1000 epochs"]
+def test_the_command_ends_with_0_on_sigterm_and_says_how_to_go_on(mlp_flags, tmp_path):
+    flags = [f"--workdir={tmp_path / 'a run'}", *mlp_flags, "--config.duration=1000 epochs"]
+    command = [sys.executable, "train.py", *flags]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120

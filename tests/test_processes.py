@@ -58,17 +58,6 @@ def _commands(number, command):
     return [[*flags, f"--process_id={i}"] for i in range(number)]
 
 
-# The flags of `mlp_config`.
-MLP = (
-    "--config.model.name=mlp",
-    "--config.model.depth=1",
-    "--config.model.width=16",
-    "--config.model.block=dense drop bn relu",
-    "--config.model.head=dense",
-    "--config.eval.train_examples=100",
-)
-
-
 def _alone(config, directory, devices):
     """Trains in this process; returns (dataset, plan, final state)."""
     dataset = data.load(config.data)
@@ -79,7 +68,7 @@ def _alone(config, directory, devices):
 
 
 @pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_processes_train_as_one(mlp_config, tmp_path, number):
+def test_processes_train_as_one(mlp_config, mlp_flags, tmp_path, number):
     """The same losses, accuracies and parameters as one process with as many devices.
 
     Noise is on: the devices count through the processes, so that its keys are the same. What differs is the
@@ -87,7 +76,7 @@ def test_processes_train_as_one(mlp_config, tmp_path, number):
     """
     mlp_config.duration = "1 epochs"
     dataset, plan, alone = _alone(mlp_config, tmp_path / "one", 2 * number)
-    command = ["train.py", f"--workdir={tmp_path}/several", *MLP, "--config.duration=1 epochs"]
+    command = ["train.py", f"--workdir={tmp_path}/several", *mlp_flags, "--config.duration=1 epochs"]
     first, *others = _wait(_start(_commands(number, command), 2))
     [record], [wanted] = (workdir.read_metrics(tmp_path / name) for name in ("several", "one"))
     for key in wanted.keys() - {"images_per_second"}:
@@ -188,8 +177,8 @@ runpy.run_path("train.py", run_name="__main__")
 """
 
 
-def test_the_others_end_when_a_process_is_killed(tmp_path):
-    command = ["-c", IMPATIENT, f"--workdir={tmp_path}/run", *MLP, "--config.duration=100000 epochs"]
+def test_the_others_end_when_a_process_is_killed(mlp_flags, tmp_path):
+    command = ["-c", IMPATIENT, f"--workdir={tmp_path}/run", *mlp_flags, "--config.duration=100000 epochs"]
     processes = _start(_commands(2, command), 1)
     deadline = time.monotonic() + 120
     while not workdir.read_metrics(tmp_path / "run"):
