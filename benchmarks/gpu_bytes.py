@@ -117,7 +117,7 @@ def compile_for_h100(step, state, batch):
         lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf), sharding=sharding),
         (state, batch),
     )
-    with mock.patch.object(jax, "default_backend", lambda: "gpu"):  # dropbn's convolutions ask for it.
+    with mock.patch.object(jax, "default_backend", lambda: "gpu"):  # dropbn's convolutions and sums ask.
         traced = jax.jit(step, donate_argnums=0, out_shardings=sharding).trace(*arguments)
     return traced.lower(lowering_platforms=("cuda",)).compile({"xla_gpu_autotune_level": 0})
 

@@ -68,8 +68,8 @@ def both_sums(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Ar
     """Sums of two arrays of one shape and dtype over ascending `axes`, in one pass."""
     if len(axes) == 1:  # On a CPU two passes are faster.
         return x.sum(axes), y.sum(axes)
-    # There, axis by axis is several times faster than all at once; the examples come last, so that devices
-    # and cores share them.
+    # On a CPU, one axis after the other is several times faster than all at once; the examples come last, so
+    # that devices and cores share them.
     steps = [(axis,) for axis in reversed(axes)] if jax.default_backend() == "cpu" else [axes]
     sums, zero = (x, y), jnp.zeros((), x.dtype)
     for step in steps:
