@@ -15,7 +15,8 @@ _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a st
 _RECALIBRATE = flags.DEFINE_string(
     "recalibrate",
     "",
-    "dropout_off, li2018, li2018_moving, hendrycks2016, precise_bn, closed_form; see dropbn/recalibrate.py.",
+    "dropout_off, li2018, li2018_moving, li2018_torch, hendrycks2016, precise_bn, closed_form; "
+    "see dropbn/recalibrate.py.",
 )
 _SAMPLES = flags.DEFINE_integer("mc_samples", 0, "Draws of Monte Carlo dropout.", lower_bound=0)
 flags.mark_flag_as_required("workdir")

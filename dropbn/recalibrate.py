@@ -10,6 +10,7 @@ recipe           noise    BN uses      average over batches    replaces
 `dropout_off`    off      running      exact moments           mean and variance
 `li2018`         off      running      moving average          mean and variance
 `li2018_moving`  off      moving       moving average          mean and variance
+`li2018_torch`   off      batch        moving average          mean and variance
 `hendrycks2016`  off      batch        moving average          variance
 `precise_bn`     choice   batch        exact moments           mean and variance
 ===============  =======  ===========  ======================  ==================
@@ -52,6 +53,7 @@ RECIPES: dict[str, Recipe | None] = {
     "dropout_off": Recipe("running", moving=False),
     "li2018": Recipe("running", moving=True),
     "li2018_moving": Recipe("moving", moving=True),
+    "li2018_torch": Recipe("batch", moving=True),
     "hendrycks2016": Recipe("batch", moving=True, replaces=("var",)),
     "precise_bn": Recipe("batch", moving=False),
     "closed_form": None,
@@ -119,8 +121,12 @@ def recalibrate(
       means and variances. They do not say whether the layers before use the old or the moving statistics
       during a pass; here they use the old, as in their measurement of the shift.
     - "li2018_moving": the other reading: `dropbn.modes.LI_ADJUST`, batch after batch, each normalized with
-      what those before it have moved. A BN that is frozen on purpose stays. What the readings gave on a part
-      of CIFAR-10 is in docs/results/README.md: with the old statistics, the reverse of Table 3.
+      what those before it have moved. A BN that is frozen on purpose stays.
+    - "li2018_torch": the likeliest code of Li et al., an inference: a PyTorch model in eval mode whose BN
+      layers are in train mode, because PyTorch's BN cannot move its statistics while it normalizes with them.
+      Dropout is off, BN uses the batch, and its mean and variance move. Studies call these statistics
+      adjusted. docs/results/README.md has what each reading gave on a part of CIFAR-10; "li2018", the literal
+      one, gave the reverse of Table 3.
     - "hendrycks2016": Hendrycks & Gimpel (2016): dropout off, otherwise train mode, moving average of the
       variance alone.
     - "precise_bn": Wu & Johnson (2021, section 3): train mode, var = E[mean_B^2 + var_B] - E[mean_B]^2 over

@@ -135,6 +135,13 @@ def test_li2018_moving_is_li_adjust_batch_after_batch(model, flag, on):
     assert not all(np.allclose(a, c, 1e-3, 1e-4) for a, _, c in leaves)
 
 
+def test_li2018_torch_moves_both_statistics_in_batch_mode():
+    first = [_dense(x, 1) for x in SPLIT]
+    second = [_dense(_relu_of_norm(h, h.mean(0), h.var(0)), 2) for h in first]
+    found = recalibrate.recalibrate(Net(), VARIABLES, SPLIT, "li2018_torch")
+    _check(found, {name: _moving(_old(name), hs) for name, hs in (("bn1", first), ("bn2", second))})
+
+
 def test_hendrycks2016_moves_the_variance_alone_with_batch_statistics():
     first = [_dense(x, 1) for x in SPLIT]
     second = [_dense(_relu_of_norm(h, h.mean(0), h.var(0)), 2) for h in first]
