@@ -33,6 +33,11 @@ def get_config() -> ConfigDict:
     data.name = "digits"  # or "folder:PATH" with PATH/train/<class>/*.png, or "npz:PATH"
     data.dir = ""  # where prepared data lies; "" is tensorflow-datasets' default, ~/tensorflow_datasets
     data.image_size = 0  # pixels of a side; 0: in memory as they are; else streamed, decoded as needed
+    # "70:15:15" divides all images anew into train, validation and test, the same for every seed; "80:0:20"
+    # without validation; "": as published.
+    data.split = ""
+    data.train_examples = 0  # so many training images; 0: all
+    data.subset_seed = -1  # draws these training images at random; -1: they are evenly spread over all
     # Of images in memory, in training:
     data.crop_padding = 0  # pixels of zeros around a training image before a random crop of its size
     data.flip = False  # flips half of the training images from left to right; of streamed ones too
@@ -42,8 +47,6 @@ def get_config() -> ConfigDict:
     data.part_size = 0  # pixels of a side of that part before its middle is cropped; 0: image_size
     data.rotation = 0.0  # in training, largest angle, degrees
     data.jitter = 0.0  # in training, of brightness, contrast and saturation
-    data.train_examples = 0  # so many training images, evenly spread over all; 0: all
-    data.split = ""  # "70:15:15" divides all images anew into train, validation and test; "": as published
     data.workers = 0  # processes that read images; 0: threads
 
     config.model = model = ConfigDict()

@@ -18,7 +18,13 @@ targets. `claims(table)` says what the papers claim of the cells.
 from configs import base, kim2023
 
 _COSINE = {"model.name": "preresnet", "model.width": 16, "optimizer.schedule": "cosine"}
-_QUICK = {"model.depth": 8, "model.width": 4, "data.flip": False, "data.train_examples": 0}
+_QUICK = {
+    "model.depth": 8,
+    "model.width": 4,
+    "data.flip": False,
+    "data.train_examples": 0,
+    "data.subset_seed": -1,
+}
 NETWORKS = {
     "preresnet8": {
         "fields": {

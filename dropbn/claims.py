@@ -5,13 +5,13 @@ differences over seeds: a seed fixes the initial weights and the order of the da
 difference of one seed has less noise than that of two means.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from dropbn.errors import DropbnError, unknown
-from dropbn.evidence import Cell, Finished, largest_shift
+from dropbn.evidence import Cell
 
 # By the sign of a claim: the verdict where the mean difference is below 0, undecided and above 0.
 VERDICTS = {
@@ -22,44 +22,29 @@ VERDICTS = {
 
 
 class Metric(NamedTuple):
-    """A number that a finished run has.
+    """How a number of `evidence.NUMBERS` is spoken of.
 
     Attributes:
       quantity: what it is called in a sentence.
-      read: its value for a member, None where the run has none.
       prefix: what it makes of a cell's name in a sentence.
+      images: of an accuracy, the key of `Finished.correct` with the images behind it; "" of other numbers.
     """
 
     quantity: str
-    read: Callable[[Finished], float | None]
     prefix: str = ""
-
-
-def _points(key):
-    def read(member):
-        share = member.summary.get(key)
-        return None if share is None else 100 * share
-
-    return read
-
-
-def _gap(member):
-    noisy, plain = (_points(f"train_accuracy{mode}")(member) for mode in ("", "_test_mode"))
-    return None if None in (noisy, plain) else noisy - plain
-
-
-def _last(key):
-    return lambda member: member.records[-1].get(key) if member.records else None
+    images: str = ""
 
 
 METRICS = {
-    "accuracy": Metric("accuracy", _points("accuracy")),
-    "adjusted_accuracy": Metric("accuracy", _points("adjusted_accuracy"), "adjusted "),
-    "recalibrated_accuracy": Metric("accuracy", _points("recalibrated_accuracy"), "recalibrated "),
-    "shift": Metric("largest shift", lambda member: largest_shift(member.summary.get("shift"))),
-    "train_gap": Metric("train mode minus test mode", _gap),
-    "loss": Metric("training loss", _last("train/loss")),
-    "penalty": Metric("sparsity penalty", _last("train/penalty")),
+    "accuracy": Metric("accuracy", images="running"),
+    "adjusted_accuracy": Metric("accuracy", "adjusted ", "li2018_torch"),
+    "literally_adjusted_accuracy": Metric("accuracy", "literally adjusted ", "li2018"),
+    "recalibrated_accuracy": Metric("accuracy", "recalibrated ", "dropout_off"),
+    "test_loss": Metric("test loss"),
+    "shift": Metric("largest shift"),
+    "train_gap": Metric("train mode minus test mode"),
+    "loss": Metric("training loss"),
+    "penalty": Metric("sparsity penalty"),
 }
 
 
@@ -219,5 +204,4 @@ def _values(cell, metric):
     """seed -> the number, of the members that have it."""
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
-    found = {member.seed: METRICS[metric].read(member) for member in cell.members} if cell else {}
-    return {seed: value for seed, value in found.items() if value is not None}
+    return cell.values(metric) if cell else {}

@@ -116,6 +116,10 @@ def read_report(directory) -> dict:
     return json.loads((pathlib.Path(directory) / "eval" / "report.json").read_text())
 
 
+# The recipes by which a study takes statistics again: Li et al.'s, by both readings, and the population's.
+SUMMARY_RECIPES = ("li2018_torch", "li2018", "dropout_off")
+
+
 def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: list[dict], model) -> dict:
     """What a study keeps of a finished run; little of it has to be compiled, and nothing for equal models.
 
@@ -129,11 +133,14 @@ def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: l
     Returns:
       accuracy, loss: of the test images after the last epoch, or after that of the best validation accuracy.
       train_accuracy, train_accuracy_test_mode: of the last epoch.
-      adjusted_accuracy: of the test images with statistics taken again as Li et al. do ("li2018"), and
-        recalibrated_accuracy: with the population's ("dropout_off"), both at the end of training.
+      recalibrated: {recipe: accuracy of the test images}, with statistics taken again by `SUMMARY_RECIPES` at
+        the end of training.
+      correct: whether each test image is right at the end of training, bool (images,), by what the statistics
+        are: "running" and these recipes. Without "running" where another epoch's accuracy is given; {} of a
+        task that does not classify.
       shift, shift_li2018: rows of `shift.measure` by both estimators, on images as training saw them (for
         the former `eval.train_examples` of them); weights: of `theory.weight_statistics`.
-        Without BN the lists are empty and the two accuracies None.
+        Without BN the lists and `recalibrated` are empty.
       not_measured: why a network with BN has none of them, such as a layer whose input does not vary.
     """
     chosen_by = "validation/accuracy" if "validation/accuracy" in records[-1] else "step"
@@ -143,13 +150,15 @@ def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: l
         "loss": final["test/loss"],
         "train_accuracy": records[-1]["train/accuracy"],
         "train_accuracy_test_mode": records[-1]["train/accuracy_test_mode"],
-        "adjusted_accuracy": None,
-        "recalibrated_accuracy": None,
+        "recalibrated": {},
+        "correct": {},
         "shift": [],
         "shift_li2018": [],
         "weights": theory.weight_statistics(state.params).rows,
         "checkpoint_step": int(state.step),
     }
+    if config.task == "classify" and final is records[-1]:
+        summary["correct"]["running"] = _correct(config, dataset, state.variables, model)
     if not state.batch_stats:
         return summary
     try:
@@ -166,14 +175,21 @@ def _summarize_norms(summary, model, config, dataset, state):
     summary["shift_li2018"] = shift.measure(
         model, state.variables, augmented_epoch(config, dataset), estimator="li2018"
     ).rows
-    for name, recipe, batches, passes in (
-        ("adjusted", "li2018", augmented_epoch(config, dataset), 1),
-        ("recalibrated", "dropout_off", seen, None),
-    ):
-        found = recalibrate.recalibrate(model, state.variables, batches, recipe, passes=passes)
-        variables = {**state.variables, "batch_stats": found.batch_stats}
-        scores, _, _ = _test_mode(config, dataset, variables, "test", model)
-        summary[f"{name}_accuracy"] = scores["accuracy"]
+    for recipe in SUMMARY_RECIPES:
+        exact = recipe == "dropout_off"
+        batches = seen if exact else augmented_epoch(config, dataset)
+        found = recalibrate.recalibrate(model, state.variables, batches, recipe, passes=None if exact else 1)
+        right = _correct(config, dataset, {**state.variables, "batch_stats": found.batch_stats}, model)
+        summary["recalibrated"][recipe] = float(right.mean(dtype=np.float64))
+        if right.dtype == bool:
+            summary["correct"][recipe] = right
+
+
+def _correct(config, dataset, variables, model):
+    """The task's score of every test image in test mode, in the dataset's order."""
+    batches, task = Batches(plain(config, dataset, "test")), losses.TASKS[config.task]
+    predict = modes.Predictor(model, modes.TEST)
+    return np.concatenate([task(outputs, batch)["correct"] for batch, outputs in predict(variables, batches)])
 
 
 def _report(found):

@@ -21,7 +21,7 @@ from dropbn.errors import DropbnError
 
 
 def create(
-    config, dataset: data.Dataset, layout: parallel.Layout, seeds: Sequence[int] = ()
+    config, dataset: data.Dataset, layout: parallel.Layout, runs: Sequence[tuple[int, data.Dataset]] = ()
 ) -> "Resident | Streamed":
     """The feed of a config's dataset.
 
@@ -29,13 +29,14 @@ def create(
       config: the config.
       dataset: its data.
       layout: the devices.
-      seeds: of the runs where each device has its own; by default the config's.
+      runs: (seed, data) of the runs where each device has its own; by default those of the config. Their data
+        have the same shapes.
 
     Raises:
       DropbnError: a stream for runs side by side.
     """
     if isinstance(dataset.train, Split):
-        return Resident(config, dataset, layout, seeds or [config.seed])
+        return Resident(config, layout, runs or [(config.seed, dataset)])
     if not layout.axis_name:
         raise DropbnError("Streamed images feed one run at a time: train with --parallel=data.")
     return Streamed(config, dataset, layout)
@@ -46,24 +47,22 @@ class Gather(NamedTuple):
 
     batch_size: int
     axis_name: str | None
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     crop_padding: int
     flip: bool
 
     def train(self, inputs, step, seed) -> dict[str, jax.Array]:
         """The batch {"image", "label"} of a step since the start of training."""
-        split, order = inputs
+        (split, moments), order = inputs
         augmented = {"crop_padding": self.crop_padding, "flip": self.flip}
-        return sampling.train_batch(split, order, step, seed, **self._common(), **augmented)
+        return sampling.train_batch(split, order, step, seed, **moments, **self._shared(), **augmented)
 
     def evaluate(self, inputs) -> dict[str, jax.Array]:
         """The batch {"image", "label", "mask"}."""
-        return sampling.eval_batch(*inputs, **self._common())
+        (split, moments), index = inputs
+        return sampling.eval_batch(split, index, **moments, **self._shared())
 
-    def _common(self):
-        mean, std = (np.array(moment, np.float32) for moment in (self.mean, self.std))
-        return {"mean": mean, "std": std, "batch_size": self.batch_size, "axis_name": self.axis_name}
+    def _shared(self):
+        return {"batch_size": self.batch_size, "axis_name": self.axis_name}
 
 
 class Receive(NamedTuple):
@@ -87,35 +86,34 @@ class Resident:
 
     Attributes:
       batches: what becomes a batch inside a program: `train(inputs, step, seed)` and `evaluate(inputs)`. It
-        holds no images and is equal for equal data, so that a program may outlive its feed.
+        holds no images, so that a program may outlive its feed.
     """
 
-    def __init__(self, config, dataset, layout, seeds):
-        self._batch_size, self._devices = config.batch_size, layout.devices
-        self.batches = Gather(
-            config.batch_size,
-            layout.axis_name,
-            tuple(dataset.mean.tolist()),
-            tuple(dataset.std.tolist()),
-            config.data.crop_padding,
-            config.data.flip,
-        )
-        self._train = parallel.replicate(dataset.train, layout.devices)
-        self._measured = {}  # id of a split -> (the split, its copy on the devices)
+    def __init__(self, config, layout, runs):
+        self._batch_size, self._layout = config.batch_size, layout
+        self.batches = Gather(config.batch_size, layout.axis_name, config.data.crop_padding, config.data.flip)
+        seeds, datasets = zip(*runs, strict=True)
+        self._moments = [{"mean": dataset.mean, "std": dataset.std} for dataset in datasets]
+        self._train = self._put([dataset.train for dataset in datasets])
+        self._measured = {}  # ids of splits -> (the splits, their copies on the devices)
         self._seeds = layout.put(list(seeds))
-        self._order = _orders(dataset.train.num_examples, layout)
+        self._order = _orders(datasets[0].train.num_examples, layout)
+
+    def _put(self, splits):
+        return self._layout.put(list(zip(splits, self._moments, strict=True)))
 
     def train_inputs(self, epoch: int, steps: range) -> Iterator:
         """What `batches.train` takes at each of some steps of an epoch."""
         return itertools.repeat((self._train, self._order(self._seeds, epoch)), len(steps))
 
-    def eval_inputs(self, split: Split) -> Iterator:
-        """What `batches.evaluate` takes, until every image of a split was there once."""
-        if id(split) not in self._measured:
-            self._measured[id(split)] = split, parallel.replicate(split, self._devices)
-        _, on_devices = self._measured[id(split)]
-        for i in range(math.ceil(split.num_examples / self._batch_size)):
-            yield on_devices, np.full(len(self._devices), i)
+    def eval_inputs(self, *splits: Split) -> Iterator:
+        """What `batches.evaluate` takes, until every image of the runs' splits was there once."""
+        key = tuple(map(id, splits))
+        if key not in self._measured:
+            self._measured[key] = splits, self._put(splits)
+        _, on_devices = self._measured[key]
+        for i in range(math.ceil(splits[0].num_examples / self._batch_size)):
+            yield on_devices, np.full(len(self._layout.devices), i)
 
 
 @functools.lru_cache(maxsize=4)

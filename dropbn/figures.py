@@ -112,13 +112,13 @@ def positions(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
     for i, cell in enumerate(found.values()):
         if differences := claims.paired(cell, plain, "accuracy"):
             plots.bars(left, [i], [claims.interval(differences)], 0.6, color=color)
-        if shifts := cell.shifts():
+        if shifts := list(cell.values("shift").values()):
             plots.bars(right, [i], [claims.interval(shifts)], 0.6, 1, color=color)
         if None not in (cell.paper, plain.paper):
             difference = cell.paper - plain.paper
             left.plot(i, -difference if metric == "error" else difference, **plots.PAPER)
     left.axhline(0, color="0.25", linewidth=1)
-    if shifts := plain.shifts():
+    if shifts := list(plain.values("shift").values()):
         right.axhline(np.mean(shifts), color="0.25", linestyle=":", label="no dropout")
         right.legend(frameon=False)
     _bend(left)
@@ -151,7 +151,7 @@ def bn_places(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
         bars = {words: bars[words] for words in drawn if words in bars}
         for k, (words, cell) in enumerate(bars.items()):
             at = i + (k - (len(bars) - 1) / 2) * width
-            mean, half = claims.interval([100 * value for value in cell.values("accuracy").values()])
+            mean, half = claims.interval(list(cell.values("accuracy").values()))
             plots.bars(axes, [at], [(mean, half)], 0.9 * width, color=_BN_COLORS[words])
             if cell.paper is not None:
                 height = 100 - cell.paper if metric == "error" else cell.paper

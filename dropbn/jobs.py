@@ -35,18 +35,22 @@ class Job(NamedTuple):
     flops: float
 
 
-def create(chosen: Sequence[Member], together: bool = False) -> tuple[list[Job], dict[str, str]]:
+def create(
+    chosen: Sequence[Member], together: bool = False, published: dict[str, list] | None = None
+) -> tuple[list[Job], dict[str, str]]:
     """What there is to do for members that are not finished.
 
     Args:
       chosen: the members; their configs get their number of classes.
       together: whether all devices share a run; they do for streamed data anyway.
+      published: members that are finished elsewhere, of `evidence.published`.
 
     Returns:
       (jobs, {name of a member that cannot run: why}). A finished run of another config, such as of a quick
-      study in the same workdir, cannot run either.
+      study in the same workdir, or of another edition, cannot run either.
     """
     found, refused, datasets = [], {}, {}
+    elsewhere = {(cell, one.seed): one for cell, members in (published or {}).items() for one in members}
     for member in chosen:
         try:
             key = member.config.data.to_json()
@@ -55,8 +59,12 @@ def create(chosen: Sequence[Member], together: bool = False) -> tuple[list[Job],
             dataset = datasets[key]
             apart = not together and isinstance(dataset.train, Split)
             plan = make_plan(member.config, dataset, parallel.side_by_side(1) if apart else None)
+            finished = elsewhere.get((member.cell, member.config.seed))
             if evidence.finished(member.directory):
                 workdir.refuse_another(member.directory, member.config)
+                finished = evidence.read(member.directory)
+            if finished:
+                evidence.refuse_another(finished, member.config)
             else:
                 found.append(Job(member, dataset, plan, _flops(member.config, dataset, plan)))
         except DropbnError as error:

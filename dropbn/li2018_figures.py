@@ -73,7 +73,7 @@ def error_bars(cells: list[Cell]) -> Figure | None:
         theirs = {row["drop"]: row["error_pct"] for row in rows}
         curves = placements.series(cells).get(place, {})
         ours = {noise[1]: list(cell.values("accuracy").values()) for noise, cell in _dropout(curves).items()}
-        errors = {drop: [100 - 100 * value for value in values] for drop, values in ours.items() if values}
+        errors = {drop: [100 - value for value in values] for drop, values in ours.items() if values}
         if errors.keys() & theirs.keys() - {0}:
             found[place] = (errors, theirs)
     if not found:

@@ -1,6 +1,7 @@
 """Named positions: where the papers put dropout and BN, as functions from a plain order to an order."""
 
 import dataclasses
+import functools
 import itertools
 
 from dropbn.activations import ACTIVATIONS
@@ -20,7 +21,6 @@ BRANCH_PLACES = {
     "P5": (_BN, -1, "after"),
     "P6": (WEIGHTS, -1, "before"),
     "P7": (WEIGHTS, -1, "after"),
-    "P6+P7": None,  # both
     "G1": (_BN, -1, "after"),
     "ic": None,  # moves bn too
 }
@@ -43,11 +43,11 @@ def place(order: Order, name: str) -> Order:
     In a block: Li et al. (2018, section 4) `a`, before the branch's last BN, and `b`, before its last
     weight layer; Kim et al. (2023, Fig. 2) `P0` on the trunk before the split, `P1` before the first BN,
     `P2` after it, `P3` after the first activation, `P4` after the first weight layer, `P5` after the
-    last BN, `P6` before the last weight layer, `P7` after it, `P6+P7` at both, and `G1`, their Guideline 1:
-    after the branch's last BN, pre-activation or not; Chen et al. (2019) `ic`, which moves every BN to right
+    last BN, `P6` before the last weight layer, `P7` after it, and `G1`, their Guideline 1: after the branch's
+    last BN, pre-activation or not; Chen et al. (2019) `ic`, which moves every BN to right
     before the next weight layer and `drop` between them. In a head: Li's `last`, before the classifier;
     Kim's (Fig. 4) `H1` and `H2` around a convolution, `H3` after BN, `H4` before global average pooling
-    (which is `G2` too, their Guideline 2), `H5` after it, `H6` after the classifier.
+    (which is `G2` too, their Guideline 2), `H5` after it, `H6` after the classifier. `P6+P7` stands at both.
 
     In both, of a network without BN: caffenet-benchmark's `before` and `after`, `bn` right before or after
     every activation. A `drop` that the order holds stays where it is.
@@ -57,17 +57,16 @@ def place(order: Order, name: str) -> Order:
         P7 or ic in a branch that does not begin with bn (they are defined for pre-activation), or no layer
         of the kind to stand by.
     """
-    places = (*BRANCH_PLACES, *HEAD_PLACES, *NORM_PLACES)
-    if name not in places:
-        raise unknown("place", name, places)
+    names = name.split("+")
+    for part in () if name in NORM_PLACES else names:
+        if part not in BRANCH_PLACES and part not in HEAD_PLACES:
+            raise unknown("place", part, (*BRANCH_PLACES, *HEAD_PLACES, *NORM_PLACES))
     word = "bn" if name in NORM_PLACES else "drop"
     if order.count(word):
         raise DropbnError(
             f"place {name!r} in the order '{order}', which already holds {word}: give one of them."
         )
-    if name == "P6+P7":
-        return _edit(_edit(order, "P6"), "P7")
-    return _edit(order, name)
+    return functools.reduce(_edit, names, order)
 
 
 def _edit(order, name):

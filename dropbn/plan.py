@@ -56,6 +56,7 @@ def make_plan(config, dataset: data.Dataset, layout: parallel.Layout | None = No
         ("optimizer.weight_decay", 0, None),
         ("optimizer.decay_factor", 0, None),
         ("batch_size", 1, num_examples),
+        ("data.subset_seed", -1, 2**31 - 1),
         ("data.crop_padding", 0, 10**5),
         ("data.rotation", 0, 180),
         ("data.jitter", 0, 1),
@@ -105,6 +106,7 @@ def structure(config) -> str:
     config = config.copy_and_resolve_references()
     config.model.block, config.model.head = map(str, models.orders(config.model))
     config.model.place, config.seed = "", 0
+    config.data.subset_seed = min(config.data.subset_seed, 0)
     if (
         config.model.noise.scale_at == "train"
     ):  # Else the amount also acts in test mode, where it is no argument.

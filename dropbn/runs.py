@@ -2,8 +2,6 @@
 
 import contextlib
 import dataclasses
-import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -130,7 +128,7 @@ def opened(
     finally:
         if shared and writes:
             parallel.wait_for_all(f"{directory} is claimed")
-    about = {"config": _digest(config), "dataset": dataset.fingerprint}
+    about = {"config": workdir.digest(config), "dataset": dataset.fingerprint}
     with (
         workdir.lock(directory) if writes else contextlib.nullcontext(),
         checkpoint.manager(workdir.checkpoints(directory), shared=shared) as checkpoints,
@@ -155,10 +153,6 @@ def opened(
 
 # Of a process whose records another one writes.
 _SILENT = workdir.Log(lambda record: None, lambda record: None)
-
-
-def _digest(config):
-    return hashlib.blake2b(json.dumps(config.to_dict(), sort_keys=True).encode(), digest_size=8).hexdigest()
 
 
 def _refuse_others(directory, saved, about):

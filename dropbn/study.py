@@ -10,6 +10,10 @@ interruption. A member that fails is reported, its error is kept in error.txt be
 go on. At the end W/table.csv, table.json, table.md and W/figures hold what was found, and
 `python -m dropbn.report --workdir=W` makes a page of it.
 
+W/members.csv has the numbers of every member with commit, versions and device, W/correct.csv the test images
+that each has right. Members that are in these files count as finished, so that a copy of them is enough to go
+on with a study on another machine. `--collect` trains nothing and makes the table of what is finished.
+
 Members that differ only in numbers (seed, noise amount, learning rate) share one compilation, and run side by
 side, one on each device; of several processes each trains its share. `--parallel=data` trains them one after
 another on all devices together. Further `--config.field=value` change every member.
@@ -63,7 +67,7 @@ def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
                 outcomes = training.train(
                     [member.config for member in given],
                     [member.directory for member in given],
-                    stack[0].dataset,
+                    [job.dataset for job in stack],
                     plan,
                     progress,
                 )
@@ -90,10 +94,11 @@ def _summarize(job, state):
     member, model = job.member, jobs.model(structure(job.member.config))
     records = workdir.read_metrics(member.directory)
     summary = evaluation.summarize(member.config, job.dataset, state, records, model)
+    summary["provenance"] = evidence.provenance(member.config)
     evidence.write(member.directory, summary)
-    shift = evidence.largest_shift(summary["shift"])
-    adjusted = f", adjusted {summary['adjusted_accuracy']:.2%}   largest shift {shift:.3f}" if shift else ""
-    return f"test {summary['accuracy']:.2%}{adjusted}"
+    shift, adjusted = evidence.largest_shift(summary["shift"]), summary["recalibrated"].get("li2018_torch")
+    more = f", adjusted {adjusted:.2%}   largest shift {shift:.3f}" if shift and adjusted is not None else ""
+    return f"test {summary['accuracy']:.2%}{more}"
 
 
 def _keep_error(member, error):
@@ -123,7 +128,7 @@ def flipped(kept: Sequence[evidence.Cell], directory, again: bool = True) -> lis
         (cell.arg, member.seed): member.summary["train_accuracy"] - member.summary["train_accuracy_test_mode"]
         for cell in kept
         for member in cell.members
-        if member.summary["shift"]
+        if member.summary.get("shift")
     }
     arg, seed = max(losses, key=losses.get, default=(None, 0))
     if arg is None or losses[arg, seed] <= 0:
@@ -153,22 +158,25 @@ def main(overrides: Sequence[str]) -> int:
     table.refuse_another(given.workdir, given.config)
     with doorway.parsing():
         chosen = members.create(file, args, given.seeds, given.workdir, overrides, given.quick)
-    todo, failed = jobs.create(chosen, given.parallel == "data")
+    published = evidence.published(given.workdir)
+    todo, failed = ([], {}) if given.collect else jobs.create(chosen, given.parallel == "data", published)
     console = rich.console.Console(highlight=False, markup=False)
     if given.dry_run:
         console.print(jobs.estimate(chosen, todo, failed))
         for error in dict.fromkeys(failed.values()):
             console.print(f"Cannot run: {error}", soft_wrap=True)
         return 0
-    finished = len(chosen) - len(todo) - len(failed)
-    with Board(len(chosen), finished, sum(job.flops for job in todo), console) as board:
-        for member, error in failed.items():
-            board.ended(member, f"cannot run: {error}")
-        failed |= run(jobs.of_this_process(todo), board)
+    if not given.collect:
+        finished = len(chosen) - len(todo) - len(failed)
+        with Board(len(chosen), finished, sum(job.flops for job in todo), console) as board:
+            for member, error in failed.items():
+                board.ended(member, f"cannot run: {error}")
+            failed |= run(jobs.of_this_process(todo), board)
     parallel.wait_for_all("the members are trained")
     if parallel.is_first():
         failed = _errors(chosen) | failed
-        found = _collect(module, name, cells, claimed, failed, bool(todo), _command(given, overrides))
+        command = _command(given, overrides)
+        found = _collect(module, name, cells, claimed, published, failed, bool(todo), command)
         table.show(found, console)
         console.print(f"Written to {given.workdir}: table.md, table.csv, table.json, figures", soft_wrap=True)
     parallel.wait_for_all("the table is written")
@@ -184,12 +192,15 @@ def _errors(chosen):
     return {name: error for name, error in errors.items() if error}
 
 
-def _collect(module, name, cells, claimed, failed, is_new, command):
+def _collect(module, name, cells, claimed, published, failed, is_new, command):
     """The table, of all its cells: what --only leaves out now may be there from before."""
     given = flags.FLAGS
     kept = [
         evidence.cell(
-            cell["arg"], cell["paper"], members.directory_of(cell["arg"], given.workdir).glob("seed*")
+            cell["arg"],
+            cell["paper"],
+            members.directory_of(cell["arg"], given.workdir).glob("seed*"),
+            published.get(cell["arg"], ()),
         )
         for cell in cells
     ]
@@ -204,7 +215,7 @@ def _collect(module, name, cells, claimed, failed, is_new, command):
         getattr(module, "COMPARABLE", True),
         {cell["arg"]: cell.get("adjusted") for cell in cells},
         claimed,
-        list if given.quick else functools.partial(flipped, kept, given.workdir, is_new),
+        list if given.quick or given.collect else functools.partial(flipped, kept, given.workdir, is_new),
         config=given.config,
         command=command,
         seeds=sorted({member.seed for cell in kept for member in cell.members}),
@@ -238,6 +249,7 @@ if __name__ == "__main__":
     )
     flags.DEFINE_bool("quick", False, "Every member shrunk to two steps, on digits.")
     flags.DEFINE_bool("dry_run", False, "Only list the members and what they will cost.")
+    flags.DEFINE_bool("collect", False, "Only make the table of the members that are finished.")
     flags.DEFINE_enum("parallel", "members", ["members", "data"], "What the devices share out.")
     doorway.define_processes()
     changes = [argument for argument in sys.argv if argument.startswith("--config.")]

@@ -1,14 +1,10 @@
 """A study's table: what its members found, beside the paper's values, and what that says to the claims."""
 
-import datetime
 import json
 import math
 import pathlib
-import platform
 from collections.abc import Callable
 
-import flax
-import jax
 import rich.console
 
 from dropbn import claims, evidence, workdir
@@ -21,12 +17,13 @@ ABOUT_CLAIMS = (
 )
 _MEANINGS = {
     "difference": "value - paper",
-    "adjusted": "value with BN statistics taken again as Li et al. do",
+    "adjusted": "value with BN statistics taken again as Li et al.'s code likely does (li2018_torch)",
+    "literally_adjusted": "as their text says (li2018)",
     "recalibrated": "value with the population's statistics",
     "shift": "the largest max(r, 1/r) over BN layers, r being real / remembered variance",
 }
-# What a metric's values are: 100 * (offset + factor * accuracy).
-_VALUES = {"accuracy": (0, 1), "error": (1, -1)}
+# What a metric's values are: offset + factor * accuracy, in %.
+_VALUES = {"accuracy": (0, 1), "error": (100, -1)}
 
 
 def row(
@@ -41,20 +38,22 @@ def row(
       comparable: whether the paper's value is of the same network on the same data.
 
     Returns:
-      `value` (test accuracy or error, %), `adjusted` (by Li's recipe), `recalibrated` (the population's
-      statistics), `shift` (the largest max(r, 1/r) over BN layers), each with its `_interval`; `seeds`,
-      `paper`, `difference` (ours - the paper's) and `paper_adjusted`; None where there is none.
+      `value` (test accuracy or error, %), `adjusted` and `literally_adjusted` (by Li's recipe, as their code
+      likely has it and as their text has it), `recalibrated` (the population's statistics), `shift` (the
+      largest max(r, 1/r) over BN layers), each with its `_interval`; `seeds`, `paper`, `difference` (ours -
+      the paper's) and `paper_adjusted`; None where there is none.
     """
     offset, factor = _VALUES[metric]
 
-    def percent(key):
-        return [100 * (offset + factor * value) for value in cell.values(key).values()]
+    def percent(number):
+        return [offset + factor * value for value in cell.values(number).values()]
 
     numbers = {
         "value": percent("accuracy"),
         "adjusted": percent("adjusted_accuracy"),
+        "literally_adjusted": percent("literally_adjusted_accuracy"),
         "recalibrated": percent("recalibrated_accuracy"),
-        "shift": cell.shifts(),
+        "shift": list(cell.values("shift").values()),
     }
     found = {"cell": cell.arg, "seeds": len(cell.members)}
     for name, values in numbers.items():
@@ -78,7 +77,7 @@ def collect(
     more: Callable[[], list[dict]] = list,
     **facts,
 ) -> dict:
-    """Writes W/table.csv, table.json, table.md and W/figures from what is finished.
+    """Writes W/members.csv, correct.csv, table.csv, table.json, table.md and W/figures from what is finished.
 
     Args:
       directory: the study's workdir W.
@@ -93,28 +92,29 @@ def collect(
 
     Returns:
       What table.json holds.
+
+    Raises:
+      DropbnError: members of several editions (`evidence.EDITION`).
     """
+    evidence.refuse_several_editions(cells)
     directory = pathlib.Path(directory)
     (directory / "figures").mkdir(parents=True, exist_ok=True)
     found = {
         "title": title,
         "metric": f"test {metric}, %",
         **facts,
-        "device": _devices(),
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "flax": flax.__version__,
-        },
-        "date": datetime.date.today().isoformat(),
+        **_provenance(cells),
         "rows": [row(cell, metric, adjusted.get(cell.arg), comparable) for cell in cells],
         "claims": claims.judge(claimed, cells),
         "figures": [],
     }
+    evidence.publish(directory, cells)
     _write(directory, found)  # Before anything is drawn, so that no figure can keep the numbers back.
     from dropbn import figures  # matplotlib takes long to import: whoever trains need not wait for it.
 
-    drawn = [*figures.draw(cells, directory / "figures", metric), *more()]
+    # Published members have no curves.
+    here = [cell._replace(members=[one for one in cell.members if one.records]) for cell in cells]
+    drawn = [*figures.draw(here, directory / "figures", metric), *more()]
     found["figures"] = [figure | {"file": f"figures/{figure['file']}"} for figure in drawn]
     _write(directory, found)
     return found
@@ -163,7 +163,8 @@ def markdown(found: dict) -> str:
     parts = [
         f"# {found['title']}",
         f"    {found['command']}",
-        f"Seeds {_listed(found['seeds'])}; {found['device']}; {versions}; {found['date']}.",
+        f"Seeds {_listed(found['seeds'])}; {found['device']}; {versions}; {found['date']}; commit "
+        f"{found['commit']}.",
         about_rows(found["rows"], found["metric"]),
     ]
     if found["claims"]:
@@ -208,8 +209,17 @@ def _listed(seeds):
     return f"{seeds[0]} to {seeds[-1]}" if len(seeds) > 2 else " and ".join(map(str, seeds)) or "none"
 
 
-def _devices():
-    devices = jax.local_devices()
-    kind = devices[0].device_kind
-    machine = f" ({platform.machine()})" if devices[0].platform == "cpu" else ""
-    return f"{len(devices)} x {kind}{machine}"
+def _provenance(cells):
+    """Where the members come from: each fact once, those that differ beside each other."""
+    known = [one.provenance for cell in cells for one in cell.members]
+
+    def each(key):
+        return sorted({about[key] for about in known if key in about})
+
+    dates = each("date")
+    return {
+        "device": ", ".join(each("device")),
+        "versions": {name: ", ".join(each(name)) for name in ("python", "jax", "flax")},
+        "commit": ", ".join(each("commit")),
+        "date": " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "",
+    }

@@ -42,22 +42,27 @@ def train_and_evaluate(
     dataset = dataset or data.load(config.data)
     plan = make_plan(config, dataset)
     with Progress(_headline(config, dataset, plan), plan.total_steps, config.batch_size) as progress:
-        [outcome] = train([config], [directory], dataset, plan, progress, checkpoint_dir)
+        [outcome] = train([config], [directory], [dataset], plan, progress, checkpoint_dir)
     if isinstance(outcome, DropbnError):
         raise outcome
     return outcome, workdir.read_metrics(directory)
 
 
 def train(
-    configs: list, directories: list, dataset: data.Dataset, plan: Plan, progress, checkpoint_dir: str = ""
+    configs: list,
+    directories: list,
+    datasets: list[data.Dataset],
+    plan: Plan,
+    progress,
+    checkpoint_dir: str = "",
 ) -> list[steps.TrainState | DropbnError]:
     """Trains runs that stand at the same step, by one compiled program, and keeps each in its workdir.
 
     Args:
-      configs: one for each run, which `make_plan` has seen; they differ in seed, noise amount and learning
-        rate alone.
+      configs: one for each run, which `make_plan` has seen; they differ in seed, noise amount, learning rate
+        and the choice of training images alone.
       directories: their workdirs.
-      dataset: the data.
+      datasets: their data.
       plan: of the first config. Its layout has one device for each run, or all devices share a single run.
       progress: shows the runs; it has the methods of `dropbn.progress.Progress`.
       checkpoint_dir: of a single run; see `train_and_evaluate`.
@@ -69,7 +74,7 @@ def train(
     outcomes = [None] * len(configs)
     with contextlib.ExitStack() as stack:
         opened = {}
-        for i, (config, directory) in enumerate(zip(configs, directories, strict=True)):
+        for i, (config, directory, dataset) in enumerate(zip(configs, directories, datasets, strict=True)):
             try:
                 run = runs.opened(config, directory, checkpoint_dir, dataset, plan, progress)
                 opened[i] = stack.enter_context(run)
@@ -82,24 +87,28 @@ def train(
             )
             del opened[i]
         if opened:
-            _train(list(opened.values()), dataset, plan, progress)
+            _train(list(opened.values()), [datasets[i] for i in opened], plan, progress)
             for i, run in opened.items():
                 outcomes[i] = run.failure or run.state
     return outcomes
 
 
-def _train(together, dataset, plan, progress):
+def _train(together, datasets, plan, progress):
     """Trains opened runs to the end; each keeps its state or its failure."""
     config, layout = together[0].config, plan.layout
     step = saved = together[0].step
     progress.resume(step)
-    feed = feeds.create(config, dataset, layout, [run.config.seed for run in together])
+    seeds = [run.config.seed for run in together]
+    feed = feeds.create(config, datasets[0], layout, list(zip(seeds, datasets, strict=True)))
     program = programs.create(config, feed, plan)
     state = layout.put([run.state for run in together])
     hyper = layout.put([_hyper(run.config, config) for run in together])
-    measured = {"train": dataset.plain(config.eval.train_examples), "test": dataset.test}
-    if dataset.validation:
-        measured["validation"] = dataset.validation
+    measured = {
+        "train": [dataset.plain(config.eval.train_examples) for dataset in datasets],
+        "test": [dataset.test for dataset in datasets],
+    }
+    if datasets[0].validation:
+        measured["validation"] = [dataset.validation for dataset in datasets]
     inputs = None  # of the epoch under way
     with preemption.watched(shared=layout.processes > 1) as told:
         while step < plan.total_steps and not all(run.failure for run in together):
@@ -118,7 +127,7 @@ def _train(together, dataset, plan, progress):
             _look(together, program, layout, state, sums, hyper, again)
             if step == epoch_end:
                 inputs = None
-                found = {name: _evaluate(program, feed, state, split) for name, split in measured.items()}
+                found = {name: _evaluate(program, feed, state, splits) for name, splits in measured.items()}
                 found = {name: layout.take(sums, len(together)) for name, sums in found.items()}
                 for i, run in enumerate(together):
                     sums = {name: of_runs[i] for name, of_runs in found.items()}
@@ -186,15 +195,15 @@ def _train_steps(train, state, inputs, hyper, step, told, progress):
     return state, sums, seconds * len(sums) / max(len(sums) - 1, 1), stopped
 
 
-def _evaluate(program, feed, state, split):
-    return [program.evaluate(state, program.batch(inputs)) for inputs in feed.eval_inputs(split)]
+def _evaluate(program, feed, state, splits):
+    return [program.evaluate(state, program.batch(inputs)) for inputs in feed.eval_inputs(*splits)]
 
 
 def _end_epoch(run, sums, measured, epoch, steps_per_second, progress):
     """Records an epoch of a run that has not failed, and does not fail now."""
     if run.failure:
         return
-    for name, split in measured.items():
+    for name, (split, *_) in measured.items():
         counted = sum(int(part["count"]) for part in sums[name])
         assert counted == split.num_examples, f"{counted} images of {name} were counted"
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
@@ -108,6 +109,12 @@ def read_config(workdir) -> ml_collections.ConfigDict:
     if not isinstance(config, dict) or not {"data", "model", "optimizer"} <= config.keys():
         raise DropbnError(f"{workdir} holds no run of dropbn: its config.json is something else.")
     return ml_collections.ConfigDict(config)
+
+
+def digest(config: ml_collections.ConfigDict) -> str:
+    """A config in 16 hexadecimal digits, which differ where a field does."""
+    text = json.dumps(config.to_dict(), sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def read_metrics(workdir) -> list[dict]:

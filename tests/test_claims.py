@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from dropbn import claims
+from dropbn import claims, evidence
 from dropbn.claims import Claim
 from dropbn.errors import DropbnError
-from dropbn.evidence import Cell, Finished, largest_shift
+from dropbn.evidence import Cell, largest_shift
 
 
 @pytest.mark.parametrize(
@@ -83,13 +83,13 @@ def test_a_higher_level_asks_for_more():
 
 
 def _cell(arg, **columns):
-    """A cell with members 0, 1, 2, ... from lists of their numbers; None where a member lacks one."""
+    """A cell with members 0, 1, 2, ... from lists of what summaries hold; None where a member lacks it."""
     number = max(map(len, columns.values()), default=0)
     members = []
     for seed in range(number):
         summary = {key: values[seed] for key, values in columns.items() if values[seed] is not None}
         records = [{"train/loss": 9.0, "step": 1}, {"train/loss": summary.pop("loss", 1.0), "step": 2}]
-        members.append(Finished(seed, records, summary))
+        members.append(evidence.member(seed, records, summary))
     return Cell(arg, {}, None, members)
 
 
@@ -131,7 +131,7 @@ def test_only_seeds_of_both_cells_count():
     assert row["seeds"] == 2 and row["difference"] == pytest.approx(5.05)
     # s = 0.1 / sqrt(2), so 12.706205 * 0.05.
     assert row["interval"] == pytest.approx(0.63531, abs=1e-5) and row["verdict"] == "confirmed"
-    late = Cell("b", {}, None, [Finished(7, [], {"accuracy": 0.5})])
+    late = Cell("b", {}, None, [evidence.member(7, [], {"accuracy": 0.5})])
     assert _judge(B_ABOVE_A, _cell("a", accuracy=[0.5, 0.5]), late)["verdict"] == "not run"
 
 
@@ -167,7 +167,12 @@ def test_a_question_is_answered_by_more_or_less():
 
 
 def test_one_cell_with_two_metrics():
-    cell = _cell("a", accuracy=[0.5, 0.6, 0.7], adjusted_accuracy=[0.61, 0.70, 0.82])
+    cell = _cell(
+        "a",
+        accuracy=[0.5, 0.6, 0.7, 0.9],
+        recalibrated=[{"li2018_torch": share, "li2018": 0.1} for share in (0.61, 0.70, 0.82)]
+        + [{"li2018": 0.1}],
+    )
     claim = Claim("adjusted", "a", "a", "adjusted_accuracy", "", 2.0, less_metric="accuracy")
     row = _judge(claim, cell)
     assert row["difference"] == pytest.approx(11) and row["verdict"] == "confirmed"  # 11, 10, 12
@@ -176,28 +181,28 @@ def test_one_cell_with_two_metrics():
 def test_every_metric_is_read():
     summary = {
         "accuracy": 0.5,
-        "adjusted_accuracy": 0.6,
-        "recalibrated_accuracy": 0.7,
+        "loss": 0.75,
+        "recalibrated": {"li2018_torch": 0.6, "li2018": 0.3, "dropout_off": 0.7},
         "shift": [{"ratio": 0.8}, {"ratio": 1.5}, {"ratio": 0.4}],
         "train_accuracy": 0.9,
         "train_accuracy_test_mode": 0.85,
     }
     records = [{"train/loss": 3.0, "train/penalty": 2.0}, {"train/loss": 0.25, "train/penalty": 0.125}]
-    full = Cell("full", {}, None, [Finished(0, records, summary)])
+    full = evidence.member(0, records, summary)
     expected = {
         "accuracy": 50,
+        "test_loss": 0.75,
         "adjusted_accuracy": 60,
+        "literally_adjusted_accuracy": 30,
         "recalibrated_accuracy": 70,
         "shift": 2.5,
         "train_gap": 5,
         "loss": 0.25,
         "penalty": 0.125,
     }
-    read = {name: metric.read(full.members[0]) for name, metric in claims.METRICS.items()}
-    assert read == pytest.approx(expected)
-    without = Finished(0, [{"step": 1}], {"shift": [], "train_accuracy": 0.9})
-    assert {metric.read(without) for metric in claims.METRICS.values()} == {None}
-    assert claims.METRICS["loss"].read(Finished(0, [], {})) is None
+    assert {name: full.numbers[name] for name in claims.METRICS} == pytest.approx(expected)
+    without = evidence.member(0, [{"step": 1}], {"shift": [], "train_accuracy": 0.9})
+    assert without.numbers == {"train_accuracy": 90} and evidence.member(0, [], {}).numbers == {}
 
 
 def test_the_largest_shift_is_on_either_side_of_one():

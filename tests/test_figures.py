@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from configs import caffenet, kim2023, li2018, open_questions, small
-from dropbn import figures, li2018_figures, papers, placements, plots
-from dropbn.evidence import Cell, Finished
+from dropbn import evidence, figures, li2018_figures, papers, placements, plots
+from dropbn.evidence import Cell
 
 
 def member(seed=0, accuracy=0.5, ratios=(), weights=(), records=(), **others):
     rows = [{"layer": f"stage1_block{i}/bn1", "ratio": ratio} for i, ratio in enumerate(ratios)]
     summary = {"accuracy": accuracy, "shift": rows, "weights": list(weights), **others}
-    return Finished(seed, list(records), summary)
+    return evidence.member(seed, list(records), summary)
 
 
 def cell(study, arg, *members, paper=None):

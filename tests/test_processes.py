@@ -63,7 +63,7 @@ def _alone(config, directory, devices):
     dataset = data.load(config.data)
     plan = make_plan(config, dataset, parallel.Layout(tuple(jax.local_devices()[:devices])))
     with Progress("", plan.total_steps, config.batch_size) as progress:
-        [outcome] = training.train([config], [directory], dataset, plan, progress)
+        [outcome] = training.train([config], [directory], [dataset], plan, progress)
     return dataset, plan, outcome
 
 

@@ -203,7 +203,7 @@ def test_a_folder_of_photographs_trains_stops_and_goes_on(tmp_path, monkeypatch)
     ("fields", "message"),
     [
         ({"name": "caltech101", "image_size": 0}, "is not prepared|give data.image_size"),
-        ({"image_size": 0, "split": "70:15:15"}, "give data.image_size"),
+        ({"image_size": 0, "rotation": 10.0}, "give data.image_size"),
         ({"image_size": 0, "jitter": 0.4}, "'jitter': 0.4.* give data.image_size"),
         ({"split": "70:30"}, "give train:validation:test"),
         ({"crop_scale": (0.5,)}, r"data.crop_scale=\(0.5,\): give the least and largest"),

@@ -35,6 +35,7 @@ from dropbn import (
     training,
     workdir,
 )
+from dropbn.data import sampling
 from dropbn.errors import DropbnError
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -115,7 +116,9 @@ def test_stacks_of_one_structure_share_their_programs(tmp_path):
 
     def compiled(job):
         layout = parallel.side_by_side(8)
-        feed = feeds.create(job.member.config, job.dataset, layout, 8 * [job.member.config.seed])
+        feed = feeds.create(
+            job.member.config, job.dataset, layout, 8 * [(job.member.config.seed, job.dataset)]
+        )
         return programs.create(job.member.config, feed, job.plan._replace(layout=layout))
 
     one, same, other = map(compiled, todo)
@@ -175,7 +178,7 @@ def finished(tmp_path_factory):
     [job], _ = jobs.create(alone[1:])
     alone_plan = job.plan._replace(layout=parallel.Layout(tuple(jax.local_devices()[:1])))
     with board.Board(1, 0, 1.0) as shown, shown.stack(["it"], 1.0, alone_plan.total_steps) as progress:
-        training.train([alone[1].config], [alone[1].directory], job.dataset, alone_plan, progress)
+        training.train([alone[1].config], [alone[1].directory], [job.dataset], alone_plan, progress)
     return beside, alone
 
 
@@ -208,9 +211,16 @@ def test_a_finished_member_says_what_it_found(finished):
     assert [row["ratio"] for row in member.summary["shift"]] == pytest.approx(
         [row["ratio"] for row in shift.rows], rel=1e-6
     )
-    adjusted, _ = evaluation.recalibrate_run(config, dataset, state, "li2018")
-    after = {(row["statistics"], row["data"]): row["accuracy"] for row in adjusted.rows}
-    assert member.summary["adjusted_accuracy"] == pytest.approx(after["li2018", "test"], abs=1e-9)
+    for recipe, accuracy in member.summary["recalibrated"].items():
+        again, _ = evaluation.recalibrate_run(config, dataset, state, recipe)
+        after = {(row["statistics"], row["data"]): row["accuracy"] for row in again.rows}
+        assert accuracy == pytest.approx(after[recipe, "test"], abs=1e-9)
+        assert member.correct[recipe].mean() == pytest.approx(accuracy, abs=1e-9)
+    assert set(member.summary["recalibrated"]) == {"li2018_torch", "li2018", "dropout_off"}
+    outputs = plan.make_plan(config, dataset).model.apply(
+        state.variables, sampling.normalize(dataset.test.images, dataset.mean, dataset.std)
+    )
+    np.testing.assert_array_equal(member.correct["running"], outputs.argmax(-1) == dataset.test.labels)
     assert evidence.cell(cell, None, [finished[1][1].directory]).members == []  # trained, not summarized
 
 
@@ -305,8 +315,9 @@ def test_a_table_by_hand(tmp_path):
     def member(seed, accuracy, adjusted, ratios):
         rows = [{"layer": "bn", "ratio": ratio} for ratio in ratios]
         records = [{"epoch": 1.0, "train/accuracy": 0.9, "train/accuracy_test_mode": 0.8}]
-        summary = {"accuracy": accuracy, "adjusted_accuracy": adjusted, "shift": rows, "weights": []}
-        return evidence.Finished(seed, records, summary)
+        summary = {"accuracy": accuracy, "shift": rows, "weights": []}
+        summary["recalibrated"] = {"li2018_torch": adjusted}
+        return evidence.member(seed, records, summary)
 
     config = small.get_config("preresnet8,digits").to_dict()
     plain = evidence.Cell(

@@ -71,6 +71,8 @@ def load(config) -> Dataset:
     ):
         if not 0 <= config[field] <= most:
             raise DropbnError(f"data.{field}={config[field]}: give 0 to {most}.")
+    if not -1 <= config.subset_seed < 2**31:
+        raise DropbnError(f"data.subset_seed={config.subset_seed}: give -1 (evenly spread) or a seed from 0.")
     kind, colon, path = config.name.partition(":")
     is_own = colon and kind in files.OPENERS
     if not is_own and config.name not in stock.NAMES:
@@ -105,7 +107,7 @@ def load(config) -> Dataset:
     )
     divided = _divided(config, sources)
     source, rows = divided["train"]
-    divided["train"] = source, rows[_evenly(config.train_examples, len(rows))]
+    divided["train"] = source, rows[_chosen(config, len(rows))]
     splits = {name: Stream(source, rows, view) for name, (source, rows) in divided.items()}
     return Dataset(num_classes=num_classes, mean=PHOTO_MEAN, std=PHOTO_STD, **splits)
 
@@ -116,29 +118,39 @@ def _evenly(number, total):
     return np.arange(number) * total // number
 
 
+def _chosen(config, total):
+    """Which of `total` training images a config takes: at equal distances, or drawn with `subset_seed`."""
+    if config.subset_seed < 0:
+        return _evenly(config.train_examples, total)
+    drawn = np.random.default_rng(config.subset_seed).permutation(total)
+    return np.sort(drawn[: config.train_examples or total])
+
+
 def _divided(config, sources):
     """(source, rows) of train, test and, with `config.split`, validation."""
     if not config.split:
         return {name: (source, np.arange(len(source))) for name, source in sources.items()}
-    shares = [int(part) if part.isdecimal() and len(part) < 7 else 0 for part in config.split.split(":")]
-    if len(shares) != 3 or not all(shares):
+    shares = [int(part) if part.isdecimal() and len(part) < 7 else -1 for part in config.split.split(":")]
+    if len(shares) != 3 or min(shares) < 0 or not (shares[0] and shares[2]):
         raise DropbnError(
-            f"data.split={config.split!r}: give train:validation:test, such as 70:15:15, or ''."
+            f"data.split={config.split!r}: give train:validation:test, such as 70:15:15 or 80:0:20, or ''."
         )
     together = files.Joined(tuple(sources.values()))
     # One division for all seeds of a run: they differ in the order and the weights.
     rows = np.random.default_rng(0).permutation(len(together))
     parts = np.split(rows, np.cumsum(shares)[:2] * len(rows) // sum(shares))
-    if not all(map(len, parts)):
+    divided = zip(("train", "validation", "test"), shares, parts, strict=True)
+    divided = {name: part for name, share, part in divided if share}
+    if not all(map(len, divided.values())):
         raise DropbnError(f"data.split={config.split!r} of {len(rows)} images leaves a part empty.")
-    return {name: (together, part) for name, part in zip(("train", "validation", "test"), parts, strict=True)}
+    return {name: (together, part) for name, part in divided.items()}
 
 
 def _refuse_streams(config):
     """Raises for what takes a size of the images; before anything is opened or decoded."""
     given = {
         field: config[field]
-        for field in ("crop_scale", "part_size", "rotation", "jitter", "split", "workers")
+        for field in ("crop_scale", "part_size", "rotation", "jitter", "workers")
         if config[field]
     }
     if config.name in stock.PHOTOS or given:
@@ -149,10 +161,10 @@ def _refuse_streams(config):
 
 
 def _in_memory(config, sources, num_classes):
-    splits = {
-        name: source.take(_evenly(config.train_examples if name == "train" else 0, len(source)))
-        for name, source in sources.items()
-    }
+    divided = _divided(config, sources)
+    source, rows = divided["train"]
+    divided["train"] = source, rows[_chosen(config, len(rows))]
+    splits = {name: source.take(rows) for name, (source, rows) in divided.items()}
     # Moments of the bytes, in float64 channel by channel, so that no float copy of all images is made.
     images = splits["train"].images
     channels = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]

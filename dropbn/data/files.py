@@ -95,6 +95,20 @@ class Joined:
         index = bisect.bisect(ends, row)
         return self.sources[index][row - ends[index] + len(self.sources[index])]
 
+    def take(self, rows: Sequence[int]) -> Split:
+        """The examples of some rows.
+
+        Raises:
+          DropbnError: images of several shapes.
+        """
+        examples = [self[row] for row in rows]
+        if len(shapes := {example["image"].shape for example in examples}) > 1:
+            raise DropbnError(
+                f"data.split mixes images of the shapes {sorted(shapes)} (height, width, channels): all "
+                "images have one shape, or data.image_size gives them one."
+            )
+        return stacked(examples)
+
 
 def from_folder(path) -> tuple[dict[str, Files], int]:
     """Finds `path/train/<class>/*.png|jpg` and `path/test/<class>/...`.

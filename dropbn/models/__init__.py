@@ -128,10 +128,11 @@ def orders(config) -> tuple[Order, Order]:
         raise DropbnError(
             f"model.place={config.place!r} and a drop in the orders ('{block}', '{head}'): give one of them."
         )
-    elif config.place in places.HEAD_PLACES:
-        head = places.place(head, config.place)
     elif config.place:
-        block = places.place(block, config.place)
+        of_head = [name for name in config.place.split("+") if name in places.HEAD_PLACES]
+        of_block = [name for name in config.place.split("+") if name not in places.HEAD_PLACES]
+        head = places.place(head, "+".join(of_head)) if of_head else head
+        block = places.place(block, "+".join(of_block)) if of_block else block
     if config.activation and config.activation not in ACTIVATIONS:
         raise unknown("activation", config.activation, ACTIVATIONS)
     if bool(config.activation) != bool(block.count("act") + head.count("act")):
