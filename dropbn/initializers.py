@@ -12,13 +12,28 @@ import numpy as np
 from dropbn.activations import ACTIVATIONS
 from dropbn.errors import DropbnError, unknown
 
-# N(0, 2 / (kernel^2 features)), of the convolutions in the papers' code (bearpaw/pytorch-classification).
+# N(0, 2 / (kernel^2 features)), of the convolutions in the papers' code (bearpaw/pytorch-classification); all
+# features count, also those of a convolution in groups.
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # N(0, 2 / inputs), He et al. 2015, eq. 10.
 he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 orthogonal = nn.initializers.orthogonal()
 
-NAMES = ("he_fan_out", "he_fan_in", "orthogonal", "lsuv", "hendrycks")
+# U(-1/sqrt(n), 1/sqrt(n)) for n features, of timm's EfficientNet.
+uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
+
+NAMES = ("he_fan_out", "timm", "he_fan_in", "orthogonal", "lsuv", "hendrycks")
+
+
+def timm(groups: int) -> Callable:
+    """N(0, 2 / (kernel^2 features / groups)): `he_fan_out` with the features of one group.
+
+    An input channel feeds the features of its own group alone. A depthwise convolution (groups = features)
+    has the variance 2 / kernel^2.
+
+    Source: huggingface/pytorch-image-models, timm/models/_efficientnet_builder.py, `_init_weight_goog`.
+    """
+    return nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
 
 
 def uniform_fan_in(key, shape, dtype=jnp.float32):
@@ -27,15 +42,20 @@ def uniform_fan_in(key, shape, dtype=jnp.float32):
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def create(name: str, activation: str = "relu", keep: float = 1.0) -> tuple[Callable, Callable]:
+def create(
+    name: str, activation: str = "relu", keep: float = 1.0
+) -> tuple[Callable[[int], Callable], Callable]:
     """The initializers of convolution and dense kernels.
 
     Args:
-      name: "he_fan_out" (dense: `uniform_fan_in`), "he_fan_in", "orthogonal" (Saxe et al. 2014), "lsuv"
-        (orthogonal, to be scaled by `lsuv`), or "hendrycks" (`hendrycks`; convolutions leave out the
-        backward term, as the paper allows).
+      name: "he_fan_out" (dense: `uniform_fan_in`), "timm" (`timm`, as its EfficientNet and MobileNet; dense:
+        `uniform_fan_out`), "he_fan_in", "orthogonal" (Saxe et al. 2014), "lsuv" (orthogonal, to be scaled by
+        `lsuv`), or "hendrycks" (`hendrycks`; convolutions leave out the backward term, as the paper allows).
       activation: of the network; for "hendrycks".
       keep: 1 - rate of its dropout; for "hendrycks".
+
+    Returns:
+      (groups of a convolution -> the initializer of its kernel, the initializer of dense kernels).
 
     Raises:
       DropbnError: an unknown name; for "hendrycks" an activation that is no function of one number, or a keep
@@ -45,12 +65,16 @@ def create(name: str, activation: str = "relu", keep: float = 1.0) -> tuple[Call
         raise unknown("init", name, NAMES)
     if name == "hendrycks" and keep <= 0:
         raise DropbnError("init='hendrycks' divides by 1 - rate: give a rate below 1.")
+    if name == "timm":
+        return timm, uniform_fan_out
     if name == "hendrycks":
         forward, backward = second_moments(activation)
-        return hendrycks(forward, 0.0, keep), hendrycks(forward, backward, keep)
-    if name == "he_fan_out":
-        return he_fan_out, uniform_fan_in
-    return (he_fan_in, he_fan_in) if name == "he_fan_in" else (orthogonal, orthogonal)
+        conv, dense = hendrycks(forward, 0.0, keep), hendrycks(forward, backward, keep)
+    elif name == "he_fan_out":
+        conv, dense = he_fan_out, uniform_fan_in
+    else:
+        conv = dense = he_fan_in if name == "he_fan_in" else orthogonal
+    return lambda groups: conv, dense
 
 
 def hendrycks(forward: float, backward: float, keep: float) -> Callable:

@@ -89,7 +89,7 @@ class Parts(NamedTuple):
       activation: the activation that `act` stands for, or "".
       dtype: dtype of the computation; parameters and statistics stay float32.
       sparsity: (target, weight) of `sparse`, see `sparsity_penalty`.
-      conv_init: initializer of convolution kernels.
+      conv_init: groups of a convolution -> the initializer of its kernel.
       dense_init: initializer of dense kernels.
     """
 
@@ -98,7 +98,7 @@ class Parts(NamedTuple):
     activation: str = ""
     dtype: Any = jnp.float32
     sparsity: tuple[float, float] = (0.05, 1.0)
-    conv_init: Callable = initializers.he_fan_out
+    conv_init: Callable[[int], Callable] = initializers.create("he_fan_out")[0]
     dense_init: Callable = initializers.uniform_fan_in
 
 
@@ -211,7 +211,7 @@ class Layers(nn.Module):
                 feature_group_count=size.groups,
                 use_bias=size.bias,
                 dtype=parts.dtype,
-                kernel_init=parts.conv_init,
+                kernel_init=parts.conv_init(size.groups),
                 conv_general_dilated=convolution.conv_general_dilated,
                 name=name,
             )(x)

@@ -9,6 +9,8 @@ import pytest
 from configs import base
 from dropbn import initializers, models
 from dropbn.errors import DropbnError
+from dropbn.layers import Layers, Size
+from dropbn.order import parse
 
 KEY = jax.random.key(0)
 
@@ -34,18 +36,48 @@ def test_variances():
     shape = (3, 3, 32, 256)
     wanted = {"he_fan_out": 2 / (9 * 256), "he_fan_in": 2 / (9 * 32), "hendrycks": 1 / (9 * 32) / (0.5 / 0.8)}
     for name, variance in wanted.items():
-        kernel = initializers.create(name, "relu", keep=0.8)[0](KEY, shape)
+        kernel = initializers.create(name, "relu", keep=0.8)[0](1)(KEY, shape)
         assert float(kernel.var()) == pytest.approx(variance, rel=5 * (2 / kernel.size) ** 0.5)
-    flat = initializers.create("orthogonal")[0](KEY, shape).reshape(-1, 256)
+    flat = initializers.create("orthogonal")[0](1)(KEY, shape).reshape(-1, 256)
     np.testing.assert_allclose(flat.T @ flat, np.eye(256), atol=1e-4)
     dense = initializers.create("hendrycks", "relu", keep=0.8)[1](KEY, (300, 500))
     np.testing.assert_allclose((dense**2).sum(0), 1 / (0.5 / 0.8 + 0.8 * 0.5), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("kernel", "features", "groups", "timm", "he_fan_out"),
+    [
+        # sqrt(2 / 25) and sqrt(2 / (25 1152)): EfficientNet-B0's widest depthwise convolution.
+        (5, 1152, 1152, 0.28284, 0.0083333),
+        # sqrt(2 / (9 128 / 4)) and sqrt(2 / (9 128)).
+        (3, 128, 4, 0.083333, 0.041667),
+        (3, 128, 1, 0.041667, 0.041667),
+    ],
+)
+def test_timm_counts_the_features_of_one_group(kernel, features, groups, timm, he_fan_out):
+    """The standard error of a deviation over n values is 1 / sqrt(2 n) of it; five of them."""
+    config = base.get_config().model
+    config.num_classes = 10
+    for config.init, deviation in (("timm", timm), ("he_fan_out", he_fan_out)):
+        layer = Layers(
+            parse("conv"), (Size(features, kernel, groups=groups),), models.create(config).parts
+        ).init(KEY, jnp.ones((1, 8, 8, features)))["params"]["conv1"]["kernel"]
+        assert layer.shape == (kernel, kernel, features // groups, features)
+        assert float(layer.std()) == pytest.approx(deviation, rel=5 / (2 * layer.size) ** 0.5)
+
+
+def test_timm_draws_a_classifier_by_its_classes():
+    """U(-1/sqrt(100), 1/sqrt(100)) has the variance 1 / 300; the largest of 40,000 values is near its end."""
+    weights = initializers.create("timm")[1](KEY, (400, 100))
+    assert float(jnp.abs(weights).max()) == pytest.approx(0.1, rel=1e-3)
+    # Of x^2 for x ~ U(-b, b): mean b^2 / 3, variance 4 b^4 / 45.
+    assert float(jnp.square(weights).mean()) == pytest.approx(1 / 300, rel=5 * (0.8 / 40_000) ** 0.5)
+
+
 def test_hendrycks_keeps_the_variance_under_dropout():
     """Var[W m f(z)] = 1 for z ~ N(0, 1), forward term alone, as the convolutions have it."""
     keep, n = 0.7, 2000
-    kernel = initializers.create("hendrycks", "relu", keep)[0](KEY, (1, 1, n, 400))[0, 0]
+    kernel = initializers.create("hendrycks", "relu", keep)[0](1)(KEY, (1, 1, n, 400))[0, 0]
     mask_key, z_key = jax.random.split(KEY)
     x = nn.relu(jax.random.normal(z_key, (1000, n))) * jax.random.bernoulli(mask_key, keep, (1000, n)) / keep
     assert float(jnp.square(x @ kernel).mean()) == pytest.approx(1, rel=0.03)
