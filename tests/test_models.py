@@ -194,6 +194,16 @@ def test_bfloat16_computes_low_and_keeps_high():
     np.testing.assert_allclose(logits.astype(jnp.float32), full, atol=0.15)
 
 
+def test_a_plain_densenet_drops_after_every_convolution_but_the_stems():
+    """Three blocks of twelve layers and two transitions; Dropout-(a) of a DenseNet-BC leaves those alone."""
+    plain = _model(name="densenet", depth=40, width=12, block="{bn relu conv drop}", noise={"rate": 0.2})
+    orders = {section.name: str(section.order) for section in models.create(plain).sections}
+    assert sum(order.count("conv drop") for order in orders.values()) == 3 * 12 + 2
+    assert orders["transition1"] == "bn relu conv drop avgpool" and orders["stem"] == "conv"
+    in_a = _model(name="densenet", depth=40, width=12, place="a", noise={"rate": 0.2})
+    assert sum(section.order.count("drop") for section in models.create(in_a).sections) == 3 * 6
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -7,7 +7,8 @@ concatenated to its input; between the blocks of layers "bn relu conv avgpool" h
 three blocks of (L - 4) / 6 layers. DenseNet-BC(L=100, k=12) has 769,162 parameters on 10 classes and 99 BN
 layers (Li et al. 2018, Table 2 and Fig. 4). A block with one convolution, "{bn relu conv}", makes the plain
 DenseNet: (L - 4) / 3 layers of one 3x3 convolution, 16 channels in the stem, and no halving of channels;
-1,019,722 parameters for L=40, k=12.
+1,019,722 parameters for L=40, k=12. "{bn relu conv drop}" has dropout after every convolution but the stem's:
+also after the one between the blocks, as in the authors' code (liuzhuang13/DenseNet, models/densenet.lua).
 
 `densenet_imagenet`: a 7x7 convolution to 2k channels with BN and max pooling, and four blocks. DenseNet-169
 (k = 32) has 14,149,480 parameters (torchvision).
@@ -65,11 +66,13 @@ def _blocks(config, numbers, block, channels):
     is_plain = block.count("conv") == 1
     growth, rows = config.width, []
     layer = (Size(growth, 3),) if is_plain else (Size(4 * growth), Size(growth, 3))
+    is_dropped = is_plain and "conv drop" in str(block)
+    transition = parse("bn relu conv drop avgpool" if is_dropped else "bn relu conv avgpool")
     for stage, layers in enumerate(numbers):
         if stage:
             channels //= 1 if is_plain else 2
             halving = (Size(channels), Size(kernel=2, stride=2))
-            rows.append(Section(f"transition{stage}", parse("bn relu conv avgpool"), halving))
+            rows.append(Section(f"transition{stage}", transition, halving))
         for i in range(layers):
             rows.append(Section(f"stage{stage + 1}_block{i + 1}", block, layer))
         channels += layers * growth

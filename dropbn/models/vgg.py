@@ -1,8 +1,9 @@
 """VGG with BN for small images (Simonyan & Zisserman 2015), after bearpaw's `models/cifar/vgg.py`.
 
-3x3 convolutions with bias in five groups, each followed by 2x2 max pooling, and one dense layer. The block
-is the unit around one convolution, so that "conv bn relu" and "conv relu bn" are BN before and after the
-activation. VGG-16 has 14,728,266 parameters on 10 classes.
+3x3 convolutions with bias in five groups, each followed by 2x2 max pooling, and one dense layer; hidden dense
+layers of another head have as many units as the last group has channels. The block is the unit around one
+convolution, so that "conv bn relu" and "conv relu bn" are BN before and after the activation. VGG-16 has
+14,728,266 parameters on 10 classes.
 """
 
 from dropbn.layers import Size
@@ -29,7 +30,7 @@ def sections(config, block: Order, head: Order) -> list[Section]:
         size = Size(config.width * min(2 ** (group - 1), 8), 3, bias=True)
         rows += [Section(f"group{group}_conv{i + 1}", block, (size,)) for i in range(number)]
         rows.append(Section(f"group{group}_pool", parse("maxpool"), (Size(kernel=2, stride=2),)))
-    return [*rows, classifier(config, head)]
+    return [*rows, classifier(config, head, 8 * config.width)]
 
 
 FAMILY = Family(sections, BLOCK, HEAD)
