@@ -22,7 +22,9 @@ def get_config() -> ConfigDict:
 
     config.seed = 0  # of the initial weights, the order of the data, the augmentation and the noise
     config.batch_size = 128  # images a step, over all devices
-    # Durations are one number and one unit: "164 epochs", "2000 steps" or "640000 examples".
+    # Durations are one number and one unit: "164 epochs", "2000 steps" or "640000 examples". An epoch leaves
+    # out the images that fill no batch, other ones each time. A study counts the accuracy of the last epoch,
+    # with validation images that of their best one.
     config.duration = "10 epochs"
     config.checkpoint_every = "1 epochs"  # what is lost at most when the machine dies
     config.log_every = "100 steps"  # from one look at the losses to the next: a run that diverged stops there
@@ -61,8 +63,9 @@ def get_config() -> ConfigDict:
     model.head = ""
     model.place = ""  # a named position (dropbn/places.py): "a", "P4", "H4", "last", ...; "before", "after"
     model.activation = ""  # what "act" stands for in the orders
-    # "he_fan_out" (dense layers: uniform, as PyTorch), "he_fan_in", "orthogonal", "lsuv" (orthogonal, scaled
-    # on the first batch_size plain images) or "hendrycks" (for the activation and the noise's rate).
+    # "he_fan_out" (dense layers: uniform, as PyTorch), "timm" (fan-out of one group, as its EfficientNet),
+    # "he_fan_in", "orthogonal", "lsuv" (orthogonal, scaled on the first batch_size plain images) or
+    # "hendrycks" (for the activation and the noise's rate).
     model.init = "he_fan_out"
     model.dtype = "float32"  # or "bfloat16": computation only; parameters and statistics stay float32
 
@@ -88,7 +91,7 @@ def get_config() -> ConfigDict:
     optimizer.learning_rate = 0.1
     optimizer.momentum = 0.9
     optimizer.nesterov = False
-    optimizer.weight_decay = 1e-4  # L2, on all parameters, added to the gradient
+    optimizer.weight_decay = 1e-4  # L2, on all parameters (BN's and biases too), added to the gradient
     optimizer.schedule = "constant"  # "constant", "step" or "cosine" (to zero at the end)
     optimizer.decay_at = ("81 epochs", "122 epochs")  # when schedule="step" multiplies by decay_factor
     optimizer.decay_factor = 0.1

@@ -11,9 +11,13 @@ init (lsuv, orthogonal), seed, and `quick`.
 
 Settings (its prototxts): crops of 128 from images whose shorter side is 144, flip, SGD with momentum 0.9,
 learning rate 0.01 divided by 10 every 100,000 of 320,000 steps, batch 256, L2 5e-4, LSUV; BN's
-moving_average_fraction 0.95. Differences: weight decay and learning rate are the same for biases; channels
-are normalized by ImageNet's mean and deviation; images are resized bilinearly; sigmoid and tanh train with
-batch 256 at once. GoogLeNet128's own solver is not in the notes; CaffeNet's stands in.
+moving_average_fraction 0.95. GoogLeNet has L2 2e-4, and its BN counts 32 images at a time
+(prototxt/bn_init/bn_before_googlenet128_lsuv.prototxt). Differences: biases, BN's included, have the weights'
+decay and learning rate (CaffeNet's have no decay, and those of its layers twice the rate); channels are
+normalized by ImageNet's mean and deviation; images are resized bilinearly; sigmoid and tanh train with batch
+256 at once; GoogLeNet's learning rate falls by CaffeNet's steps (there linearly to 0); an epoch leaves out
+the images that fill no batch (Caffe's batches run on into the next epoch). The accuracy is that of the last
+step; we do not know which theirs is.
 
 `sweep(table)` lists cells with the benchmark's top-1 accuracy in %, one run each; of its batchnorm.md
 "position" (before and after, with and without scale and bias), "activation" (BN after it), "dropout" (BN
@@ -56,8 +60,10 @@ NETWORKS = {
             "model.depth": 22,
             "model.width": 100,
             "model.noise.rate": 0.4,
+            "model.bn.group_size": 32,
+            "optimizer.weight_decay": 2e-4,
         },
-        "quick": {"model.depth": 10, "model.width": 5, **base.PHOTOS},
+        "quick": {"model.depth": 10, "model.width": 5, "model.bn.group_size": 0, **base.PHOTOS},
     },
 }
 WORDS = {

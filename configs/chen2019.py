@@ -10,7 +10,8 @@ and the pre-activation block without dropout), rate, seed, and `quick`. `relu_ic
 makes of the pre-activation block.
 
 The paper's results and training settings were not available to us, so the cells of `sweep("orders")` have
-no values beside them; the settings are Kim et al.'s (2023) for the same networks, and the rate is 0.05, which
+no values beside them. All settings are guesses: those of configs/kim2023.py for the same networks, with what
+it says of decay, initial weights, the last epoch and the images that fill no batch, and the rate 0.05, which
 third-party implementations use.
 """
 
