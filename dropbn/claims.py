@@ -45,6 +45,12 @@ METRICS = {
     "train_gap": Metric("train mode minus test mode"),
     "loss": Metric("training loss"),
     "penalty": Metric("sparsity penalty"),
+    "loss_after_a_tenth": Metric("training loss after a tenth of the steps"),
+    "loss_after_a_third": Metric("training loss after a third of the steps"),
+    "steps_to_loss_0.1": Metric("steps to a training loss of 0.1"),
+    "objective_after_a_tenth": Metric("loss + penalty after a tenth of the steps"),
+    "objective_after_a_third": Metric("loss + penalty after a third of the steps"),
+    "steps_to_objective_0.6": Metric("steps to a loss + penalty of 0.6"),
 }
 
 

@@ -102,6 +102,36 @@ def _train_gap(summary, records):
     return None if None in (noisy, plain) else 100 * (noisy - plain)
 
 
+def _curve(records, key):
+    """(steps, mean training losses) of the epochs; the objective is the loss and the penalty."""
+    found = [
+        (record["step"], record["train/loss"] + (key == "objective") * record.get("train/penalty", 0))
+        for record in records
+        if "train/loss" in record
+    ]
+    return np.array(found).reshape(-1, 2).T
+
+
+def _after(part, key):
+    """The mean loss of the epoch in which 1 / part of the steps is reached."""
+
+    def read(summary, records):
+        steps, losses = _curve(records, key)
+        return float(losses[np.searchsorted(steps, steps[-1] / part)]) if steps.size else None
+
+    return read
+
+
+def _steps_to(level, key):
+    """The steps until the least loss so far, linear between epochs, is at a level; all if it stays above."""
+
+    def read(summary, records):
+        steps, losses = _curve(records, key)
+        return float(np.interp(-level, -np.minimum.accumulate(losses), steps)) if steps.size else None
+
+    return read
+
+
 # The numbers of a run: name -> (summary, records) -> the number, None where the run has none. Accuracies are
 # in %, losses in nats.
 NUMBERS = {
@@ -117,6 +147,12 @@ NUMBERS = {
     "train_gap": _train_gap,
     "loss": _last("train/loss"),
     "penalty": _last("train/penalty"),
+    "loss_after_a_tenth": _after(10, "loss"),
+    "loss_after_a_third": _after(3, "loss"),
+    "steps_to_loss_0.1": _steps_to(0.1, "loss"),
+    "objective_after_a_tenth": _after(10, "objective"),
+    "objective_after_a_third": _after(3, "objective"),
+    "steps_to_objective_0.6": _steps_to(0.6, "objective"),
 }
 
 

@@ -141,6 +141,36 @@ def test_one_seed_decides_nothing():
     assert row["verdict"] == "undecided"
 
 
+LOSSES = [0.9, 0.3, 0.12, 0.08, 0.07, 0.06, 0.05, 0.04, 0.03, 0.02]
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [
+        ("loss_after_a_tenth", 0.9),  # The first epoch ends at 10 of 100 steps.
+        ("loss_after_a_third", 0.08),  # 33.3 steps are reached in the fourth.
+        ("steps_to_loss_0.1", 35),  # Half-way from 0.12 to 0.08.
+        ("objective_after_a_tenth", 0.9 + 0.2),
+        ("objective_after_a_third", 0.08 + 0.2),
+        ("steps_to_objective_0.6", 10 + 10 * (1.1 - 0.6) / (1.1 - 0.5)),
+    ],
+)
+def test_speed_by_hand(metric, value):
+    """Losses of 0.9, 0.3, 0.12, 0.08, ... in ten epochs of 10 steps, and a penalty of 0.2."""
+    records = [
+        {"step": 10 * epoch, "train/loss": loss, "train/penalty": 0.2} for epoch, loss in enumerate(LOSSES, 1)
+    ]
+    assert evidence.member(0, records, {}).numbers[metric] == pytest.approx(value)
+    assert metric not in evidence.member(0, [], {}).numbers
+
+
+def test_a_loss_that_is_never_or_at_once_reached():
+    # The third rises before it falls: half-way from the least, 0.2, to 0.
+    for losses, steps in (([0.5, 0.4], 14), ([0.05, 0.2], 7), ([0.2, 0.9, 0.0], 17.5)):
+        records = [{"step": 7 * epoch, "train/loss": loss} for epoch, loss in enumerate(losses, 1)]
+        assert evidence.member(0, records, {}).numbers["steps_to_loss_0.1"] == pytest.approx(steps)
+
+
 @pytest.mark.parametrize(
     "cells",
     [
@@ -187,7 +217,10 @@ def test_every_metric_is_read():
         "train_accuracy": 0.9,
         "train_accuracy_test_mode": 0.85,
     }
-    records = [{"train/loss": 3.0, "train/penalty": 2.0}, {"train/loss": 0.25, "train/penalty": 0.125}]
+    records = [
+        {"step": 1, "train/loss": 3.0, "train/penalty": 2.0},
+        {"step": 2, "train/loss": 0.25, "train/penalty": 0.125},
+    ]
     full = evidence.member(0, records, summary)
     expected = {
         "accuracy": 50,
@@ -199,6 +232,12 @@ def test_every_metric_is_read():
         "train_gap": 5,
         "loss": 0.25,
         "penalty": 0.125,
+        "loss_after_a_tenth": 3,
+        "loss_after_a_third": 3,
+        "steps_to_loss_0.1": 2,
+        "objective_after_a_tenth": 5,
+        "objective_after_a_third": 5,
+        "steps_to_objective_0.6": 1 + (5 - 0.6) / (5 - 0.375),
     }
     assert {name: full.numbers[name] for name in claims.METRICS} == pytest.approx(expected)
     without = evidence.member(0, [{"step": 1}], {"shift": [], "train_accuracy": 0.9})
