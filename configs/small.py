@@ -77,7 +77,10 @@ def sweep(table):
 def claims(table):
     """What the papers claim of the cells of a table, with their differences in their own networks.
 
-    A metric of adjusted statistics is compared with the same cell's unadjusted accuracy.
+    A metric of adjusted statistics is compared with the same cell's unadjusted accuracy. The training
+    accuracy in train mode minus that in test mode is a question: the noise lowers the former, the statistics
+    lower the latter, and the sign says which is more. In Li's Fig. 5 the noise takes 1.2 points at most
+    (98.8 % in train mode, PreResNet, CIFAR-10).
     """
     sweep(table)  # Refuses a table that does not exist.
     (network,), (dataset,) = TABLES[table]["networks"], TABLES[table]["paper"]
@@ -88,7 +91,7 @@ def claims(table):
             base.Side(base.label(column), f"{network},{dataset}{column}", of)
             for column, of in zip((more, less), metrics, strict=True)
         )
-        found.append(base.claim(*sides, where, source, paper=paper))
+        found.append(base.claim(*sides, where, source, paper=paper, sign=int(metric != "train_gap")))
     return found
 
 
@@ -111,7 +114,7 @@ _LI = (
     (A, "", "shift", 1.325, "Fig. 4 (2.349 - 1.024)"),
     (A, B, "shift", 1.140, "Fig. 4 (2.349 - 1.209, at most)"),
     (B, "", "shift", 0.183, "Fig. 4 (1.209 - 1.026, at least)"),
-    (A, "", "train_gap", 0.314, "Fig. 5 (98.796 - 98.512 against 99.96 - 99.99)"),
+    (A, "", "train_gap", None, "Fig. 5 (98.796 - 98.512 against 99.96 - 99.99)"),
 )
 _REACHES = "Kim et al. 2023, Propositions 2 to 4 (P0 to P4 reach a BN before any addition)"
 TABLES = {

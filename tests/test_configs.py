@@ -93,6 +93,16 @@ def test_settings_are_the_papers():
     config = kim2023.get_config("preresnet110,cifar100,place=P6")
     assert (config.model.noise.kind, config.model.noise.rate) == ("dropout", 0.2)
     assert config.duration == "164 epochs" and config.optimizer.weight_decay == 1e-4
+    assert not config.optimizer.nesterov and config.model.init == "he_fan_out"
+    inits = {
+        name: kim2023.get_config(f"{name},imagenet2012").model.init
+        for name in ("efficientnet_b0", "densenet169")
+    }
+    assert inits == {"efficientnet_b0": "timm", "densenet169": "he_fan_in"}
+    # 1e-4 and 5e-4 times the sum of squares, whose gradient is twice the weight.
+    for network, decay in (("densenet100", 1e-4), ("vgg", 5e-4)):
+        optimizer = hendrycks2016.get_config(f"{network},cifar10").optimizer
+        assert (optimizer.weight_decay, optimizer.nesterov) == (2 * decay, True)
 
 
 @pytest.mark.parametrize(
@@ -104,6 +114,9 @@ def test_settings_are_the_papers():
         (li2018, "densenet_bc", 769_162),
         (kim2023, "preresnet110", 1_730_522),
         (kim2023, "resnet110", 1_730_714),
+        # The convolutions of VGG-16, a hidden layer of 512 and a classifier.
+        (hendrycks2016, "vgg", 14_714_688 + 512 * 513 + 513 * 10),
+        (hendrycks2016, "densenet40", 1_019_722),
     ],
 )
 def test_networks_are_the_papers(study, network, parameters):
@@ -350,7 +363,7 @@ def test_claims_are_counted():
     assert sizes["hendrycks2016"] == {"vgg": 1, "table2": 4} and sizes["chen2019"] == {"orders": 0}
     assert sizes["small"] == {"digits": 8 + 7 + 2 + 5 + 2, "cifar10": 7 + 2}
     # The questions in their order; the three of `restore` have three pairs and two metrics each.
-    numbers = [1, 1, 6, 2, 4, 6, 6, 6, 2, 4, 2, 1, 4, 4, 2]
+    numbers = [4, 4, 13, 2, 4, 6, 6, 6, 2, 4, 2, 1, 4, 4, 2]
     assert list(sizes["open_questions"].values()) == [*numbers, sum(numbers)]
 
 
@@ -410,8 +423,21 @@ def test_a_claim_names_its_cells_and_metrics():
     assert {c.metric for c in hendrycks2016.claims("table2")} == {"recalibrated_accuracy"}
     question, asserted = open_questions.claims("activation")
     assert (question.sign, question.source) == (0, "open question") and asserted.sign == 1
-    (claim,) = open_questions.claims("bn_scale")
-    assert (claim.more, claim.less, claim.metric) == ("bn_scale,one", "bn_scale,sqrt2", "loss")
+    questions = open_questions.claims("bn_scale")
+    assert {(c.more, c.less, c.sign) for c in questions} == {("bn_scale,one", "bn_scale,sqrt2", 0)}
+    # Asserted is a speed: without the bias the objective is higher and comes down later.
+    asserted = [c for c in open_questions.claims("sparse_autoencoder") if c.sign]
+    assert {(c.more.split(",")[1], c.less.split(",")[1]) for c in asserted} == {("zero", "negative")}
+    assert [c.metric for c in asserted] == [
+        "objective_after_a_tenth",
+        "objective_after_a_third",
+        "steps_to_objective_0.6",
+    ]
+    # What Li's Fig. 5 shows holds the noise's own loss, so it is asked.
+    for table in small.TABLES:
+        (asked,) = [c for c in small.claims(table) if c.metric == "train_gap"]
+        assert (asked.sign, asked.paper) == (0, None) and " against no dropout" in asked.claim
+        assert all(c.sign == 1 for c in small.claims(table) if c != asked)
     shifts = {(c.more, c.less) for c in small.claims("digits") if c.metric == "shift"}
     cell = "preresnet8,digits"
     assert {(f"{cell},place=P0", cell), (f"{cell},place=P4", f"{cell},place=P6")} <= shifts
