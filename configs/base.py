@@ -8,6 +8,7 @@ A config file is code, which --config executes: run only those you trust.
 import functools
 import itertools
 import re
+from fractions import Fraction
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -163,7 +164,7 @@ def set_word(config: ConfigDict, word: str, words: dict, quick: dict) -> None:
 
     Args:
       config: the config, changed in place.
-      word: "key=value", or "quick".
+      word: "key=value", a number also as a fraction, or "quick".
       words: key -> the field that it sets, by dotted path.
       quick: the fields that "quick" sets.
 
@@ -179,8 +180,9 @@ def set_word(config: ConfigDict, word: str, words: dict, quick: dict) -> None:
     *parents, field = words[key].split(".")
     group = functools.reduce(getattr, parents, config)
     try:
-        group[field] = type(group[field])(value)
-    except ValueError:
+        # Fractions, because dropout 1/13 has the variance of Uout 0.5.
+        group[field] = type(group[field])(Fraction(value) if isinstance(group[field], float) else value)
+    except (ValueError, ZeroDivisionError):
         raise DropbnError(f"'{word}' gives no number.") from None
 
 
@@ -224,11 +226,13 @@ def _by_cell(table, key):
 # What claims call the words of a cell.
 PHRASES = {
     "rate": "dropout {}",
+    "Gaussian rate": "Gaussian dropout {}",
     "beta": "Uout {}",
     "bn": "BN {}",
     "affine": "scale and bias",
     "activation": "{}",
     "weight_decay": "weight decay {}",
+    "block": "blocks {}",
 }  # else the word and its value
 PLACES = {"a": "(a)", "b": "(b)", "last": "the classifier"}
 
@@ -252,7 +256,9 @@ class Side(NamedTuple):
 def label(column: str, plain: str = "no dropout") -> str:
     """A column in words: ",place=a,rate=0.5" is "dropout 0.5 at (a)"; `plain` is what "" is called."""
     words = dict(word.partition("=")[::2] for word in column.split(",") if word)
-    place = words.pop("place", "")
+    place, kind = words.pop("place", ""), words.pop("kind", "")
+    if kind == "gaussian":
+        words = {f"Gaussian {key}" if key == "rate" else key: value for key, value in words.items()}
     noise = ", ".join(PHRASES.get(key, f"{key} {{}}").format(value) for key, value in words.items())
     return " at ".join(part for part in (noise, PLACES.get(place, place)) if part) or plain
 
