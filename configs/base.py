@@ -296,7 +296,7 @@ def claims(
     source: str,
     networks: dict[str, str],
     metric: str = "accuracy",
-    adjusted: str = "adjusted_accuracy",
+    adjusted: tuple[str, ...] = ("adjusted_accuracy", "literally_adjusted_accuracy"),
     plain: str = "no dropout",
 ) -> list[Claim]:
     """What a study's table claims: of two cells, that the one with the better value is more accurate.
@@ -313,7 +313,7 @@ def claims(
       source: the paper.
       networks: name -> its name in the paper.
       metric: what the values are, in %: "accuracy" or "error".
-      adjusted: the metric of ours that the "adjusted" values are compared with.
+      adjusted: the metrics of ours that the "adjusted" values are compared with, a claim each.
       plain: what the column "" is called.
 
     Raises:
@@ -324,21 +324,21 @@ def claims(
     # "table3" is "Table 3".
     source += ", " + table.get("source", re.sub(r"(?<=[a-z])(?=\d)", " ", name).capitalize())
 
-    def side(arg, column, key):
-        value = values.get(arg, {}).get(key)
+    def side(cell, column, key, ours):
+        value = values.get(cell + column, {}).get(key)
         accuracy = 100 - value if value is not None and metric == "error" else value
-        ours = {"paper": "accuracy", "adjusted": adjusted}[key]
-        return Side(labels.get(column) or label(column, plain), arg, ours, accuracy)
+        return Side(labels.get(column) or label(column, plain), cell + column, ours, accuracy)
 
-    compared = [
-        ((one, "paper"), (other, "paper")) for one, other in table.get("pairs", against_first(columns))
+    pairs = table.get("pairs", against_first(columns))
+    compared = [tuple((column, "paper", "accuracy") for column in pair) for pair in pairs]
+    compared += [
+        ((column, "adjusted", ours), (column, "paper", "accuracy")) for column in columns for ours in adjusted
     ]
-    compared += [((column, "adjusted"), (column, "paper")) for column in columns]
     found = []
     for dataset, network in itertools.product(table["paper"], table["networks"]):
         where = f"{networks[network]}, {DATASETS[dataset]}"
         for pair in compared:
-            found += _ranked(*(side(f"{network},{dataset}{c}", c, key) for c, key in pair), where, source)
+            found += _ranked(*(side(f"{network},{dataset}", *given) for given in pair), where, source)
     return found
 
 

@@ -100,7 +100,7 @@ def claims(table):
         source="Hendrycks & Gimpel 2016",
         networks=NAMES,
         metric=METRIC,
-        adjusted="recalibrated_accuracy",
+        adjusted=("recalibrated_accuracy",),
     )
 
 

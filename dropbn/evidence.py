@@ -177,7 +177,10 @@ def pack(correct: np.ndarray) -> dict:
 
 def unpack(images: int, bits: str) -> np.ndarray:
     """What `pack` has packed."""
-    return np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8), count=images).astype(bool)
+    packed = np.frombuffer(base64.b64decode(bits, validate=True), np.uint8)
+    if len(packed) != -(-images // 8):
+        raise ValueError(f"{len(packed)} bytes for the bits of {images} images")
+    return np.unpackbits(packed, count=images).astype(bool)
 
 
 def provenance(config) -> dict[str, str]:

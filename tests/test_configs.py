@@ -222,6 +222,7 @@ def test_a_sparse_autoencoder_learns_and_reports_its_penalty(tmp_path):
         ("preresnet110,cifar10,quack", "Unknown word 'quack'. Did you mean 'quick'"),
         ("preresnet110,cifar10,rat=0.5", "Did you mean 'rate='"),
         ("preresnet110,cifar10,rate=much", "'rate=much' gives no number"),
+        ("preresnet110,cifar10,rate=1/0", "'rate=1/0' gives no number"),
     ],
 )
 def test_words_that_mean_nothing(arg, message):
@@ -332,7 +333,7 @@ def test_claims_are_counted():
     """Numbers of comparisons, counted in the papers' tables less the ties."""
     sizes = {s.__name__.split(".")[1]: {t: len(s.claims(t)) for t in s.TABLES} for s in STUDIES}
     assert sizes["li2018"] == {
-        "table3": 8 + 16,  # (a) against (b), and two adjusted values a network and dataset
+        "table3": 8 + 16 * 2,  # (a) against (b), and two adjusted values a network and dataset, read twice
         "table4": 8 * 4 - 1,  # WRN's 19.17 twice
         "table5": 3,
         "table6": 8 * 4 - 2,  # PreResNet's 5.02 and 23.73 twice
@@ -361,7 +362,15 @@ def test_claims_are_counted():
         "googlenet": 4,
     }
     assert sizes["hendrycks2016"] == {"vgg": 1, "table2": 4} and sizes["chen2019"] == {"orders": 0}
-    assert sizes["small"] == {"digits": 8 + 7 + 2 + 5 + 2, "cifar10": 7 + 2}
+    assert sizes["small"] == {
+        "digits": 8 + 8 + 2 + 5 + 2,
+        "digits_few": 15
+        + 15
+        + 6
+        + 6
+        + 18,  # accuracies, losses, Li's and Kim's others, noises of one variance
+        "cifar10": 6 + 8 + 4 + 6,
+    }
     # The questions in their order; the three of `restore` have three pairs and two metrics each.
     numbers = [4, 4, 13, 2, 4, 6, 6, 6, 2, 4, 2, 1, 4, 4, 2]
     assert list(sizes["open_questions"].values()) == [*numbers, sum(numbers)]
@@ -437,7 +446,9 @@ def test_a_claim_names_its_cells_and_metrics():
     for table in small.TABLES:
         (asked,) = [c for c in small.claims(table) if c.metric == "train_gap"]
         assert (asked.sign, asked.paper) == (0, None) and " against no dropout" in asked.claim
-        assert all(c.sign == 1 for c in small.claims(table) if c != asked)
+        assert all(
+            c.sign == (not c.source.startswith("ours: noises")) for c in small.claims(table) if c != asked
+        )
     shifts = {(c.more, c.less) for c in small.claims("digits") if c.metric == "shift"}
     cell = "preresnet8,digits"
     assert {(f"{cell},place=P0", cell), (f"{cell},place=P4", f"{cell},place=P6")} <= shifts

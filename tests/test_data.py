@@ -224,6 +224,41 @@ def _on_devices(function, devices):
     return jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), mapped(jnp.arange(devices)))
 
 
+def test_every_seed_draws_its_images_from_those_that_are_not_test_images():
+    def load(seed, number=100):
+        config = base.get_config().data
+        config.split, config.train_examples, config.subset_seed = "997:0:800", number, seed
+        return data.load(config)
+
+    def held(split):
+        return {image.tobytes() for image in split.images}
+
+    one, again, other, pool = load(3), load(3), load(4), load(-1, 0)
+    assert [d.test.num_examples for d in (one, other, pool)] == [800] * 3 and pool.train.num_examples == 997
+    assert one.validation is None and one.fingerprint == again.fingerprint != other.fingerprint
+    for drawn in (one, other):
+        np.testing.assert_array_equal(drawn.test.images, pool.test.images)
+        assert drawn.train.num_examples == 100 and held(drawn.train) <= held(pool.train)
+        assert drawn.mean == pytest.approx(drawn.train.images.mean() / 255, rel=1e-6)
+    # 100 of 997 and again 100 of 997 share about 10: more than 25 have a probability below 1e-5.
+    assert len(held(one.train) & held(other.train)) <= 25
+    assert not held(pool.train) & held(pool.test)  # No image is there twice.
+    assert len(held(pool.train) | held(pool.test)) == 1797
+    spread = load(-1)
+    np.testing.assert_array_equal(spread.train.images, pool.train.images[np.arange(100) * 997 // 100])
+
+
+def test_images_of_a_split_have_one_shape(tmp_path):
+    for split, side in (("train", 5), ("test", 6)):
+        for label in "ab":
+            (tmp_path / split / label).mkdir(parents=True)
+            Image.fromarray(np.zeros((side, side), np.uint8)).save(tmp_path / split / label / "0.png")
+    config = base.get_config().data
+    config.name, config.split = f"folder:{tmp_path}", "2:0:2"
+    with pytest.raises(DropbnError, match=r"the shapes \[\(5, 5, 1\), \(6, 6, 1\)\]"):
+        data.load(config)
+
+
 @pytest.mark.parametrize("augmented", [False, True])
 def test_order_and_augmentation_do_not_depend_on_the_devices(augmented):
     order = sampling.epoch_order(3, 1, 50)

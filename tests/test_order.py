@@ -129,6 +129,7 @@ def _trace(text, place):
         ("b", "bn relu conv bn relu drop conv"),
         # Kim et al., supplement G; Chen et al. 2019: ReLU, then the IC layer (BN, dropout), then the weights.
         ("P6+P7", "bn relu conv bn relu drop conv drop"),
+        ("P2+a", "bn drop relu conv drop bn relu conv"),
         ("ic", "relu bn drop conv relu bn drop conv"),
     ],
 )

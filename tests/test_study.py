@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -138,6 +139,78 @@ def test_a_finished_run_of_another_config_is_no_member(finished):
     longer = _members(directory, overrides=["--config.duration=3 epochs"])
     todo, refused = jobs.create(longer)
     assert not todo and "duration: '2 epochs' there, '3 epochs' now" in refused[longer[0].name]
+
+
+def test_members_with_images_of_their_own_train_side_by_side_as_alone(tmp_path):
+    few = ("preresnet8_few,digits",)
+    overrides = (*PERCEPTRON, "--config.batch_size=25", "--config.optimizer.learning_rate=0.01")
+
+    def made(name, seeds=2):
+        return _members(tmp_path / name, *few, seeds=seeds, overrides=overrides)
+
+    beside, alone = made("beside"), made("alone")[1:]
+    [stack] = jobs.stacks(jobs.create(beside)[0])
+    assert len(stack) == 2 and stack[0].dataset.fingerprint != stack[1].dataset.fingerprint
+    assert not _run(beside) and not _run(alone)
+    for record, wanted in zip(_records(beside[1]), _records(alone[0]), strict=True):
+        assert record == pytest.approx(wanted, rel=1e-5)
+    assert _records(beside[0]) != _records(beside[1])
+
+    # What the study publishes is what its workdirs say, and stands for them on another machine.
+    published = evidence.cell(few[0], None, [member.directory for member in beside])
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    evidence.publish(elsewhere, [published])
+    found = evidence.published(elsewhere)[few[0]]
+    for one, wanted in zip(found, published.members, strict=True):
+        assert (one.seed, one.provenance) == (wanted.seed, wanted.provenance)
+        assert one.numbers == wanted.numbers and {"accuracy", "shift"} <= one.numbers.keys()
+        assert one.correct.keys() == {"running", "li2018_torch", "li2018", "dropout_off"}
+        for name, right in wanted.correct.items():
+            np.testing.assert_array_equal(one.correct[name], right)
+        assert one.correct["running"].mean() == pytest.approx(one.numbers["accuracy"] / 100, abs=1e-6)
+    left, refused = jobs.create(made("elsewhere", 3), published=evidence.published(elsewhere))
+    assert [job.member.config.seed for job in left] == [2] and not refused
+    other = _members(elsewhere, *few, overrides=(*overrides, "--config.duration=3 epochs"))
+    todo, refused = jobs.create(other, published=evidence.published(elsewhere))
+    assert not todo and "another config" in refused[other[0].name]
+
+
+def test_members_of_several_editions_are_no_table():
+    def cell(*editions):
+        members = [
+            evidence.Finished(seed, {}, {}, {"edition": edition} if edition else {}, [], {})
+            for seed, edition in enumerate(editions)
+        ]
+        return evidence.Cell("net,digits", {}, None, members)
+
+    evidence.refuse_several_editions([cell("2", "2"), cell("2")])
+    with pytest.raises(DropbnError, match="edition 1, such as net,digits, seed 1; edition 2"):
+        evidence.refuse_several_editions([cell("2", None)])
+    config = small.get_config()
+    with pytest.raises(DropbnError, match="edition 1 of the code, this is edition"):
+        evidence.refuse_another(cell(None).members[0], config)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("members.csv", "cell,seed\na,x\n"),
+        ("correct.csv", "cell,seed,statistics,images,bits\na,0,running,9,!\n"),
+    ],
+)
+def test_published_files_that_cannot_be_read(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DropbnError, match=re.escape(str(tmp_path))):
+        evidence.published(tmp_path)
+
+
+@pytest.mark.parametrize("images", [0, 1, 7, 8, 9, 800])
+def test_bits_are_packed_and_unpacked(images):
+    right = np.random.default_rng(images).random(images) < 0.7
+    packed = evidence.pack(right)
+    assert len(packed["bits"]) <= 4 * (images // 24 + 1)
+    np.testing.assert_array_equal(evidence.unpack(**packed), right)
 
 
 @pytest.mark.parametrize("left", ["config.json.tmp", "error.txt"])
