@@ -23,7 +23,7 @@ epoch; that code prints the best epoch's, and the paper does not say which it gi
 "figure4", the drop rates 0 to 0.7 in (a) and (b), whose values are read off its bars. `claims(table)` says
 what follows: (a) against (b) and adjusted against unadjusted statistics in Table 3, else every rate against
 none. The paper does not say what is in use while Table 3's statistics are adjusted, so each of its claims is
-judged twice: as the authors' code likely was ("adjusted", recipe li2018_torch) and as the text says ("literally
+judged twice, by the likely code of the authors ("adjusted", recipe li2018_torch) and by the text ("literally
 adjusted", li2018).
 
 Table 5's networks (`preresnet200`, `resnext101`, `senet154`, on imagenet2012) are named but not described in
