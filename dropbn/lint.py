@@ -10,6 +10,7 @@ traces the model, computes nothing, follows every noise to the batch normalizati
 import dataclasses
 import importlib
 import inspect
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -251,14 +252,15 @@ def momentum_too_long(facts: Facts) -> Iterator[dict]:
     """Running statistics will not have forgotten their initial values when training ends.
 
     Of mean 0 and variance 1 the share momentum^num_steps remains; more than 1 % is reported (the moving
-    average of `flax.linen.BatchNorm`).
+    average of `flax.linen.BatchNorm`, which every call in a step moves once).
     """
     if facts.num_steps is None:
         return
     for name, norm in facts.marked.norms.items():
-        left = norm.momentum**facts.num_steps
+        num_moves = facts.num_steps * (1 if math.isnan(norm.calls) else norm.calls)
+        left = norm.momentum**num_moves
         if left > 0.01:
-            fits = 0.01 ** (1 / max(facts.num_steps, 1))
+            fits = 0.01 ** (1 / max(num_moves, 1))
             advice = (
                 f"After {facts.num_steps} steps {left:.0%} of the initial statistics remain: train longer, "
                 f"take momentum {fits:.3g} or less, or recalibrate at the end."
@@ -277,6 +279,21 @@ def never_updated(facts: Facts) -> Iterator[dict]:
             yield _finding(facts, norm=name, advice=advice)
 
 
+def several_calls(facts: Facts) -> Iterator[dict]:
+    """A forward pass calls a BN more than once, and all its calls share one running mean and variance.
+
+    Call j of k, counted from 0, has the weight m^(k-1-j) (1-m) / (1-m^k) in them, m being the momentum of
+    `flax.linen.BatchNorm`. Calls whose inputs have one distribution may share them. Those of two domains are
+    normalized each by its own batch in training, and all by the average in test mode.
+    """
+    for name, norm in facts.marked.norms.items():
+        if norm.calls > 1:
+            advice = (
+                "Give every domain a BN of its own; calls whose inputs have one distribution may share it."
+            )
+            yield _finding(facts, norm=name, advice=advice)
+
+
 RULES = {
     "DBN101": Rule("noise before batch normalization", "error", directly),
     "DBN102": Rule("noise before batch normalization", "error", through_weights),
@@ -289,6 +306,7 @@ RULES = {
     "DBN206": Rule("bias before batch normalization", "info", bias_before_norm),
     "DBN301": Rule("momentum too long for the run", "warning", momentum_too_long),
     "DBN302": Rule("statistics never updated", "error", never_updated),
+    "DBN303": Rule("batch normalization called several times", "info", several_calls),
 }
 
 

@@ -117,7 +117,8 @@ def apply(
 
     Raises:
       DropbnError: `variables` do not fit the model, or lack the statistics of a BN; a layer draws from a
-        stream that has no key; the moments of a BN are wanted that is called with a mask.
+        stream that has no key; the moments of a BN are wanted that is called with a mask; nn.scan broadcasts
+        statistics that are moved or measured.
     """
     kwargs = with_flags(model, args, kwargs, mode)
     # nn.jit caches what it traced by the module and what is mutable, not by the mode: a name of our own
@@ -132,6 +133,13 @@ def apply(
     except _MISFITS as error:
         sentence = str(error).splitlines()[0].split(" (https")[0]
         raise DropbnError(f"The variables do not fit the model: {sentence}") from error
+    except ValueError as error:
+        if "broadcasted variable" not in str(error):
+            raise
+        raise DropbnError(
+            "nn.scan broadcasts batch_stats that its steps would move or measure: give it "
+            "variable_carry='batch_stats', or variable_axes={'batch_stats': 0} for a layer in each step."
+        ) from error
     given = flatten_dict(flax.core.unfreeze(variables.get("batch_stats", {})))
     given = {path: leaf for path, leaf in given.items() if not path[-1].startswith(switches.OURS)}
     stats = flatten_dict(flax.core.unfreeze(updated.get("batch_stats", {})))

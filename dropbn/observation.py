@@ -15,13 +15,18 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from dropbn import modes, moments, switches
 from dropbn.batches import Batches
 from dropbn.errors import DropbnError
+from dropbn.flow import marks
 from dropbn.moments import Moments
 
 Path = tuple[str, ...]
+# Mean and variance of a layer.
+Statistics = tuple[np.ndarray, np.ndarray]
 
 # The leaf beside mean and var in which a layer's moments ride: a collection that the model does not know
 # would vanish under nn.scan.
 _MOMENTS = switches.OURS + "moments"
+# The leaf that every call of a layer marks while the model is traced.
+_CALLS = switches.OURS + "calls"
 
 
 class Layer(NamedTuple):
@@ -29,14 +34,25 @@ class Layer(NamedTuple):
 
     Attributes:
       momentum, epsilon: its own.
+      calls: how often a forward pass calls it.
       scan: how many nn.scans were begun before it.
       stack: how many of it nn.scan has stacked, as a shape; () outside of one.
     """
 
     momentum: float
     epsilon: float
+    calls: int
     scan: int
     stack: tuple[int, ...]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The weights of its calls in its running statistics: m^(k-1-j) (1-m) / (1-m^k) of call j of k, (k,).
+
+        Each call moves the statistics once, by the momentum m. So the last call of a step weighs most.
+        """
+        weights = self.momentum ** np.arange(self.calls - 1, -1, -1.0)
+        return weights / weights.sum()
 
 
 class Observer:
@@ -74,8 +90,8 @@ class Observer:
         self.layers, self._shapes, self._moments_of = _programs(model, self._mode, kwargs, *traced)
         self.num_images = 0
 
-    def __call__(self, variables: dict) -> Iterator[dict[Path, Moments]]:
-        """The moments of every layer in float64, for each batch.
+    def __call__(self, variables: dict) -> Iterator[dict[Path, list[Moments]]]:
+        """The moments of every layer in float64, call by call, for each batch.
 
         Raises:
           DropbnError: a layer whose input is not finite; one image as a batch where BN uses the batch;
@@ -103,14 +119,14 @@ class Observer:
         ends = itertools.accumulate(map(math.prod, self._shapes), initial=0)
         slices = itertools.starmap(slice, itertools.pairwise(ends))
         parts = (packed[part].reshape(shape) for part, shape in zip(slices, self._shapes, strict=True))
-        found = {path: Moments(*itertools.islice(parts, len(Moments._fields))) for path in self.layers}
+        found = {path: [*itertools.islice(parts, len(Moments._fields))] for path in self.layers}
         if not np.isfinite(packed).all():
             path = next(path for path, parts in found.items() if not all(np.isfinite(p).all() for p in parts))
             raise DropbnError(
                 f"The input of '{'/'.join(path)}' is not finite in batch {index}: look for NaN in the "
                 "batches or weights."
             )
-        return found
+        return {path: _by_call(parts, self.layers[path]) for path, parts in found.items()}
 
     def each(self) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
         """(name, path, index) of every layer, in network order.
@@ -124,26 +140,40 @@ class Observer:
                 yield ("/".join(path) or ".") + "".join(f"[{i}]" for i in index), path, index
 
 
-def settled(observer: Observer, variables: dict) -> dict[Path, tuple[np.ndarray, np.ndarray]]:
+def settled(observer: Observer, variables: dict) -> dict[Path, Statistics]:
     """(mean, var) that running statistics settle to: the averages over batches of batch means and variances.
 
     For weights that do not change, `running = momentum * running + (1 - momentum) * batch` has this
     expectation whatever its momentum. It is not the population's variance, which has the spread of the batch
-    means on top.
+    means on top. Of a layer that a step calls several times it is the mean of its calls by `Layer.weights`,
+    without the spread of their means.
 
     Args:
       observer: in training's mode.
       variables: the model's.
     """
+    return averaged(observer, settled_by_call(observer, variables))
+
+
+def settled_by_call(observer: Observer, variables: dict) -> dict[Path, list[Statistics]]:
+    """What running statistics would settle to if every call of a layer had its own; see `settled`."""
     sums, number = {}, 0
     for number, found in enumerate(observer(variables), 1):  # noqa: B007
-        for path, of_layer in found.items():
-            mean, var = sums.get(path, (0, 0))
-            sums[path] = (mean + of_layer.mean, var + of_layer.variance)
-    return {path: (mean / number, var / number) for path, (mean, var) in sums.items()}
+        for path, calls in found.items():
+            new = np.array([(call.mean, call.variance) for call in calls])
+            sums[path] = sums[path] + new if path in sums else new
+    return {path: [(mean, var) for mean, var in total / number] for path, total in sums.items()}
 
 
-def statistics(variables: dict, path: Path) -> tuple[np.ndarray, np.ndarray]:
+def averaged(observer: Observer, by_call: dict[Path, list[Statistics]]) -> dict[Path, Statistics]:
+    """The one (mean, var) of every layer that Flax's moving average makes of those of its calls."""
+    return {
+        path: tuple(np.average(calls, axis=0, weights=observer.layers[path].weights))
+        for path, calls in by_call.items()
+    }
+
+
+def statistics(variables: dict, path: Path) -> Statistics:
     """Running (mean, variance) of a layer, in float64."""
     layer = variables["batch_stats"]
     for key in path:
@@ -160,12 +190,25 @@ def refuse_untrained(name: str, mean: np.ndarray, var: np.ndarray) -> None:
         )
 
 
-def with_statistics(variables: dict, statistics: dict[Path, tuple[np.ndarray, np.ndarray]]) -> dict:
+def with_statistics(variables: dict, statistics: dict[Path, Statistics]) -> dict:
     """The variables with (mean, var) of the given layers replaced, in the dtypes they had."""
     stats = flat_stats(variables)
     for path, found in statistics.items():
         for key, value in zip(("mean", "var"), found, strict=True):
             stats[(*path, key)] = jnp.asarray(value, stats[(*path, key)].dtype)
+    return {**variables, "batch_stats": unflatten_dict(stats)}
+
+
+def with_statistics_by_call(
+    observer: Observer, variables: dict, by_call: dict[Path, list[Statistics]]
+) -> dict:
+    """The variables with running statistics for every call of a layer, which `modes.apply` uses in order."""
+    stats = flat_stats(variables)
+    for path, calls in by_call.items():
+        axis, dtype = len(observer.layers[path].stack), stats[(*path, "mean")].dtype
+        stats[(*path, switches.BY_CALL)] = tuple(
+            jnp.asarray(np.stack(values, axis), dtype) for values in zip(*calls, strict=True)
+        )
     return {**variables, "batch_stats": unflatten_dict(stats)}
 
 
@@ -179,9 +222,10 @@ def _programs(model, mode, kwargs, treedef, leaves):
     """A model's layers by path, the shapes of their moments, and the program that takes those of a batch."""
     variables, x, rngs = treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in leaves)
 
-    def apply(variables, x, rngs, index, observe):
+    def apply(variables, x, rngs, index, observe, retrace=False):
         keys = modes.fold_in(rngs, index)
-        return modes.apply(model, variables, x, mode=mode, rngs=keys, observe=observe, **kwargs)
+        options = {"mode": mode, "rngs": keys, "observe": observe, "retrace": retrace}
+        return modes.apply(model, variables, x, **options, **kwargs)
 
     layers, empty = _trace(apply, variables, x, rngs)
 
@@ -204,15 +248,22 @@ def _abstract(tree):
 
 def _record(norm, x):
     seen, new = norm.get_variable("batch_stats", _MOMENTS), moments.of(x, switches.attribute(norm, "axis"))
-    both = moments.merge(seen, new)  # of a layer that is called again
-    merged = jax.tree.map(lambda a, b: jnp.where(seen.count > 0, a, b), both, new)
-    norm.put_variable("batch_stats", _MOMENTS, Moments(*merged))
+    # The last ones, as many as there are calls: so none needs to know its number, in a loop either.
+    parts = (jnp.concatenate([old[1:], part[None]]) for old, part in zip(seen, new, strict=True))
+    norm.put_variable("batch_stats", _MOMENTS, Moments(*parts))
+
+
+def _by_call(parts, layer):
+    before = (slice(None),) * len(layer.stack)
+    return [Moments(*(part[*before, call] for part in parts)) for call in range(layer.calls)]
 
 
 def _trace(apply, variables, x, rngs):
     """The model's layers by path, in the order of the trace, and empty moments for each of them."""
     layers, empty, scans = {}, {}, []
     stats = flat_stats(variables)
+    counted = {(*path[:-1], _CALLS): leaf for path, leaf in stats.items() if path[-1] == "mean"}
+    variables = {**variables, "batch_stats": unflatten_dict(stats | counted)}
 
     def track(run, args, kwargs, context):
         if type(context.module).__name__.startswith("Scan"):  # as nn.scan names the class that it makes
@@ -228,14 +279,28 @@ def _trace(apply, variables, x, rngs):
             )
         momentum, epsilon = (switches.attribute(norm, name) for name in ("momentum", "epsilon"))
         stack = stacked[: len(stacked) - len(own)]
-        layers.setdefault(norm.path, Layer(momentum, epsilon, len(scans), stack))
-        zeros = np.zeros(stacked, np.float32)
-        empty[(*norm.path, _MOMENTS)] = Moments(np.zeros(stack, np.float32), zeros, zeros, zeros)
+        layers.setdefault(norm.path, Layer(momentum, epsilon, 0, len(scans), stack))
+        called = norm.get_variable("batch_stats", _CALLS)
+        called = marks.mark_p.bind(called, kind="norm", name=norm.path, times=1)
+        norm.put_variable("batch_stats", _CALLS, called)
 
     with nn.intercept_methods(track):
-        jax.eval_shape(lambda *given: apply(*given, 0, observe), variables, x, rngs)
+        # A block under nn.jit would else pass unseen where another was made alike.
+        jaxpr = jax.make_jaxpr(lambda *given: apply(*given, 0, observe, retrace=True))(variables, x, rngs)
     if not layers:
         raise DropbnError("The model has no batch normalization that dropbn.modes can reach.")
+    number = marks.calls(jaxpr.jaxpr)
+    for path, layer in layers.items():
+        calls = number[path] / math.prod(layer.stack)
+        if math.isnan(calls):
+            raise DropbnError(
+                f"The data decide how often '{'/'.join(path)}' is called (nn.cond, nn.while_loop): call it "
+                "equally often in every branch, or loop by nn.scan."
+            )
+        layers[path] = layer._replace(calls=int(calls))
+        count = np.zeros((*layer.stack, int(calls)), np.float32)
+        zeros = np.zeros((*count.shape, *stats[(*path, "mean")].shape[len(layer.stack) :]), np.float32)
+        empty[(*path, _MOMENTS)] = Moments(count, zeros, zeros, zeros)
     return layers, empty
 
 

@@ -19,6 +19,7 @@ recipe           noise    BN uses      average over batches    replaces
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -70,7 +71,9 @@ class Recalibration(Result):
     """New statistics, and what they change in every BN layer, in network order.
 
     Each row holds, variances being averages over the layer's channels:
-      layer: path of the BN module, as in `dropbn.shift.Shift`.
+      layer: path of the BN module, as in `dropbn.shift.Shift`, but one row for all calls of a layer, which
+        is marked "[2 calls]" where a forward pass calls it twice. Moving averages move at every call, exact
+        moments are those of the union of the calls' inputs.
       count: values per channel behind the new statistics; None for "li2018_moving".
       old_var, new_var: running variance before and after (biased, as Flax keeps it).
       ratio: new_var / old_var; of a recipe with dropout off, the shift that is repaired.
@@ -228,7 +231,9 @@ def _found(recipe, observer, before, after, num_images, passes, spreads=None):
         old_new = ([part[index] for part in observation.statistics(given, path)] for given in (before, after))
         batches = zip(*spreads[path], strict=True) if spreads else ()
         spread = [np.stack(values)[:, *index] for values in batches]
-        rows.append(_row(name, *old_new, observer.layers[path].epsilon, *spread))
+        layer = observer.layers[path]
+        name += f"[{layer.calls} calls]" * (layer.calls > 1)
+        rows.append(_row(name, *old_new, layer.epsilon, *spread))
     title = f"Statistics by {recipe}: {num_images:,} images, {passes} pass{'es' * (passes > 1)}"
     return Recalibration(rows, title, after["batch_stats"], num_images, passes)
 
@@ -272,16 +277,18 @@ def _pass(observer, variables, recipe, tolerance, most):
     averages = {path: observation.statistics(variables, path) for path in observer.layers}
     totals, spreads = {}, {path: [] for path in observer.layers}
     for number, found in enumerate(observer(variables), 1):
-        for path, new in found.items():
+        for path, calls in found.items():
+            new = functools.reduce(moments.merge, calls)
             total = totals[path] = moments.merge(totals[path], new) if number > 1 else new
             around = np.mean(new.variance + np.square(new.mean - total.mean), -1)
             spreads[path].append((new.count, around))
             if recipe.moving:
                 keep = observer.layers[path].momentum
-                averages[path] = tuple(
-                    keep * old + (1 - keep) * now
-                    for old, now in zip(averages[path], (new.mean, new.variance), strict=True)
-                )
+                for call in calls:
+                    averages[path] = tuple(
+                        keep * old + (1 - keep) * now
+                        for old, now in zip(averages[path], (call.mean, call.variance), strict=True)
+                    )
             else:
                 averages[path] = total.mean, total.variance
         known = not recipe.moving and number % 8 == 0 and most is None

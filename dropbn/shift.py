@@ -7,6 +7,7 @@ The shift of a BN layer is real / moving variance: 1 without a shift, below 1 wh
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterable
 from typing import Any
 
@@ -25,7 +26,8 @@ class Shift(Result):
     """The shift of every BN layer, measured or predicted, in network order.
 
     Each row holds, variances and means being averages over the layer's channels:
-      layer: path of the BN module, joined by "/"; "[i]" marks the i-th of layers stacked by `nn.scan`.
+      layer: path of the BN module, joined by "/"; "[i]" marks the i-th of layers stacked by `nn.scan`. A
+        layer that a forward pass calls several times has a row for each call, marked "[call 1]" and so on.
       count: values per channel behind real_var.
       moving_var: running variance (biased, as Flax keeps it).
       real_var: variance of the layer's input in test mode (biased).
@@ -67,7 +69,8 @@ def measure(
       the data into batches, on any number of devices.
     - "li2018": the moving average of batch variances, by the layer's own momentum, as Li et al. (2018,
       section 4) do; give it augmented training data. The first batch starts the average, so that the
-      result owes nothing to the running variance it is compared with.
+      result owes nothing to the running variance it is compared with. Each call of a layer that has k of
+      them is averaged by momentum^k, as Flax's running variance forgets it from batch to batch.
 
     Neither applies Bessel's correction, as Flax's running variance does not; the papers' (PyTorch's)
     variances are larger by m / (m - 1) for m values per channel and batch.
@@ -154,17 +157,20 @@ def predict(
 def _against_running(observer, variables, estimator, title):
     totals = {}
     for found in observer(variables):
-        for path, new in found.items():
-            seen = totals.get(path)
-            totals[path] = ESTIMATORS[estimator](seen, new, observer.layers[path].momentum) if seen else new
+        for path, calls in found.items():
+            # Between two moves by one call, every other call has made one.
+            momentum = observer.layers[path].momentum ** len(calls)
+            estimate = functools.partial(ESTIMATORS[estimator], momentum=momentum)
+            totals[path] = [*map(estimate, totals[path], calls)] if path in totals else calls
     rows = [
         _row(
-            name,
+            name + f"[call {call}]" * (len(totals[path]) > 1),
             observer.layers[path].epsilon,
-            Moments(*(part[index] for part in totals[path])),
+            Moments(*(part[index] for part in total)),
             [statistic[index] for statistic in observation.statistics(variables, path)],
         )
         for name, path, index in observer.each()
+        for call, total in enumerate(totals[path], 1)
     ]
     return Shift(rows, title)
 

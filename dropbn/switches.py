@@ -15,6 +15,7 @@ import warnings
 from typing import NamedTuple
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from dropbn import moments
 from dropbn.errors import DropbnError
@@ -40,6 +41,8 @@ NORMS: dict[type, Switch] = {nn.BatchNorm: Switch("use_running_average")}
 OURS = "dropbn "
 # The leaf in which statistics move while the layer still uses the given ones.
 MOVED = OURS + "moved"
+# The leaf with the means and the variances of every call of a layer: each takes the first and puts it last.
+BY_CALL = OURS + "by call"
 
 
 def of(module: nn.Module, kinds: dict[type, Switch]) -> Switch | None:
@@ -112,6 +115,9 @@ def _run_norm(module, run, bound, switch, mode, observe):
     axis = attribute(module, "axis")
     if not module.has_variable("batch_stats", "mean"):
         raise DropbnError(f"The variables hold no batch_stats for the batch normalization at '{name}'.")
+    uses_running = mode.batch_norm == "running"
+    if uses_running and module.has_variable("batch_stats", BY_CALL):
+        _take_statistics_of_call(module)
     channels = tuple(x.shape[a] for a in ((axis,) if isinstance(axis, int) else axis))
     mean = module.get_variable("batch_stats", "mean")
     if mean.shape != channels:
@@ -119,7 +125,6 @@ def _run_norm(module, run, bound, switch, mode, observe):
             f"The variables do not fit the model: the mean of '{name}' has shape {mean.shape}, the channels "
             f"of its input have {channels}."
         )
-    uses_running = mode.batch_norm == "running"
     adjusts = uses_running and mode.update
     if bound.arguments.get("mask") is not None and (observe or adjusts):
         raise DropbnError(f"The batch normalization at '{name}' is called with a mask: that is not measured.")
@@ -143,6 +148,13 @@ def _run_norm(module, run, bound, switch, mode, observe):
             ),
         )
     return _with_flag(module, run, bound, switch, test=uses_running)
+
+
+def _take_statistics_of_call(module):
+    by_call = module.get_variable("batch_stats", BY_CALL)
+    for key, values in zip(("mean", "var"), by_call, strict=True):
+        module.put_variable("batch_stats", key, values[0])
+    module.put_variable("batch_stats", BY_CALL, tuple(jnp.roll(values, -1, 0) for values in by_call))
 
 
 def _is_frozen(module, switch, wanted):

@@ -1604,3 +1604,6 @@ WRITING = [
 ]
 
 CASES = [*kim(), *RESIDUAL, *CHAINS, *JOINTS, *TRANSFORMERS, *WRITING]
+
+# The BNs that a forward pass calls several times, by case; nn.scan and nn.vmap make each of theirs anew.
+SHARED = {"shared_bn_before": {"bn"}, "shared_bn_between": {"bn"}}

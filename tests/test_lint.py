@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from jax import lax
 from linen_models import BREADTH
-from lint_models import CASES
+from lint_models import CASES, SHARED
 
 from dropbn import lint, models, modes, noise, shift, surgery
 from dropbn.errors import DropbnError
@@ -45,6 +45,8 @@ def test_labelled_networks(case):
     wanted = {("info", "into a skip", *missed)} if missed else case.findings
     assert _on_the_way(found) == wanted
     assert (wanted == case.findings) == (missed is None)
+    shared = {row["norm"] for row in found.rows if row["code"] == "DBN303"}
+    assert shared == SHARED.get(case.name, set())
 
 
 @pytest.mark.parametrize("name", arithmetic._NUMPY)

@@ -279,11 +279,7 @@ def test_it_stops_when_the_standard_error_is_small_and_the_error_is_true():
 
 @pytest.mark.parametrize(
     ("model", "flag", "on"),
-    [
-        case
-        for case in BREADTH
-        if type(case[0]).__name__ in ("SharedNorm", "Scanned", "HalfPrecision", "Jitted")
-    ],
+    [case for case in BREADTH if type(case[0]).__name__ in ("Scanned", "HalfPrecision", "Jitted")],
     ids=lambda v: type(v).__name__,
 )
 def test_breadth_has_no_shift_afterwards(model, flag, on):

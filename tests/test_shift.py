@@ -26,7 +26,7 @@ def _init(model, flag="train", on=True):
 
 
 def _inputs_of_norms(model, variables, **flags):
-    """The input of every BN in test mode, as (values, channels) float64: sown, not reduced."""
+    """The input of every BN in test mode, call by call, as (values, channels) float64: sown, not reduced."""
 
     def sow(run, args, kwargs, context):
         own_signature = "train" in inspect.signature(context.orig_method).parameters
@@ -38,10 +38,11 @@ def _inputs_of_norms(model, variables, **flags):
         _, sown = model.apply(variables, X, **flags, mutable=["intermediates"])
     flat = flax.traverse_util.flatten_dict(sown["intermediates"])
     return {
-        "/".join(path[:-1]): np.concatenate(
-            [np.asarray(v, np.float64).reshape(-1, v.shape[-1]) for v in calls]
+        "/".join(path[:-1]) + f"[call {call}]" * (len(calls) > 1): np.asarray(v, np.float64).reshape(
+            -1, v.shape[-1]
         )
         for path, calls in flat.items()
+        for call, v in enumerate(calls, 1)
     }
 
 
@@ -68,7 +69,7 @@ def test_pooled_is_the_population_for_any_split(model, flag, on):
         found = shift.measure(model, variables, iter(batches))
         assert {row["layer"] for row in found.rows} == set(wanted)
         for row in found.rows:
-            of_layer = {key: stats[f"{row['layer']}/{key}"] for key in ("mean", "var")}
+            of_layer = {key: stats[f"{row['layer'].partition('[')[0]}/{key}"] for key in ("mean", "var")}
             # A bfloat16 network rounds differently in one program and in another.
             _check(row, wanted[row["layer"]], of_layer, 2e-2 if "Half" in type(model).__name__ else 1e-5)
 
@@ -89,7 +90,7 @@ def test_layers_of_a_scan_are_rows_of_their_own_in_network_order():
         x, _ = Body(train=False).apply(one, x)
 
 
-def test_a_norm_carried_through_a_scan_is_one_layer():
+def test_a_norm_carried_through_a_scan_is_one_layer_that_every_step_calls():
     x = X.reshape(30, -1)
     once, dense = Body(train=False).init(jax.random.key(1), x), nn.Dense(3).init(jax.random.key(2), x)
     variables = {
@@ -100,17 +101,16 @@ def test_a_norm_carried_through_a_scan_is_one_layer():
     wanted, _ = Carried().apply(variables, X, mutable=["batch_stats"])
     np.testing.assert_allclose(output, wanted, rtol=1e-5)
     found = shift.measure(Carried(), variables, [X[:11], X[11:]])
-    assert [row["layer"] for row in found.rows] == ["layers/first", "layers/second"]
+    rows = {row["layer"]: row for row in found.rows}
+    assert list(rows) == [f"layers/{name}[call {i}]" for name in ("first", "second") for i in (1, 2, 3)]
     own = {k: v["layers"] for k, v in variables.items()}
-    inputs = {"first": [], "second": []}
-    for _ in range(3):
+    for i in (1, 2, 3):
         record = {}
         modes.apply(Body(True), own, x, mode=modes.TEST, observe=lambda m, v, r=record: r.update({m.name: v}))
         for name, values in record.items():
-            inputs[name].append(np.asarray(values, np.float64))
+            row = rows[f"layers/{name}[call {i}]"]
+            _check(row, np.asarray(values, np.float64), own["batch_stats"][name], 1e-4)
         x, _ = Body(train=False).apply(own, x)
-    for row, name in zip(found.rows, inputs, strict=True):
-        _check(row, np.concatenate(inputs[name]), own["batch_stats"][name], 1e-4)
 
 
 def test_two_scans_side_by_side_keep_their_order():

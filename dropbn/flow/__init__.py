@@ -88,6 +88,8 @@ def variance_without_noise(norm: Norm, carried: list[tuple[Noise, Flow]]) -> tup
     """
     if not carried:
         return norm.var, "no noise reaches it"
+    if norm.calls != 1:
+        return None, "its statistics are not those of one call"
     if norm.var is None or norm.mean is None:
         return None, "its statistics are not at hand (stacked by nn.scan, or channels that are not last)"
     variance, how = norm.var, set()
@@ -196,7 +198,7 @@ class _Follower:
         flows = x.flows | {name: functions.with_moments(flow, x.gauss)}
         return dataclasses.replace(x, data=True, flows=flows, ancestors=x.ancestors | {name}, bias="")
 
-    def _norm(self, name, y, x):
+    def _norm(self, name, y, x, mean):
         for noise, flow in x.flows.items():
             seen = self.flows.reached.get((base(noise), name))
             self.flows.reached[base(noise), name] = worse(seen, flow) if seen else flow

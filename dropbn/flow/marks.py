@@ -1,9 +1,13 @@
 """A model as a jaxpr in which its noises and batch normalizations are marked; nothing is computed.
 
-A mark is an identity with a name: `mark(y, x)` gives y, and says that x was what the layer got.
+A mark is an identity with a name: `mark(y, x)` gives y, and says that x was what the layer got. That of a
+batch normalization has its running mean behind them. Where nn.vmap maps this last argument, one mark stands
+for as many layers, which `times` counts.
 """
 
 import collections
+import itertools
+import math
 from typing import Any, NamedTuple
 
 import flax
@@ -19,13 +23,15 @@ from dropbn import noise as noise_kinds
 from dropbn.errors import DropbnError
 
 mark_p = jax.extend.core.Primitive("dropbn_mark")
-mark_p.def_impl(lambda y, x, **_: y)
-mark_p.def_abstract_eval(lambda y, x, **_: y)
+mark_p.def_impl(lambda y, *_, **__: y)
+mark_p.def_abstract_eval(lambda y, *_, **__: y)
 
 
-def _batch(args, dims, **params):
-    y, x = (jnp.moveaxis(a, d, 0) if d is not None else a for a, d in zip(args, dims, strict=True))
-    return mark_p.bind(y, x, **params), 0 if dims[0] is not None else None
+def _batch(args, dims, times, **params):
+    args = [jnp.moveaxis(a, d, 0) if d is not None else a for a, d in zip(args, dims, strict=True)]
+    if dims[-1] is not None:
+        times *= len(args[-1])
+    return mark_p.bind(*args, times=times, **params), 0 if dims[0] is not None else None
 
 
 batching.primitive_batchers[mark_p] = _batch
@@ -48,7 +54,13 @@ class Noise(NamedTuple):
 
 
 class Norm(NamedTuple):
-    """A batch normalization of the model; scale, bias, mean and var are None where they are not known."""
+    """A batch normalization of the model.
+
+    Attributes:
+      momentum, epsilon: its own.
+      scale, bias, mean, var: None where they are not known.
+      calls: how often a forward pass calls it; NaN where the data decide.
+    """
 
     momentum: float
     epsilon: float
@@ -56,6 +68,7 @@ class Norm(NamedTuple):
     bias: np.ndarray | None
     mean: np.ndarray | None
     var: np.ndarray | None
+    calls: float = math.nan
 
 
 class Parameter(NamedTuple):
@@ -93,7 +106,7 @@ def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **k
     Raises:
       DropbnError: the model cannot be traced with these inputs.
     """
-    noises, norms, number = {}, {}, collections.Counter()
+    noises, norms, stacked, number = {}, {}, {}, collections.Counter()
     rngs = modes.default_rngs(rngs)
     known = variables is not None
     if not known:
@@ -114,12 +127,14 @@ def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **k
             return y  # Frozen on purpose: it takes no statistics of what the noise does.
         number[name] += 1
         if norm:
+            mean = module.get_variable("batch_stats", "mean")
+            stacked[name] = math.prod(flat["batch_stats", *module.path, "mean"].shape) // mean.size
             norms[name] = _norm(module, flat if known else {})
-        else:
-            noises[name] = _noise(module)
-            if not isinstance(module, (nn.Dropout, noise_kinds.Noise)):
-                x = y  # It may be more than a multiplication, such as attention: what it puts out counts.
-        return mark_p.bind(y, x, kind="norm" if norm else "noise", name=name)
+            return mark_p.bind(y, x, mean, kind="norm", name=name, times=1)
+        noises[name] = _noise(module)
+        if not isinstance(module, (nn.Dropout, noise_kinds.Noise)):
+            x = y  # It may be more than a multiplication, such as attention: what it puts out counts.
+        return mark_p.bind(y, x, kind="noise", name=name, times=1)
 
     def run(variables, *args):
         mode = modes.TRAIN._replace(update=False)
@@ -139,7 +154,28 @@ def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **k
         )
         for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)
     ]
+    met = calls(jaxpr.jaxpr)
+    norms = {name: norm._replace(calls=met[name] / stacked[name]) for name, norm in norms.items()}
     return Marked(jaxpr, inputs + [None] * (len(jaxpr.jaxpr.invars) - len(inputs)), noises, norms)
+
+
+def calls(jaxpr) -> collections.Counter:
+    """How often a run of the jaxpr meets each mark, by name; NaN where the data decide."""
+    found = collections.Counter()
+    for eqn in jaxpr.eqns:
+        kind, params = eqn.primitive.name, eqn.params
+        inner = [*map(calls, jax.extend.core.jaxprs_in_params(params))]
+        if eqn.primitive is mark_p:
+            found[params["name"]] += params["times"]
+        elif kind == "cond":
+            for name in set().union(*inner):
+                first, *others = (branch[name] for branch in inner)
+                found[name] += first if all(other == first for other in others) else math.nan
+        else:
+            times = {"scan": params.get("length"), "while": math.nan}.get(kind, 1)
+            for name, number in itertools.chain.from_iterable(each.items() for each in inner):
+                found[name] += times * number
+    return found
 
 
 def _shapes(model, args, rngs, kwargs):
