@@ -31,31 +31,21 @@ def conv_general_dilated(lhs: jax.Array, rhs: jax.Array, window_strides, padding
     return _in_parts(tuple(given.items()), lhs, rhs)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
 def in_parts(options: tuple[tuple[str, Hashable], ...], images: jax.Array, kernel: jax.Array) -> jax.Array:
     """`lax.conv_general_dilated` with `options`, the kernel's gradient summed over parts of the images."""
     return lax.conv_general_dilated(images, kernel, **dict(options))
 
 
-def _forward(options, images, kernel):
-    return in_parts(options, images, kernel), (images, kernel)
-
-
-def _backward(options, kept, gradient):
-    images, kernel = kept
+@in_parts.defjvp
+def _derivative(options, primals, tangents):
+    images, kernel = primals
+    d_images, d_kernel = tangents
     convolve = functools.partial(lax.conv_general_dilated, **dict(options))
-    # Transposed, not differentiated: that would trace the convolution itself once more for every part.
-    (of_images,) = jax.linear_transpose(lambda images: convolve(images, kernel), images)(gradient)
-
-    def of_kernel(start):
-        part = images[start : start + _IMAGES]
-        transposed = jax.linear_transpose(lambda kernel: convolve(part, kernel), kernel)
-        return transposed(gradient[start : start + _IMAGES])[0]
-
-    parts = [of_kernel(start) for start in range(0, len(images), _IMAGES)]
-    return of_images, functools.reduce(jnp.add, parts)
+    # Transposed, this is the sum over parts.
+    parts = [convolve(images[start : start + _IMAGES], d_kernel) for start in range(0, len(images), _IMAGES)]
+    return in_parts(options, *primals), convolve(d_images, kernel) + jnp.concatenate(parts)
 
 
-in_parts.defvjp(_forward, _backward)
 # Traced once for all convolutions of a shape.
 _in_parts = jax.jit(in_parts, static_argnums=0)

@@ -5,6 +5,7 @@ groups' means lie apart. Moments keep the sum of squared deviations instead and 
 formula of Chan, Golub and LeVeque (1979, "Updating formulae and a pairwise algorithm").
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -64,6 +65,7 @@ def of(x: jax.Array, axis: int | tuple[int, ...] = -1) -> Moments:
     return Moments(count, origin.reshape(offset.shape), offset, jnp.maximum(m2, 0))
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def both_sums(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
     """Sums of two arrays of one shape and dtype over ascending `axes`, in one pass."""
     if len(axes) == 1:  # On a CPU two passes are faster.
@@ -74,7 +76,13 @@ def both_sums(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Ar
     sums, zero = (x, y), jnp.zeros((), x.dtype)
     for step in steps:
         sums = lax.reduce(sums, (zero, zero), _add, step)
-    return sums
+    return tuple(sums)
+
+
+@both_sums.defjvp
+def _derivative(axes, primals, tangents):
+    # The derivative of `lax.reduce` would be a tree of slices.
+    return both_sums(*primals, axes), tuple(tangent.sum(axes) for tangent in tangents)
 
 
 def _add(a, b):

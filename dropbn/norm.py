@@ -142,56 +142,55 @@ def normalize(
 
 @normalize.defjvp
 def _derivative(across, epsilon, primals, tangents):
-    groups, scale, bias = primals
+    groups, scale, _ = primals
     d_groups, d_scale, d_bias = tangents
-    mean, var = _statistics(across, groups)
+    # Not its formula, so that this rule is that of higher derivatives too.
+    y, mean, var = normalize(across, epsilon, *primals)
     inverse = lax.rsqrt(var + epsilon)
     h = _scaled(groups, mean, inverse)
     axes = tuple(range(1, groups.ndim - 1))
     d_mean, along = (_average(across, values.mean(axes)) for values in (d_groups, h * d_groups))
     factor = inverse * scale
     d_y = affine(h, d_scale - factor * along, d_bias - factor * d_mean) + _wide(factor, groups) * d_groups
-    # Not h * scale + bias, for which a GPU would write h to memory as well.
-    y = _scaled(groups, mean, factor) + bias
     return (y, mean, var), (d_y, d_mean, 2 * along / inverse)
 
 
 def affine(h: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
     """scale h + bias, whose transpose takes both sums of a gradient g, of h g and of g, in one pass.
 
-    JAX's own transpose takes them apart, for which XLA writes h g to memory on a CPU.
+    JAX's own transpose takes them apart, for which XLA writes h g to memory on a CPU. So scale and bias are
+    broadcast by one primitive. It is linear, and all else is JAX's: derivatives of any order follow.
 
     Args:
       h: (groups, images, ..., channels).
       scale, bias: (groups, channels).
     """
     # XLA leaves `first` out; for JAX, scale and bias now vary over those axes of jax.shard_map that h does.
-    first = h[:, *(0,) * (h.ndim - 2)]
+    first = lax.stop_gradient(h[:, *(0,) * (h.ndim - 2)])
     scale, bias = (jnp.where(False, first, value) for value in (scale, bias))
-    return _affine_p.bind(h, scale, bias)
+    scale, bias = _both_wide_p.bind(scale, bias, like=jax.typeof(h))
+    return h * scale + bias
 
 
-def _affine(h, scale, bias):
-    return h * _wide(scale, h) + _wide(bias, h)
+def _both_wide(scale, bias, like):
+    return [jnp.broadcast_to(_wide(value, like), like.shape) for value in (scale, bias)]
 
 
-def _affine_derivative(primals, tangents):
-    h, scale, _ = primals
-    d_h, d_scale, d_bias = map(ad.instantiate_zeros, tangents)
-    return affine(*primals), affine(h, d_scale, d_bias) + d_h * _wide(scale, h)
+def _both_sums(gradients, *_, like):
+    return moments.both_sums(*map(ad.instantiate_zeros, gradients), tuple(range(1, like.ndim - 1)))
 
 
-def _affine_transpose(gradient, h, scale, bias):
-    return None, *moments.both_sums(h * gradient, gradient, tuple(range(1, h.ndim - 1)))
+def _both_wide_mapped(given, axes, like):
+    return jax.vmap(functools.partial(_both_wide, like=like), axes)(*given), (0, 0)
 
 
-_affine_p = jax.extend.core.Primitive("dropbn_affine")
-_affine_p.def_impl(_affine)
-_affine_p.def_abstract_eval(lambda h, scale, bias: h)
-ad.primitive_jvps[_affine_p] = _affine_derivative
-ad.primitive_transposes[_affine_p] = _affine_transpose
-batching.primitive_batchers[_affine_p] = lambda given, axes: (jax.vmap(_affine, axes)(*given), 0)
-mlir.register_lowering(_affine_p, mlir.lower_fun(_affine, multiple_results=False))
+_both_wide_p = jax.extend.core.Primitive("dropbn_both_wide")
+_both_wide_p.multiple_results = True
+_both_wide_p.def_impl(_both_wide)
+_both_wide_p.def_abstract_eval(lambda scale, bias, like: [like, like])
+ad.deflinear2(_both_wide_p, _both_sums)
+batching.primitive_batchers[_both_wide_p] = _both_wide_mapped
+mlir.register_lowering(_both_wide_p, mlir.lower_fun(_both_wide, multiple_results=True))
 
 
 def _statistics(across, groups):
