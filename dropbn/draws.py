@@ -1,8 +1,8 @@
-"""The draws of `jax.random`, bit for bit, in loops that a CPU runs well.
+"""The draws of `jax.random`, bit for bit in every configuration of JAX, in loops that a CPU runs well.
 
 JAX hashes on CPU round by round, each of them a pass over memory. Here the rounds of threefry are written
 out, so that XLA's compiler makes one vectorized loop of the hash and of what turns bits into a draw. A key of
-another generator draws from `jax.random` itself.
+another generator draws from `jax.random` itself, and so does a probability that is not float32.
 """
 
 import functools
@@ -21,7 +21,7 @@ _ABOVE_MINUS_1 = np.nextafter(np.float32(-1), np.float32(0))
 
 @functools.partial(jax.jit, static_argnames="shape")
 def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`jax.random.uniform(key, shape)`: float32 in [0, 1), multiples of 2^-23."""
+    """`jax.random.uniform(key, shape, jnp.float32)`: in [0, 1), multiples of 2^-23."""
     return _of_bits(_unit, key, shape)
 
 
@@ -29,14 +29,17 @@ def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def bernoulli(key: jax.Array, p, shape: tuple[int, ...]) -> jax.Array:
     """`jax.random.bernoulli(key, p, shape)` as uint8: 1 with probability p, else 0.
 
+    The dtype of `p` decides how many bits are drawn: a Python number is float64 under `jax_enable_x64`.
     XLA's CPU compiler does not vectorize a select on a stored bool. Compare in float32 where one is needed.
     """
+    if jnp.result_type(p) != jnp.float32:
+        return jax.random.bernoulli(key, p, shape).astype(jnp.uint8)
     return _of_bits(lambda bits: (_unit(bits) < p).astype(jnp.uint8), key, shape)
 
 
 @functools.partial(jax.jit, static_argnames="shape")
 def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """`jax.random.normal(key, shape)`: float32, sqrt(2) erfinv(u) of a uniform u in (-1, 1)."""
+    """`jax.random.normal(key, shape, jnp.float32)`: sqrt(2) erfinv(u) of a uniform u in (-1, 1)."""
     return _of_bits(_normal, key, shape)
 
 
@@ -51,12 +54,12 @@ def _normal(bits):
 
 
 def _of_bits(function, key, shape):
-    """`function(jax.random.bits(key, shape))` of an elementwise function, before bits are put together."""
+    """`function(jax.random.bits(key, shape, jnp.uint32))`, elementwise, before bits are put together."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     size = math.prod(shape)
     if str(jax.random.key_impl(key)) != "threefry2x32" or size >= 2**32 - 1:
-        return function(jax.random.bits(key, shape))
+        return function(jax.random.bits(key, shape, jnp.uint32))
     key = jax.random.key_data(key)
     if jax.config.jax_threefry_partitionable:
         low = lax.iota(jnp.uint32, size)

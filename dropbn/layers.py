@@ -75,7 +75,8 @@ def sparsity_penalty(x: jax.Array, target: float, weight: float) -> jax.Array:
 
     KL(t || m) = t log(t / m) + (1 - t) log((1 - t) / (1 - m)).
     """
-    mean = jnp.clip(x.astype(jnp.float32).mean(tuple(range(x.ndim - 1))), 1e-6, 1 - 1e-6)
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    mean = jnp.clip(x.mean(tuple(range(x.ndim - 1))), 1e-6, 1 - 1e-6)
     kl = target * jnp.log(target / mean) + (1 - target) * jnp.log((1 - target) / (1 - mean))
     return weight * kl.sum()
 

@@ -14,7 +14,10 @@ eq. 8, written for any noise). Noises are therefore compared fairly at equal s2.
 
 Each class is a drop-in for `flax.linen.Dropout`: the same `rngs={'dropout': key}`, `deterministic`,
 `broadcast_dims` and `rng=`. The amount (`rate` or `beta`) may be a traced scalar, so that one compiled
-step serves every amount.
+step serves every amount. A traced amount cannot be checked: each class says what one outside its range does.
+
+Uniform and normal draws are float32 whatever the input's dtype and `jax_enable_x64`; the product has the
+input's dtype.
 """
 
 import functools
@@ -89,7 +92,9 @@ class Dropout(Noise):
     """Dropout: m = mask / keep with P(mask = 1) = keep = 1 - rate (Srivastava et al. 2014).
 
     s2 = rate / (1 - rate). Draws exactly the masks of `flax.linen.Dropout` for the same key and module
-    path. At rate 1 the output is zero and its gradient is zero, not NaN.
+    path, for keys of any generator and in any configuration of JAX. At rate 1 the output is zero and its
+    gradient is zero, not NaN. A traced rate below 0 drops nothing and still divides by 1 - rate; one above 1
+    drops everything, and the output is 0, or NaN where `restore` is "sqrt_keep".
 
     Attributes:
       rate: probability of dropping a unit, in [0, 1]; a Python number or a traced scalar.
@@ -135,8 +140,9 @@ class Dropout(Noise):
 
     @property
     def keep(self):
-        # Never in a bfloat16 input's dtype: there 0.9 rounds to 0.8984 and the mask is another one.
-        return jnp.asarray(1.0 - self.rate, jnp.float32)
+        # Never in a bfloat16 input's dtype: there 0.9 rounds to 0.8984 and the mask is another one. A Python
+        # rate is float64 under jax_enable_x64, as in Flax.
+        return jnp.asarray(1.0 - self.rate)
 
     def at_test(self, inputs):
         return inputs if self.scale_at == "train" else inputs * self.keep.astype(inputs.dtype)
@@ -145,9 +151,10 @@ class Dropout(Noise):
         y = _drop(inputs, rng, self.keep, shape, self.scale_at == "train")
         if self.restore == "sqrt_keep":
             return y * jnp.sqrt(self.keep).astype(inputs.dtype)
-        return self._restored(inputs.astype(jnp.float32), y) if self.restore else y
+        return self._restored(inputs, y) if self.restore else y
 
     def _restored(self, inputs, y):
+        inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
         channels = tuple(range(inputs.ndim - 1))
         c, v = inputs.mean(channels), inputs.var(channels)
         # v / (v + s2 (c^2 + v)) without s2, which is infinite at rate 1. Where a channel is constant, and at
@@ -173,7 +180,8 @@ def _drop(inputs, key, keep, shape, scaled):
 class GaussianDropout(Noise):
     """Gaussian dropout: m ~ N(1, s2) with s2 = rate / (1 - rate), the variance of Dropout(rate)'s m.
 
-    Source: Srivastava et al. 2014, section 10. Nothing is rescaled at test time.
+    Source: Srivastava et al. 2014, section 10. Nothing is rescaled at test time. A traced rate outside [0, 1)
+    has no variance: the output is NaN, at rate 1 infinite.
 
     Attributes:
       rate: in [0, 1); a Python number or a traced scalar.
@@ -209,6 +217,9 @@ class GaussianDropout(Noise):
 
 class Uout(Noise):
     """Uout: m = 1 + r with r ~ U(-beta, beta), s2 = beta^2 / 3 (Li et al. 2018, eq. 15).
+
+    A traced beta outside [0, 1] is taken as it is: a negative one acts as -beta, because r is symmetric, and
+    with one above 1 some m are negative.
 
     Attributes:
       beta: half width of the uniform noise, in [0, 1]; a Python number or a traced scalar.
