@@ -1,5 +1,6 @@
 """Batches as users have them: arrays, tuples or dicts in anything that can be iterated."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -56,6 +57,16 @@ class Batches:
             )
         self._number = number
 
+    def parts(self, most: int) -> list["Batches"]:
+        """Disjoint parts that hold all batches, as equal as they can be.
+
+        Args:
+          most: how many parts; fewer where there are fewer batches, and none of one batch.
+        """
+        number = min(most, self._number or sum(1 for _ in self))
+        parts = [_Part(self, first, number) for first in range(number)]
+        return [Batches(part, self._inputs, self._labels) for part in parts] if number > 1 else []
+
     def inputs(self, batch):
         """What the model gets of a batch."""
         return _part(batch, self._inputs, "image", 0, "inputs")
@@ -65,6 +76,18 @@ class Batches:
         if hasattr(batch, "shape") and self._labels is None:
             raise DropbnError("These batches are arrays without labels: give (inputs, labels) pairs.")
         return _part(batch, self._labels, "label", 1, "labels")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Part:
+    """Every `number`-th of some batches, from the `first` on."""
+
+    batches: Batches
+    first: int
+    number: int
+
+    def __iter__(self):
+        return itertools.islice(self.batches, self.first, None, self.number)
 
 
 def _part(batch, chosen, key, index, argument):

@@ -1,6 +1,6 @@
 """Why a model is right in training and wrong in test mode: a table of modes, and differences of its rows.
 
-On the way from train mode to test mode five things change. The table has a row on either side of each, so
+On the way from train mode to test mode six things change. The table has a row on either side of each, so
 that every share of the gap is a difference of two named rows, and the shares add up to the gap:
 
 ==================  ========================  ========================
@@ -10,13 +10,17 @@ small-batch noise   on, batch, train          on, settled, train
 dropout noise       on, settled, train        off, recalibrated, train
 variance shift      off, recalibrated, train  off, settled, train
 lagging statistics  off, settled, train       off, running, train
-generalisation      off, running, train       off, running, test
+augmentation        off, running, train       off, running, train plain
+generalisation      off, running, train plain off, running, test
 ==================  ========================  ========================
 
 The names are of the noise, of BN's statistics and of the data. `settled` statistics are what the running ones
 would settle to if training went on with these weights: averages over the training batches of their means and
 variances in train mode. `recalibrated` ones are the same averages with the noise off. So the statistics of
 two neighbours differ by one thing only.
+
+This is one order of switches. In another order the shares would be others, and they are of training images:
+a share is not what its repair brings. `Gap.remedies` says that, measured on test images.
 """
 
 import dataclasses
@@ -28,25 +32,30 @@ import flax.linen as nn
 import numpy as np
 import rich.console
 
-from dropbn import modes, observation, uncertainty
+from dropbn import modes, observation
 from dropbn.batches import Batches
 from dropbn.errors import DropbnError
 from dropbn.modes import Mode
+from dropbn.remedies import PARTS, Remedies, compare
 from dropbn.results import Result
+from dropbn.scores import Scorer, classify, difference
 
-_ADVICE = {
-    "small-batch noise": "the network does better with the statistics of its own batch than with any that "
-    "are remembered: use larger batches or statistics synced over devices, and look whether the images of a "
-    "batch belong together.",
-    "dropout noise": "the network does better with noise than without: average predictions under noise "
-    "(modes.sample), or lower the rate.",
-    "variance shift": "BN remembers variances that noise had inflated. Repair: "
-    "recalibrate.recalibrate(model, variables, batches). Prevent: noise after the last BN (Kim et al. 2023, "
-    "Guideline 1; Li et al. 2018, section 5), Uout, or a lower rate; shift.measure names the layers.",
-    "lagging statistics": "running statistics lag behind the weights. Repair: recalibrate.recalibrate(model, "
-    "variables, batches). Prevent: end training with a smaller learning rate, or lower BN's momentum.",
-    "generalisation": "training images are known better than test images, whatever the mode: more data, "
-    "augmentation or regularisation; no statistics will cure it.",
+_PLAIN = "train plain"
+_TRAINING = {
+    "small-batch noise": "The network does better with the statistics of its own batch than with any that "
+    "are remembered. Larger batches, or statistics synced over devices, make the two more alike. So do "
+    "batches whose images do not belong together.",
+    "dropout noise": "The network does better with noise than without. A lower rate makes the two more "
+    "alike.",
+    "variance shift": "BN remembers variances that noise had inflated. Training avoids it with noise after "
+    "the last BN (Kim et al. 2023, Guideline 1; Li et al. 2018, section 5), with Uout, or with a lower rate. "
+    "shift.measure names the layers.",
+    "lagging statistics": "The running statistics lag behind the weights. A smaller learning rate at the end "
+    "of training, or a lower momentum of BN, avoids it.",
+    "augmentation": "The network does better on augmented images than on plain ones. Weaker augmentation "
+    "makes the two more alike.",
+    "generalisation": "The network knows training images better than test images. More data, augmentation or "
+    "regularisation may help.",
 }
 
 
@@ -57,34 +66,39 @@ class Gap(Result):
     Each row holds:
       noise: "on" or "off".
       batch_norm: "running", "batch", "settled" or "recalibrated".
-      data: "train" or "test".
-      accuracy, loss: means over the images.
+      data: "train", "train plain" or "test".
+      accuracy, loss: means over the images; accuracy is None where the score gives none.
 
     Attributes:
       shares: of the gap; its rows hold the cause, the rows of the table `before` and `after`, the `accuracy`
         that is lost between them (before - after), the `loss` that is gained (after - before), and the
-        standard `error` of the accuracy, paired where both rows are of the same images.
-      advice: what to do about the largest share.
+        standard errors of both, `error` and `loss_error`: see `dropbn.scores`. The error is None where it is
+        not known, such as that of statistics from one batch.
+      remedies: what each remedy brings on test images, a `dropbn.remedies.Remedies`.
+      advice: which remedy to take, and what training may change about the largest share.
       flips: the training images that are right with noise on and batch statistics, and wrong in test mode, as
         in Fig. 6 of Li et al. (2018), from the largest gain of loss on; `image` counts in the order of the
         batches.
-      flipped: their share of the training images.
+      flipped: their share of the training images; None where the score does not tell which are right.
       responses: outputs of the most flipped images in train mode and in test mode, (images, 2, outputs).
       images: those images.
     """
 
     shares: Result = None
+    remedies: Remedies = None
     advice: str = ""
     flips: Result = None
-    flipped: float = 0.0
+    flipped: float | None = None
     responses: np.ndarray = dataclasses.field(default=None, repr=False)
     images: np.ndarray = dataclasses.field(default=None, repr=False)
 
     def __rich__(self):
-        flipped = (
-            f"Flips: {self.flipped:.2%} of the training images are right in train mode, wrong in test mode."
-        )
-        return rich.console.Group(super().__rich__(), self.shares, self.advice, flipped)
+        # A share's row `before` is the row `after` of the share above it.
+        shown = [super().__rich__(), self.shares.without("before"), self.remedies, self.advice]
+        if self.flipped is not None:
+            flipped = f"{self.flipped:.2%} of the training images are right in train mode, wrong in test mode"
+            shown.append(f"Flips: {flipped}.")
+        return rich.console.Group(*shown)
 
     def plot(self, path=None):
         """The most flipped images, each with its responses in train mode and in test mode."""
@@ -99,9 +113,11 @@ def explain(
     train_batches: Iterable,
     test_batches: Iterable,
     *,
+    plain_batches: Iterable | None = None,
     inputs: Any = None,
     labels: Any = None,
     score: Callable | None = None,
+    num_samples: int | None = None,
     rngs: dict | None = None,
     most_flipped: int = 6,
     **kwargs,
@@ -111,11 +127,18 @@ def explain(
     Args:
       model: any Linen module; see `dropbn.modes` for what can be reached.
       variables: its trained variables; they are not changed.
-      train_batches: as large as those of training, and shuffled: batch statistics are among what is compared.
-      test_batches: likewise. Both are gone through several times; see `dropbn.batches.Batches`.
+      train_batches: as training has them, with its augmentation, as large, and shuffled: batch statistics are
+        among what is compared.
+      test_batches: likewise, without augmentation. Both are gone through many times; see
+        `dropbn.batches.Batches`.
+      plain_batches: the images of `train_batches` in the same order without augmentation. Without them no
+        share is given to augmentation.
       inputs, labels: which parts of a batch they are.
       score: `score(outputs, batch) -> {"loss", "correct"}`, each (images,); an image is right where correct
-        is above one half. By default the cross-entropy of logits, and whether the largest is the label's.
+        is above one half. Without "correct", such as in a regression, losses are compared. By default the
+        cross-entropy of logits, and whether the largest is the label's.
+      num_samples: the draws that the remedy `modes.sample` averages, 0 to leave it out; it wants logits of
+        classes. By default 10, and 0 with a `score`.
       rngs: random keys by stream, by default key 0 for "dropout".
       most_flipped: how many flipped images are kept to be looked at.
       **kwargs: further arguments of the model's `__call__`.
@@ -141,96 +164,89 @@ def explain(
     >>> bool(abs(sum(row["accuracy"] for row in found.shares.rows[:-1]) - gap) < 1e-9)
     True
     """
-    data = {
-        "train": Batches(train_batches, inputs, labels),
-        "test": Batches(test_batches, inputs, labels),
-    }
-    score = score or _classify(data["train"])
-    x = data["train"].inputs(data["train"].first)
-    has_noise = bool(modes.noises(model, variables, x, **kwargs))
-    given = {"running": variables}
-    if variables.get("batch_stats"):
-        given["batch"] = variables
-        given["settled"] = _with_settled(model, variables, data["train"], has_noise, rngs, kwargs)
-        if has_noise:
-            given["recalibrated"] = _with_settled(model, variables, data["train"], False, rngs, kwargs)
-    way = _way(has_noise, "batch" in given)
-    train_mode, test_mode = way[0][1], way[-2][1]
+    data = {"train": Batches(train_batches, inputs, labels), "test": Batches(test_batches, inputs, labels)}
+    if plain_batches is not None:
+        data[_PLAIN] = Batches(plain_batches, inputs, labels)
+    train, rngs = data["train"], modes.default_rngs(rngs)
+    if num_samples is None:
+        num_samples = 0 if score else 10
+    score = score or classify(train)
+    scorers = {name: Scorer(model, batches, name, score, rngs, kwargs) for name, batches in data.items()}
+    has_noise = bool(modes.noises(model, variables, train.inputs(train.first), **kwargs))
+    has_norm = bool(variables.get("batch_stats"))
+    way = _way(has_noise, has_norm, _PLAIN in data)
+    train_mode, test_mode = way[0][1], (False, "running", "train")
+    sources = _sources(model, variables, train, has_noise, has_norm, rngs, kwargs)
     cells, outputs = {}, {}
-    for noise in (False, True)[: 1 + has_noise]:
-        predictors = {
-            by: modes.Predictor(model, Mode(noise, by, False), kwargs) for by in ("running", "batch")
-        }
-        for source, name in itertools.product(given, data):
-            predict = predictors["batch" if source == "batch" else "running"]
-            cell, found = _scores(score, predict(given[source], data[name], rngs), name)
-            cells[noise, source, name] = cell
-            if (noise, source, name) in (train_mode, test_mode):
-                outputs[noise, source, name] = found
+    for cell in _table(has_noise, sources, _PLAIN in data):
+        noise, source, name = cell
+        mode = Mode(noise, "batch" if source == "batch" else "running", False)
+        whole, of_parts = sources[source]
+        cells[cell], outputs_of_cell = scorers[name](whole, mode)
+        if of_parts is not None and cell in [cell for _, cell in way]:
+            parts = tuple(scorers[name](of_part, mode)[0] for of_part in of_parts)
+            cells[cell] = cells[cell]._replace(parts=parts, share=1 / max(len(parts), 1))
+        if cell in (train_mode, test_mode):
+            outputs[cell] = outputs_of_cell
+    if _PLAIN in data and len(cells[False, "running", _PLAIN].loss) != len(cells[test_mode].loss):
+        raise DropbnError("plain_batches have other images than train_batches: give the same in their order.")
     rows = [
         {"noise": _switch(noise), "batch_norm": source, "data": name}
-        | {"accuracy": float(cell["correct"].mean()), "loss": float(cell["loss"].mean())}
-        for (noise, source, name), cell in cells.items()
+        | {"accuracy": scores.mean("correct"), "loss": scores.mean("loss")}
+        for (noise, source, name), scores in cells.items()
     ]
     shares = _shares(cells, way)
+    tried = compare(
+        model, variables, train, scorers["test"], num_samples=num_samples, rngs=rngs, kwargs=kwargs
+    )
     flips, order = _flips(cells[train_mode], cells[test_mode])
     kept = order[:most_flipped]
     return Gap(
         rows,
         "Accuracy and loss by mode",
-        Result(shares, "What is lost between two rows: noise, batch norm, data"),
-        _advise(shares, has_noise, "batch" in given),
+        Result(
+            [row for row, _ in shares], "What is lost from train mode to test mode, in one order of switches"
+        ),
+        tried,
+        _advise(shares, tried, has_noise, has_norm),
         Result(flips, "Right in train mode, wrong in test mode"),
-        len(flips) / len(cells[train_mode]["correct"]),
+        None if cells[train_mode].correct is None else len(flips) / len(cells[train_mode].correct),
         np.stack([outputs[cell][kept] for cell in (train_mode, test_mode)], 1),
-        _images(data["train"], kept),
+        _images(train, kept),
     )
 
 
-def _with_settled(model, variables, batches, noise, rngs, kwargs):
-    observer = observation.Observer(model, variables, batches, Mode(noise, "batch", False), rngs, kwargs)
-    return observation.with_statistics(variables, observation.settled(observer, variables))
+def _sources(model, variables, train, has_noise, has_norm, rngs, kwargs):
+    """BN's source -> (the variables, those with statistics of each part of the training batches, or None)."""
 
+    def settled(noise, batches, rngs):
+        observer = observation.Observer(model, variables, batches, Mode(noise, "batch", False), rngs, kwargs)
+        return observation.with_statistics(variables, observation.settled(observer, variables))
 
-def _classify(batches):
-    def score(outputs, batch):
-        labels = np.asarray(batches.labels(batch))
-        fits = outputs.ndim == 2 and labels.shape == outputs.shape[:1]
-        if not (fits and 0 <= labels.min() <= labels.max() < outputs.shape[1]):
-            raise DropbnError(
-                f"Outputs of shape {outputs.shape} and labels of shape {labels.shape} from {labels.min()} to "
-                f"{labels.max()} are no classification: give labels=, or score= for another task."
-            )
-        labels = labels.astype(int)
-        p = uncertainty.softmax(outputs)
-        chosen = np.take_along_axis(p, labels[:, None], -1)[:, 0]
-        return {"loss": -np.log(np.maximum(chosen, 1e-300)), "correct": p.argmax(-1) == labels}
-
-    return score
-
-
-def _scores(score, predictions, name):
-    """{"loss", "correct"} of all images in float64, and the outputs."""
-    scores, outputs = [], []
-    for batch, output in predictions:
-        if not np.all(np.isfinite(output)):
-            raise DropbnError(
-                f"Outputs for the {name} batches are not finite: look for NaN in batches or weights."
-            )
-        scores.append(score(output, batch))
-        outputs.append(output)
-    cell = {
-        key: np.concatenate([np.asarray(part[key], np.float64) for part in scores])
-        for key in ("loss", "correct")
-    }
-    return cell, np.concatenate(outputs)
+    sources = {"running": (variables, None)}
+    if not has_norm:
+        return sources
+    sources["batch"] = variables, None
+    for source, noise in {"settled": has_noise, **({"recalibrated": False} if has_noise else {})}.items():
+        whole = settled(noise, train, rngs)
+        # Parts with the same masks would hide what depends on the masks.
+        parts = enumerate(train.parts(PARTS))
+        sources[source] = whole, [settled(noise, part, modes.fold_in(rngs, i)) for i, part in parts]
+    return sources
 
 
 def _switch(noise):
     return "on" if noise else "off"
 
 
-def _way(has_noise, has_norm):
+def _table(has_noise, sources, has_plain):
+    """The cells (noise, BN's source, data) of the table."""
+    noises = (False, True) if has_noise else (False,)
+    cells = list(itertools.product(noises, sources, ("train", "test")))
+    return [cells[0], (False, "running", _PLAIN), *cells[1:]] if has_plain else cells
+
+
+def _way(has_noise, has_norm, has_plain):
     """(cause, cell) from train mode on training data to test mode on test data: what changes at each step."""
     way = [("", (has_noise, "batch" if has_norm else "running", "train"))]
     if has_norm:
@@ -241,53 +257,64 @@ def _way(has_noise, has_norm):
         way.append(("variance shift", (False, "settled", "train")))
     if has_norm:
         way.append(("lagging statistics", (False, "running", "train")))
+    if has_plain:
+        way.append(("augmentation", (False, "running", _PLAIN)))
     return [*way, ("generalisation", (False, "running", "test"))]
 
 
 def _shares(cells, way):
-    """A row for each cause, and one for the whole gap."""
+    """(row, what is lost) for each cause and the whole gap: accuracy, or loss where there is no other."""
     steps = [(cause, before, after) for (_, before), (cause, after) in itertools.pairwise(way)]
     steps.append(("the whole gap", way[0][1], way[-1][1]))
     return [_share(cause, before, after, cells) for cause, before, after in steps]
 
 
 def _share(cause, before, after, cells):
-    a, b = cells[before], cells[after]
-    if before[2] == after[2]:
-        error = np.std(a["correct"] - b["correct"]) / len(a["correct"]) ** 0.5
-    else:
-        error = sum(np.var(cell["correct"]) / len(cell["correct"]) for cell in (a, b)) ** 0.5
-    return {
+    paired = "test" not in after
+    accuracy = difference(cells[after], cells[before], "correct", paired=paired)
+    loss = difference(cells[before], cells[after], "loss", paired=paired)
+    row = {
         "cause": cause,
         "before": ", ".join((_switch(before[0]), *before[1:])),
         "after": ", ".join((_switch(after[0]), *after[1:])),
-        "accuracy": float(a["correct"].mean() - b["correct"].mean()),
-        "error": float(error),
-        "loss": float(b["loss"].mean() - a["loss"].mean()),
+        "accuracy": accuracy and accuracy.value,
+        "error": accuracy and accuracy.error,
+        "loss": loss.value,
+        "loss_error": loss.error,
     }
+    return row, accuracy or loss
 
 
-def _advise(shares, has_noise, has_norm):
-    *causes, whole = shares
-    largest = max(causes, key=lambda share: share["accuracy"])
-    lacking = " and ".join(["no dropout"] * (not has_noise) + ["no batch normalization"] * (not has_norm))
-    nothing = lacking and f"The model has {lacking}, so none of the gap is variance shift. "
-    if largest["accuracy"] <= 2 * largest["error"]:
-        return nothing + "No cause takes more accuracy than two standard errors: there is nothing to repair."
-    points = f"{100 * largest['accuracy']:.1f} of {100 * whole['accuracy']:.1f} points of accuracy"
-    return f"{nothing}Largest share: {largest['cause']}, {points}; {_ADVICE[largest['cause']]}"
+def _advise(shares, tried, has_noise, has_norm):
+    """Sentences: what the model lacks, which remedy helps, and where the largest share of the gap is."""
+    sentences = [tried.advice]
+    if not has_norm:
+        sentences.insert(0, "No BN was found, so no share of the gap is given to its statistics.")
+    if not has_noise:
+        sentences.insert(0, "No noise was found, so no share of the gap is given to noise.")
+    *causes, _ = shares
+    sure = [(row, lost) for row, lost in causes if (lost.least(len(causes)) or 0) > 0]
+    if sure:
+        row, lost = max(sure, key=lambda share: share[1].value)
+        size = lost.words("loss" if row["accuracy"] is None else "correct")
+        where = f"from ({row['before']}) to ({row['after']})"
+        sentences.append(f"The largest share of the gap is {row['cause']}: {size} {where}.")
+        sentences.append(_TRAINING[row["cause"]])
+    return " ".join(sentences)
 
 
 def _flips(train_mode, test_mode):
     """Rows of the flipped images, and their numbers, from the largest gain of loss on."""
-    flipped = np.flatnonzero((train_mode["correct"] > 0.5) & (test_mode["correct"] <= 0.5))
-    gain = test_mode["loss"] - train_mode["loss"]
+    if train_mode.correct is None:
+        return [], np.zeros(0, int)
+    flipped = np.flatnonzero((train_mode.correct > 0.5) & (test_mode.correct <= 0.5))
+    gain = test_mode.loss - train_mode.loss
     order = flipped[np.argsort(-gain[flipped], kind="stable")]
     rows = [
         {
             "image": int(i),
-            "loss_train_mode": float(train_mode["loss"][i]),
-            "loss_test_mode": float(test_mode["loss"][i]),
+            "loss_train_mode": float(train_mode.loss[i]),
+            "loss_test_mode": float(test_mode.loss[i]),
         }
         for i in order
     ]

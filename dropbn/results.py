@@ -23,6 +23,10 @@ class Result:
     rows: list[dict]
     title: str = ""
 
+    def without(self, *keys: str) -> "Result":
+        """The table without some columns."""
+        return Result([{key: row[key] for key in row if key not in keys} for row in self.rows], self.title)
+
     def to_json(self, path=None) -> str:
         """The rows as JSON, also written to `path` if given."""
         return _write(json.dumps(self.rows, indent=1), path)

@@ -147,7 +147,8 @@ def run(tmp_path):
     found = {
         "modes": [{"noise": "off", "batch_norm": "running", "accuracy": 0.75, "loss": 1e-9}],
         "gap": [{"cause": "variance shift", "accuracy": -0.0625, "error": 0.0078125}],
-        "advice": f"Largest share: {NASTY}",
+        "remedies": [{"remedy": "batch statistics", "gain": 0.125, "error": None, "call": f"f({NASTY})"}],
+        "advice": f"The largest gain: {NASTY}",
         "flips": 0.0223,
         "flipped_images": flips,
         "shift": shift,
@@ -242,7 +243,9 @@ def test_a_run_shows_all_it_holds(run):
     assert layer == [("stage2/bn", "stage2/bn"), ("5,748", "5748"), ("0.3333", str(1 / 3))]
     assert tables["something_new"]["rows"] == [[("new", "new"), ("7", "7")]]
     paragraphs = "\n".join(found.texts["p"])
-    assert f"Largest share: {NASTY}" in paragraphs and "2.23 % of the training images" in paragraphs
+    remedy = tables["What each remedy brings on test images"]["rows"][0]
+    assert remedy == [(text, text) for text in ("batch statistics", "0.125", f"f({NASTY})")]
+    assert f"The largest gain: {NASTY}" in paragraphs and "2.23 % of the training images" in paragraphs
     config, flips = (next(s for s in found.texts["details"] if words in s) for words in ("config", "30 rows"))
     assert json.loads(config.partition("config.json")[2])["model"]["noise"]["rate"] == 0.5
     assert "Images that are right in train mode" in flips

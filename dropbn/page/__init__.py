@@ -14,7 +14,7 @@ _CURVES = {
     "test/accuracy": ("test images", "-"),
     "validation/accuracy": ("validation images", "-"),
     "train/accuracy": ("training images, train mode", "-"),
-    "train/accuracy_test_mode": ("training images, test mode", "--"),
+    "train/accuracy_test_mode": ("training images without augmentation, test mode", "--"),
 }
 _CAPTIONS = {
     "eval/shift.png": "The shift of every BN layer.",
@@ -24,6 +24,7 @@ _CAPTIONS = {
 _TABLES = {
     "modes": "Accuracy and loss by mode",
     "gap": "What is lost between two rows of the table of modes",
+    "remedies": "What each remedy brings on test images",
     "recalibrated": "Test mode before and after recalibration",
     "sampled": "Test images, deterministic and by Monte Carlo dropout",
     "shift": "Variance shift of every BN layer: ratio is real / moving variance (pooled)",
@@ -192,9 +193,9 @@ def _evaluation(found, command):
     if not found:
         asks = f"{parts.code(command)} measures its shift and explains its gap"
         return f"<p>This run has not been evaluated; {asks}.</p>\n"
-    share = f"{100 * found.get('flips', 0):.2f} % of the training images"
+    share = f"{100 * (found.get('flips') or 0):.2f} % of the training images"
     about = {
-        "gap": found.get("advice", ""),
+        "remedies" if found.get("remedies") else "gap": found.get("advice", ""),
         "flipped_images": f"{share} are right in train mode and wrong in test mode.",
     }
     html = ""
