@@ -1,21 +1,23 @@
-"""The batches that a run is measured on: its images plain, shuffled, or as training saw them."""
+"""The batches that a run is measured on: images plain, or training images as training augments them."""
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Iterator
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dropbn import data, feeds, parallel
+from dropbn import data
 from dropbn.data import sampling
 from dropbn.data.splits import Split
+from dropbn.data.streams import Stream
 
 
 def plain(config, dataset: data.Dataset, split: str) -> sampling.PlainBatches:
-    """Images as they are, in their order, `config.batch_size` at once.
+    """Images without augmentation in a fixed random order, in batches of `images_of_a_statistic`.
+
+    The order is random because a batch of one class has other statistics than a batch of training.
 
     Args:
       config: of the run.
@@ -23,55 +25,82 @@ def plain(config, dataset: data.Dataset, split: str) -> sampling.PlainBatches:
       split: "train", of which there are `config.eval.train_examples`, or "test".
     """
     images = dataset.plain(config.eval.train_examples) if split == "train" else dataset.test
-    return sampling.PlainBatches(images, config.batch_size, dataset.mean, dataset.std)
-
-
-def shuffled(config, dataset: data.Dataset, split: str) -> sampling.PlainBatches:
-    """The same in a fixed random order, as many at once as a statistic of training covers.
-
-    Where BN uses the batch, it must not be of one class.
-    """
-    batches = plain(config, dataset, split)
-    order = np.asarray(sampling.epoch_order(config.seed, 0, batches.split.num_examples))
-    return dataclasses.replace(batches, batch_size=_group(config), order=order)
+    order = np.asarray(sampling.epoch_order(config.seed, 0, images.num_examples))
+    size = images_of_a_statistic(config)
+    return sampling.PlainBatches(images, size, dataset.mean, dataset.std, order)
 
 
 @dataclasses.dataclass(frozen=True)
 class AsInTraining:
-    """Training images as training sees them, from the beginning each time; `eval.train_examples` of them.
+    """Training images as the first epoch of training augments them, the same each time they are gone through.
 
-    Where training does not augment them they are the plain ones.
+    They are the images of `plain(config, dataset, "train")` in the same order, so that the two differ by the
+    augmentation alone. Without augmentation they are the same.
+
+    Attributes:
+      config: of the run.
+      dataset: its data.
+      batch_size: images in each batch; 0 is `config.batch_size`.
+      whole: instead all images of the epoch in training's order, without the last batch where it is short.
     """
 
     config: ConfigDict
     dataset: data.Dataset
+    batch_size: int = 0
+    whole: bool = False
 
-    def __iter__(self):
+    @property
+    def is_augmented(self) -> bool:
+        """Whether training augments its images."""
         given = self.config.data
-        if isinstance(self.dataset.train, Split) and not (given.crop_padding or given.flip):
-            return iter(plain(self.config, self.dataset, "train"))
-        number = self.config.eval.train_examples or self.dataset.train.num_examples
-        return itertools.islice(augmented_epoch(self.config, self.dataset), -(-number // _group(self.config)))
+        return isinstance(self.dataset.train, Stream) or bool(given.crop_padding or given.flip)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        train, size = self.dataset.train, self.batch_size or self.config.batch_size
+        mean, std = self.dataset.mean, self.dataset.std
+        order = np.asarray(sampling.epoch_order(self.config.seed, 0, train.num_examples))
+        positions = self._positions(order, size)
+        if not self.is_augmented:
+            yield from sampling.PlainBatches(train, size, mean, std, order[positions])
+            return
+        # A short last batch is augmented at full length, which saves a compilation, and cut.
+        number = len(positions)
+        full = np.resize(positions, -(-number // size) * size)
+        for start, batch in zip(range(0, number, size), self._augmented(order, full, size), strict=True):
+            part = batch.take(slice(number - start))
+            yield {"image": sampling.normalize(part.images, mean, std), "label": part.labels}
+
+    def _positions(self, order, size):
+        """The positions in the epoch's order of the images that are wanted."""
+        if self.whole:
+            return np.arange(len(order) // size * size)
+        rows = data.evenly(self.config.eval.train_examples, len(order))
+        shuffled = rows[np.asarray(sampling.epoch_order(self.config.seed, 0, len(rows)))]
+        return np.argsort(order)[shuffled]
+
+    def _augmented(self, order, positions, size):
+        """Batches of uint8 images; an image's augmentation follows from its position."""
+        config, train = self.config, self.dataset.train
+        if isinstance(train, Stream):
+            workers = config.data.workers
+            yield from train.epoch(order, positions, size, seed=config.seed, epoch=0, workers=workers)
+            return
+        for of_batch in positions.reshape(-1, size):
+            images, labels = train.take(order[of_batch])
+            given = config.seed, config.data.crop_padding, config.data.flip
+            yield Split(np.asarray(_augment(images, of_batch, *given)), labels)
 
 
-def augmented_epoch(config, dataset: data.Dataset) -> Iterator[dict[str, jax.Array]]:
-    """The first epoch of training, on one device, as many images at once as a statistic covers."""
-    config = config.copy_and_resolve_references()
-    config.batch_size = _group(config)
-    layout = parallel.Layout(tuple(jax.local_devices()[:1]))
-    feed = feeds.create(config, dataset, layout)
-    batch = _augmenting(feed.batches, layout)
-    for step, inputs in enumerate(
-        feed.train_inputs(0, range(dataset.train.num_examples // config.batch_size))
-    ):
-        yield jax.tree.map(lambda leaf: leaf[0], batch(inputs, step, config.seed))
+def augmented_epoch(config, dataset: data.Dataset) -> AsInTraining:
+    """The first epoch of training, in batches of `images_of_a_statistic`, as the papers' recipes take it."""
+    return AsInTraining(config, dataset, images_of_a_statistic(config), whole=True)
 
 
-def _group(config):
+def images_of_a_statistic(config) -> int:
     """How many images a BN statistic of training covers."""
     return config.model.bn.group_size or config.batch_size
 
 
-@functools.lru_cache(maxsize=4)
-def _augmenting(batches, layout):
-    return parallel.on_each(batches.train, layout, in_axes=(0, None, None))
+@functools.partial(jax.jit, static_argnames=("crop_padding", "flip"))
+def _augment(images, positions, seed, crop_padding, flip):
+    return sampling.augment_at(images, seed, 0, positions, crop_padding, flip)

@@ -27,7 +27,7 @@ from dropbn import (
 )
 from dropbn.batches import Batches
 from dropbn.errors import DropbnError, unknown
-from dropbn.eval_batches import AsInTraining, augmented_epoch, plain, shuffled
+from dropbn.eval_batches import AsInTraining, augmented_epoch, images_of_a_statistic, plain
 from dropbn.plan import abstract_state, make_plan
 from dropbn.results import Result
 
@@ -37,7 +37,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
       gap: accuracy and loss for noise {off, on} x BN {running, batch, settled, recalibrated} x {train, test}
-        images, the shares of the gap, and the flipped images.
+        images, the shares of the gap, what each remedy brings, and the flipped images.
       shift: the shift of every BN layer, exact population moments.
       shift_li2018: the same by the estimator of Li et al. (2018, section 4).
       recalibrated: accuracy and loss in test mode before and after recalibration, where it was asked for.
@@ -60,9 +60,9 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates the run in a workdir and writes to its eval/: report.json, shift.csv, shift.png, flips.png.
 
-    Images are not augmented, and BN statistics of a batch cover as many images as in training
-    (`bn.group_size`, or the batch size), so that flipping dropout alone, or BN's source alone, isolates
-    one cause.
+    Training images are augmented as in training, and BN statistics of a batch cover as many images as in
+    training (`bn.group_size`, or the batch size). So neither the shift nor a share of the gap contains what
+    augmentation changes; that has a share of its own, between these images and plain ones.
 
     Args:
       directory: the workdir.
@@ -194,7 +194,8 @@ def _correct(config, dataset, variables, model):
 
 def _report(found):
     """What report.json holds: rows of every table."""
-    report = {"modes": found.gap.rows, "gap": found.gap.shares.rows, "advice": found.gap.advice}
+    report = {"modes": found.gap.rows, "gap": found.gap.shares.rows}
+    report |= {"remedies": found.gap.remedies.rows, "advice": found.gap.advice}
     report |= {"flips": found.gap.flipped, "flipped_images": found.gap.flips.rows}
     report |= {key: getattr(found, key).rows for key in ("shift", "shift_li2018")}
     report |= {key: getattr(found, key).rows for key in ("recalibrated", "sampled") if getattr(found, key)}
@@ -202,25 +203,28 @@ def _report(found):
 
 
 def measure_shift(config, dataset: data.Dataset, state: steps.TrainState, estimator="pooled") -> shift.Shift:
-    """The shift on training images: plain ones for "pooled", one augmented epoch for "li2018".
+    """The shift on images as in training: `eval.train_examples` of them, for "li2018" those of an epoch.
 
     Batches of "li2018" have as many images as a statistic of training. A network without BN has no rows.
     """
     if not state.batch_stats:
         return shift.Shift([], "No batch normalization, no shift")
-    pooled = estimator == "pooled"
-    batches = plain(config, dataset, "train") if pooled else augmented_epoch(config, dataset)
+    seen = AsInTraining(config, dataset)
+    batches = seen if estimator == "pooled" else augmented_epoch(config, dataset)
     return shift.measure(model_of_groups(config), state.variables, batches, estimator=estimator)
 
 
 def explain_run(config, dataset: data.Dataset, state: steps.TrainState) -> gap.Gap:
     """The table of modes, why they differ, and the flips; see `dropbn.gap`."""
+    seen = _as_in_training(config, dataset)
     return gap.explain(
         model_of_groups(config),
         state.variables,
-        shuffled(config, dataset, "train"),
-        shuffled(config, dataset, "test"),
+        seen,
+        plain(config, dataset, "test"),
+        plain_batches=plain(config, dataset, "train") if seen.is_augmented else None,
         score=losses.TASKS[config.task],
+        num_samples=10 if config.task == "classify" else 0,
         rngs={"dropout": keys.key(config.seed, "noise")},
     )
 
@@ -230,23 +234,15 @@ def recalibrate_run(
 ) -> tuple[Result, dict]:
     """Test mode before and after recalibration (Li et al. 2018, Table 3), and the new statistics.
 
-    "dropout_off" takes plain training images, the recipes of the papers one epoch as in training: augmented,
-    in batches of as many images as a statistic of training.
+    The images are those of training, augmented as there, in batches of as many as a statistic of training:
+    `eval.train_examples` for "dropout_off", an epoch for the recipes of the papers.
     """
     if not state.batch_stats:
         raise DropbnError("This network has no batch normalization: there is nothing to recalibrate.")
-    augmented = recipe not in ("dropout_off", "closed_form")
-    batches = augmented_epoch(config, dataset) if augmented else shuffled(config, dataset, "train")
-    passes = 1 if augmented else None  # An augmented epoch can be gone through once.
-    model = model_of_groups(config)
-    found = recalibrate.recalibrate(
-        model,
-        state.variables,
-        batches,
-        recipe,
-        passes=passes,
-        rngs={"dropout": keys.key(config.seed, "noise")},
-    )
+    ours = recipe in ("dropout_off", "closed_form")
+    batches = _as_in_training(config, dataset) if ours else augmented_epoch(config, dataset)
+    rngs = {"dropout": keys.key(config.seed, "noise")}
+    found = recalibrate.recalibrate(model_of_groups(config), state.variables, batches, recipe, rngs=rngs)
     rows = []
     for name, stats in (("before", state.batch_stats), (recipe, found.batch_stats)):
         for split in ("train", "test"):
@@ -259,7 +255,7 @@ def sample_run(config, dataset: data.Dataset, state: steps.TrainState, number: i
     """Accuracy, negative log-likelihood and calibration error on test images, without and with sampling."""
     if config.task != "classify":
         raise DropbnError(f"Monte Carlo dropout wants probabilities of classes; the task is {config.task!r}.")
-    batches = shuffled(config, dataset, "test")
+    batches = plain(config, dataset, "test")
     rngs = {"dropout": keys.key(config.seed, "noise")}
     found = modes.sample(model_of_groups(config), state.variables, batches, num_samples=number, rngs=rngs)
     _, logits, labels = _test_mode(config, dataset, state.variables, "test")
@@ -274,8 +270,9 @@ def sample_run(config, dataset: data.Dataset, state: steps.TrainState, number: i
 
 
 def _test_mode(config, dataset, variables, split, model=None):
-    """({"accuracy", "loss"}, outputs, labels) of a split in test mode."""
-    batches = Batches(shuffled(config, dataset, split))
+    """({"accuracy", "loss"}, outputs, labels) in test mode, of test images or of "train" as in training."""
+    test = split == "test"
+    batches = Batches(plain(config, dataset, split) if test else _as_in_training(config, dataset))
     predict = modes.Predictor(model or model_of_groups(config), modes.TEST)
     task = losses.TASKS[config.task]
     parts = [
@@ -287,6 +284,11 @@ def _test_mode(config, dataset, variables, split, model=None):
         for name, key in (("accuracy", "correct"), ("loss", "loss"))
     }
     return scores, outputs, labels
+
+
+def _as_in_training(config, dataset):
+    """In batches of as many images as a statistic of training."""
+    return AsInTraining(config, dataset, images_of_a_statistic(config))
 
 
 def model_of_groups(config) -> nn.Module:

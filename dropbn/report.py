@@ -33,7 +33,7 @@ def print_run(records: list[dict], shift: Shift, workdir, console=None) -> None:
         f"  test accuracy                       {final['test/accuracy']:.2%}   ({label} {best:.2%})"
     )
     console.print(f"  training accuracy, in train mode    {final['train/accuracy']:.2%}")
-    console.print(f"  training accuracy, in test mode     {final['train/accuracy_test_mode']:.2%}")
+    console.print(f"  the same, test mode, plain images   {final['train/accuracy_test_mode']:.2%}")
     if shift.rows:
         console.print("Most shifted BN layers, by real / moving variance (1 is no shift):")
     for row in shift.most_shifted(3):

@@ -1,7 +1,9 @@
 """train.py and eval.py as a user runs them: what goes wrong is one sentence and changes nothing."""
 
+import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -68,6 +70,24 @@ def test_train_then_eval_from_any_directory(mlp_flags, tmp_path):
     printed = go("eval.py", "--workdir=my runs/uout", "--workdir=runs/digits", "--checkpoint=best")
     assert printed.count("Flips:") == 2
     assert (tmp_path / "my runs" / "uout" / "eval" / "shift_overlay.png").exists()
+
+
+def test_without_noise_neither_command_sees_a_shift(mlp_flags, tmp_path):
+    """Crops have black borders that plain images lack: on these its ratio is 0.66."""
+    crops = ["--config.data.crop_padding=2", "--config.model.noise.rate=0", "--config.eval.train_examples=0"]
+    workdir = f"--workdir={tmp_path}/run"
+    printed = ""
+    for command in (["train.py", *mlp_flags, *crops, "--config.duration=8 epochs"], ["eval.py"]):
+        done = subprocess.run(
+            [sys.executable, *command, workdir], cwd=ROOT, capture_output=True, text=True, check=True
+        )
+        printed += done.stdout
+    summary = re.findall(r"^  layer1/bn1 +(\d\.\d+)$", printed, re.MULTILINE)
+    report = json.loads((tmp_path / "run" / "eval" / "report.json").read_text())
+    ratios = [row["ratio"] for key in ("shift", "shift_li2018") for row in report[key]]
+    assert len(summary) == 1 and len(ratios) == 2
+    for ratio in (*map(float, summary), *ratios):
+        assert 0.97 < ratio < 1.03
 
 
 def test_a_run_does_not_wait_for_what_it_has_no_use_for():

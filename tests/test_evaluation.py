@@ -11,7 +11,7 @@ import numpy as np
 import optax
 import pytest
 
-from dropbn import data, eval_batches, evaluation, keys, models, training
+from dropbn import data, eval_batches, evaluation, keys, models, recalibrate, training
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
 
@@ -46,14 +46,20 @@ def test_the_report_has_the_promised_fields(run, found):
     directory, config, state, _ = run
     report = json.loads((directory / "eval" / "report.json").read_text())
     assert set(report) == {
-        *("modes", "gap", "advice", "flips", "flipped_images", "shift", "shift_li2018"),
+        *("modes", "gap", "remedies", "advice", "flips", "flipped_images", "shift", "shift_li2018"),
         *("config", "checkpoint_step"),
     }
     assert report["config"] == json.loads(json.dumps(config.to_dict()))
     assert report["checkpoint_step"] == int(state.step) == 66
     cells = [(row["noise"], row["batch_norm"], row["data"]) for row in report["modes"]]
     sources = ("running", "batch", "settled", "recalibrated")
-    assert cells == list(itertools.product(("off", "on"), sources, ("train", "test")))
+    wanted = list(itertools.product(("off", "on"), sources, ("train", "test")))
+    assert cells == [wanted[0], ("off", "running", "train plain"), *wanted[1:]]
+    assert [row["cause"] for row in report["gap"]][4:6] == ["augmentation", "generalisation"]
+    remedies = {row["remedy"]: row for row in report["remedies"]}
+    assert list(remedies)[2:] == ["batch statistics", "mean of 10 draws"]
+    by_batch = _row(found, "off", "batch", "test")["accuracy"]
+    assert remedies["batch statistics"]["accuracy"] == pytest.approx(by_batch, abs=1e-9)
     fields = {"layer", "count", "moving_var", "real_var", "ratio", "mean_shift"}
     order = [f"stage{s}_block1/bn{i}" for s in (1, 2, 3) for i in (1, 2)] + ["head/bn1"]
     for name in ("shift", "shift_li2018"):
@@ -66,7 +72,7 @@ def test_the_report_has_the_promised_fields(run, found):
 
 def test_test_mode_is_what_training_logged(run, found):
     last = run[3][-1]
-    test, train = (_row(found, "off", "running", split) for split in ("test", "train"))
+    test, train = (_row(found, "off", "running", data) for data in ("test", "train plain"))
     assert test["accuracy"] == pytest.approx(last["test/accuracy"], abs=1e-9)
     assert test["loss"] == pytest.approx(last["test/loss"], rel=1e-4)
     assert train["accuracy"] == pytest.approx(last["train/accuracy_test_mode"], abs=1e-9)
@@ -76,12 +82,25 @@ def _shuffled(split, seed):
     return split.take(np.asarray(sampling.epoch_order(seed, 0, split.num_examples)))
 
 
-def _in_groups(config, state, split, dataset, apply):
-    """Logits of a split, in groups of 32 images in the fixed random order, the last one shorter."""
+def _as_trained(config, dataset, number):
+    """Training images, evenly spread and shuffled, as a training step would have them in the first epoch."""
+    total = dataset.train.num_examples
+    order = np.asarray(sampling.epoch_order(config.seed, 0, total))
+    given = {"mean": dataset.mean, "std": dataset.std, "crop_padding": config.data.crop_padding}
+    split = jax.device_put(dataset.train)
+    epoch = sampling.train_batch(split, order, 0, config.seed, batch_size=total, **given)
+    rows = np.arange(number) * total // number
+    rows = rows[np.asarray(sampling.epoch_order(config.seed, 0, number))]
+    of_row = np.empty_like(epoch["image"])
+    of_row[order] = epoch["image"]
+    return of_row[rows], dataset.train.labels[rows]
+
+
+def _in_groups(config, images, apply):
+    """Logits of images in groups of 32, the last one shorter."""
     model_config = config.model.copy_and_resolve_references()
     model_config.bn.group_size = 0
     model = models.create(model_config)
-    images = (split.images / np.float32(255) - dataset.mean) / dataset.std
     starts = range(0, len(images), 32)
     apply = jax.jit(functools.partial(apply, model))
     logits = [apply(images[start : start + 32], i)[0] for i, start in enumerate(starts)]
@@ -93,9 +112,8 @@ def test_batch_mode_against_the_model_itself(run, found):
     dataset = data.load(config.data)
     split = _shuffled(dataset.test, config.seed)
     flags = {"deterministic": True, "use_running_average": False, "mutable": ["batch_stats"]}
-    logits = _in_groups(
-        config, state, split, dataset, lambda model, x, i: model.apply(state.variables, x, **flags)
-    )
+    images = (split.images / np.float32(255) - dataset.mean) / dataset.std
+    logits = _in_groups(config, images, lambda model, x, i: model.apply(state.variables, x, **flags))
     row = _row(found, "off", "batch", "test")
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, split.labels)
     assert row["accuracy"] == pytest.approx((logits.argmax(-1) == split.labels).mean(), abs=1e-9)
@@ -105,7 +123,7 @@ def test_batch_mode_against_the_model_itself(run, found):
 def test_flips_are_right_in_train_mode_and_wrong_in_test_mode(run, found):
     _, config, state, _ = run
     dataset = data.load(config.data)
-    split = _shuffled(dataset.plain(200), config.seed)
+    images, labels = _as_trained(config, dataset, 200)
 
     def in_train_mode(model, x, i):
         rngs = {"dropout": keys.key(config.seed, "noise", i)}
@@ -115,8 +133,7 @@ def test_flips_are_right_in_train_mode_and_wrong_in_test_mode(run, found):
         return (model.apply(state.variables, x),)
 
     right, right_in_test = (
-        _in_groups(config, state, split, dataset, apply).argmax(-1) == split.labels
-        for apply in (in_train_mode, in_test_mode)
+        _in_groups(config, images, apply).argmax(-1) == labels for apply in (in_train_mode, in_test_mode)
     )
     assert found.gap.flipped == pytest.approx((right & ~right_in_test).mean(), abs=1e-9)
     assert found.gap.flipped > 0  # After three epochs of dropout 0.5 some images flip.
@@ -211,21 +228,54 @@ def test_no_run_no_evaluation(tmp_path):
     assert not (tmp_path / "missing").exists()
 
 
-def test_a_study_measures_on_images_as_training_saw_them(run):
-    """Crops with black borders where training crops, plain images where it does not; each time the same."""
-    config = run[1].copy_and_resolve_references()
+def test_images_as_in_training(run):
+    """The plain ones in the same order, with training's crops and black borders, each time the same."""
+    config = run[1]
     dataset = data.load(config.data)
-    config.eval.train_examples = 100
-    cropped = eval_batches.AsInTraining(config, dataset)
-    first, second = (np.concatenate([batch["image"] for batch in cropped]) for _ in range(2))
-    np.testing.assert_array_equal(first, second)
-    assert len(first) == 128  # four groups of 32
-    config = config.copy_and_resolve_references()
-    config.data.crop_padding = 0
-    plain = np.concatenate([batch["image"] for batch in eval_batches.AsInTraining(config, dataset)])
-    assert len(plain) == 100
-    wanted = sampling.normalize(dataset.plain(100).images, dataset.mean, dataset.std)
-    np.testing.assert_allclose(plain, wanted, rtol=1e-6)
+    seen = eval_batches.AsInTraining(config, dataset)
+    assert seen.is_augmented
+    for batches, size in ((seen, 64), (eval_batches.AsInTraining(config, dataset, 32), 32)):
+        parts = list(batches)
+        assert [len(part["image"]) for part in parts[:-1]] == [size] * (200 // size)
+        images, labels = (np.concatenate([part[key] for part in parts]) for key in ("image", "label"))
+        wanted, wanted_labels = _as_trained(config, dataset, 200)
+        np.testing.assert_allclose(images, wanted, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(labels, wanted_labels)
+        again = np.concatenate([part["image"] for part in batches])
+        np.testing.assert_array_equal(images, again)
+    plain = list(eval_batches.plain(config, dataset, "train"))
+    np.testing.assert_array_equal(labels, np.concatenate([part["label"] for part in plain]))
     black = sampling.normalize(np.zeros(1, np.uint8), dataset.mean, dataset.std)
-    first, plain = (np.isclose(images, black, atol=1e-5).mean() for images in (first, plain))
-    assert first > plain + 0.02
+    plain = np.concatenate([part["image"] for part in plain])
+    cropped, plain = (np.isclose(given, black, atol=1e-5).mean() for given in (images, plain))
+    assert cropped > plain + 0.02
+
+
+def test_images_as_in_training_are_plain_where_training_does_not_augment(run):
+    config = run[1].copy_and_resolve_references()
+    config.data.crop_padding = 0
+    dataset = data.load(config.data)
+    seen = eval_batches.AsInTraining(config, dataset, 32)
+    assert not seen.is_augmented
+    for ours, wanted in zip(seen, eval_batches.plain(config, dataset, "train"), strict=True):
+        np.testing.assert_array_equal(ours["image"], wanted["image"])
+        np.testing.assert_array_equal(ours["label"], wanted["label"])
+    whole = list(eval_batches.augmented_epoch(config, dataset))
+    order = np.asarray(sampling.epoch_order(config.seed, 0, 1437))[: 44 * 32]
+    labels = np.concatenate([part["label"] for part in whole])
+    np.testing.assert_array_equal(labels, dataset.train.labels[order])
+
+
+def test_recipes_of_papers_go_through_the_epoch_again(run):
+    """A pass more moves a moving average further, by the same images."""
+    _, config, state, _ = run
+    dataset = data.load(config.data)
+    model = evaluation.model_of_groups(config)
+    once, twice = (
+        recalibrate.recalibrate(
+            model, state.variables, eval_batches.augmented_epoch(config, dataset), "li2018", passes=passes
+        )
+        for passes in (1, 2)
+    )
+    assert (once.num_images, twice.num_images, twice.num_passes) == (44 * 32, 44 * 32, 2)
+    assert once.rows[0]["new_var"] != twice.rows[0]["new_var"]

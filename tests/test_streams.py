@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import base, digits
-from dropbn import checkpoint, data, evaluation, feeds, parallel, runs, training
+from dropbn import checkpoint, data, eval_batches, evaluation, feeds, parallel, runs, training
 from dropbn.data import files, sampling
 from dropbn.data.photos import View
 from dropbn.data.streams import Stream
@@ -126,6 +126,28 @@ def test_a_streamed_evaluation_counts_every_image_once():
     np.testing.assert_array_equal(labels[masks], 49 - np.arange(50))
 
 
+def test_a_stream_as_in_training():
+    """The augmented images of the first epoch, those of the plain ones' order, each time the same."""
+    stream = _stream()
+    config = base.get_config()
+    config.batch_size, config.eval.train_examples, config.data.workers = 16, 20, 0
+    dataset = data.Dataset(stream, stream, 50, data.PHOTO_MEAN, data.PHOTO_STD)
+    order = np.asarray(sampling.epoch_order(config.seed, 0, 50))
+    [epoch] = stream.epoch(order, np.arange(50), 50, seed=config.seed, epoch=0)
+    wanted = dict(zip(epoch.labels, sampling.normalize(epoch.images, dataset.mean, dataset.std), strict=True))
+    plain = list(eval_batches.plain(config, dataset, "train"))
+    seen = eval_batches.AsInTraining(config, dataset)
+    assert seen.is_augmented
+    for _ in range(2):
+        for batch, of_plain in zip(seen, plain, strict=True):
+            np.testing.assert_array_equal(batch["label"], of_plain["label"])
+            np.testing.assert_array_equal(batch["image"], [wanted[label] for label in batch["label"]])
+            assert (batch["image"] != of_plain["image"]).any()
+    assert [len(batch["label"]) for batch in seen] == [16, 4]
+    whole = [batch["label"] for batch in eval_batches.augmented_epoch(config, dataset)]
+    np.testing.assert_array_equal(np.concatenate(whole), epoch.labels[:48])
+
+
 def test_a_feed_begins_at_any_step():
     feed = _feed(_stream(), devices=2)
     whole, tail = (list(feed.train_inputs(1, range(start, 3))) for start in (0, 1))
@@ -180,6 +202,8 @@ def test_a_folder_of_photographs_trains_stops_and_goes_on(tmp_path, monkeypatch)
 
     found = evaluation.evaluate(tmp_path / "run")
     assert found.shift_li2018.rows[0]["count"] == 2 * 8 * 16 * 16
+    assert "augmentation" in [row["cause"] for row in found.gap.shares.rows]
+    assert found.shift.rows[0]["count"] == 21 * 16 * 16
     by_mode = {(r["noise"], r["batch_norm"], r["data"]): r["accuracy"] for r in found.gap.rows}
     assert by_mode["off", "running", "test"] == pytest.approx(records[-1]["test/accuracy"])
 

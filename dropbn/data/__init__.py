@@ -49,7 +49,7 @@ class Dataset:
 
         Not the first ones: a folder's images lie class by class.
         """
-        return self.train.take(_evenly(number, self.train.num_examples))
+        return self.train.take(evenly(number, self.train.num_examples))
 
 
 def load(config) -> Dataset:
@@ -105,29 +105,32 @@ def load(config) -> Dataset:
         config.jitter,
         config.flip,
     )
-    divided = _divided(config, sources)
-    source, rows = divided["train"]
-    divided["train"] = source, rows[_chosen(config, len(rows))]
-    splits = {name: Stream(source, rows, view) for name, (source, rows) in divided.items()}
+    splits = {name: Stream(source, rows, view) for name, (source, rows) in _splits(config, sources).items()}
     return Dataset(num_classes=num_classes, mean=PHOTO_MEAN, std=PHOTO_STD, **splits)
 
 
-def _evenly(number, total):
-    """`number` of `total` rows (0: all), at equal distances."""
+def evenly(number: int, total: int) -> np.ndarray:
+    """Rows: `number` of `total` (0: all), at equal distances."""
     number = min(number or total, total)
     return np.arange(number) * total // number
+
+
+def _splits(config, sources):
+    """(source, rows) of train, test and, with `config.split`, validation."""
+    splits = _divided(config, sources)
+    source, rows = splits["train"]
+    return splits | {"train": (source, rows[_chosen(config, len(rows))])}
 
 
 def _chosen(config, total):
     """Which of `total` training images a config takes: at equal distances, or drawn with `subset_seed`."""
     if config.subset_seed < 0:
-        return _evenly(config.train_examples, total)
+        return evenly(config.train_examples, total)
     drawn = np.random.default_rng(config.subset_seed).permutation(total)
     return np.sort(drawn[: config.train_examples or total])
 
 
 def _divided(config, sources):
-    """(source, rows) of train, test and, with `config.split`, validation."""
     if not config.split:
         return {name: (source, np.arange(len(source))) for name, source in sources.items()}
     shares = [int(part) if part.isdecimal() and len(part) < 7 else -1 for part in config.split.split(":")]
@@ -161,10 +164,7 @@ def _refuse_streams(config):
 
 
 def _in_memory(config, sources, num_classes):
-    divided = _divided(config, sources)
-    source, rows = divided["train"]
-    divided["train"] = source, rows[_chosen(config, len(rows))]
-    splits = {name: source.take(rows) for name, (source, rows) in divided.items()}
+    splits = {name: source.take(rows) for name, (source, rows) in _splits(config, sources).items()}
     # Moments of the bytes, in float64 channel by channel, so that no float copy of all images is made.
     images = splits["train"].images
     channels = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]

@@ -45,9 +45,14 @@ def train_batch(
     examples = order[position]
     images = split.images[examples]
     if crop_padding or flip:
-        of_example = jax.vmap(lambda p: keys.key(seed, "augment", epoch, p))(position)
-        images = augment(images, of_example, crop_padding, flip)
+        images = augment_at(images, seed, epoch, position, crop_padding, flip)
     return {"image": normalize(images, mean, std), "label": split.labels[examples]}
+
+
+def augment_at(images, seed, epoch, positions, crop_padding: int, flip: bool) -> jax.Array:
+    """`augment` for the images at some positions of an epoch's order."""
+    of_example = jax.vmap(lambda position: keys.key(seed, "augment", epoch, position))(positions)
+    return augment(images, of_example, crop_padding, flip)
 
 
 def augment(images: jax.Array, of_example: jax.Array, crop_padding: int, flip: bool) -> jax.Array:
