@@ -26,6 +26,7 @@ from dropbn import (
     workdir,
 )
 from dropbn.batches import Batches
+from dropbn.data import sampling
 from dropbn.errors import DropbnError, unknown
 from dropbn.eval_batches import AsInTraining, augmented_epoch, images_of_a_statistic, plain
 from dropbn.plan import abstract_state, make_plan
@@ -176,9 +177,8 @@ def _summarize_norms(summary, model, config, dataset, state):
         model, state.variables, augmented_epoch(config, dataset), estimator="li2018"
     ).rows
     for recipe in SUMMARY_RECIPES:
-        exact = recipe == "dropout_off"
-        batches = seen if exact else augmented_epoch(config, dataset)
-        found = recalibrate.recalibrate(model, state.variables, batches, recipe, passes=None if exact else 1)
+        batches = seen if recipe == "dropout_off" else augmented_epoch(config, dataset)
+        found = recalibrate.recalibrate(model, state.variables, batches, recipe)
         right = _correct(config, dataset, {**state.variables, "batch_stats": found.batch_stats}, model)
         summary["recalibrated"][recipe] = float(right.mean(dtype=np.float64))
         if right.dtype == bool:
@@ -187,7 +187,8 @@ def _summarize_norms(summary, model, config, dataset, state):
 
 def _correct(config, dataset, variables, model):
     """The task's score of every test image in test mode, in the dataset's order."""
-    batches, task = Batches(plain(config, dataset, "test")), losses.TASKS[config.task]
+    images = sampling.PlainBatches(dataset.test, config.batch_size, dataset.mean, dataset.std)
+    batches, task = Batches(images), losses.TASKS[config.task]
     predict = modes.Predictor(model, modes.TEST)
     return np.concatenate([task(outputs, batch)["correct"] for batch, outputs in predict(variables, batches)])
 

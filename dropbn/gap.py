@@ -1,23 +1,26 @@
 """Why a model is right in training and wrong in test mode: a table of modes, and differences of its rows.
 
-On the way from train mode to test mode six things change. The table has a row on either side of each, so
+On the way from train mode to test mode seven things change. The table has a row on either side of each, so
 that every share of the gap is a difference of two named rows, and the shares add up to the gap:
 
-==================  ========================  ========================
-cause               before                    after
-==================  ========================  ========================
-small-batch noise   on, batch, train          on, settled, train
-dropout noise       on, settled, train        off, recalibrated, train
-variance shift      off, recalibrated, train  off, settled, train
-lagging statistics  off, settled, train       off, running, train
-augmentation        off, running, train       off, running, train plain
-generalisation      off, running, train plain off, running, test
-==================  ========================  ========================
+==================  ==========================  ==========================
+cause               before                      after
+==================  ==========================  ==========================
+small-batch noise   on, batch, train            on, settled by call, train
+shared statistics   on, settled by call, train  on, settled, train
+dropout noise       on, settled, train          off, recalibrated, train
+variance shift      off, recalibrated, train    off, settled, train
+lagging statistics  off, settled, train         off, running, train
+augmentation        off, running, train         off, running, train plain
+generalisation      off, running, train plain   off, running, test
+==================  ==========================  ==========================
 
 The names are of the noise, of BN's statistics and of the data. `settled` statistics are what the running ones
 would settle to if training went on with these weights: averages over the training batches of their means and
-variances in train mode. `recalibrated` ones are the same averages with the noise off. So the statistics of
-two neighbours differ by one thing only.
+variances in train mode. `recalibrated` ones are the same averages with the noise off. Where a forward pass
+calls a BN several times, `settled by call` statistics are those of each call, and `settled` ones their
+average by Flax's weights; elsewhere the two are the same and have one row. So the statistics of two
+neighbours differ by one thing only.
 
 This is one order of switches. In another order the shares would be others, and they are of training images:
 a share is not what its repair brings. `Gap.remedies` says that, measured on test images.
@@ -40,11 +43,14 @@ from dropbn.remedies import PARTS, Remedies, compare
 from dropbn.results import Result
 from dropbn.scores import Scorer, classify, difference
 
-_PLAIN = "train plain"
+_PLAIN, _BY_CALL = "train plain", "settled by call"
 _TRAINING = {
     "small-batch noise": "The network does better with the statistics of its own batch than with any that "
     "are remembered. Larger batches, or statistics synced over devices, make the two more alike. So do "
     "batches whose images do not belong together.",
+    "shared statistics": "A BN that is called several times has one running mean and variance for inputs "
+    "that differ. A BN for each domain, or one call on all domains together, avoids it. Recalibration does "
+    "not.",
     "dropout noise": "The network does better with noise than without. A lower rate makes the two more "
     "alike.",
     "variance shift": "BN remembers variances that noise had inflated. Training avoids it with noise after "
@@ -65,7 +71,7 @@ class Gap(Result):
 
     Each row holds:
       noise: "on" or "off".
-      batch_norm: "running", "batch", "settled" or "recalibrated".
+      batch_norm: "running", "batch", "settled by call", "settled" or "recalibrated".
       data: "train", "train plain" or "test".
       accuracy, loss: means over the images; accuracy is None where the score gives none.
 
@@ -144,8 +150,9 @@ def explain(
       **kwargs: further arguments of the model's `__call__`.
 
     Returns:
-      A `Gap`. Without noise in the model the table has no rows with noise on, without BN only those with
-      running statistics, and no share is given to what only the others could tell.
+      A `Gap`. Without noise in the model the table has no rows with noise on. Without BN it has only those
+      with running statistics, without a BN that is called several times none by call. No share is given to
+      what only the others could tell.
 
     Raises:
       DropbnError: no batches, statistics in the variables that no BN of the model uses, one image as a batch,
@@ -174,9 +181,9 @@ def explain(
     scorers = {name: Scorer(model, batches, name, score, rngs, kwargs) for name, batches in data.items()}
     has_noise = bool(modes.noises(model, variables, train.inputs(train.first), **kwargs))
     has_norm = bool(variables.get("batch_stats"))
-    way = _way(has_noise, has_norm, _PLAIN in data)
-    train_mode, test_mode = way[0][1], (False, "running", "train")
     sources = _sources(model, variables, train, has_noise, has_norm, rngs, kwargs)
+    way = _way(has_noise, sources, _PLAIN in data)
+    train_mode, test_mode = way[0][1], (False, "running", "train")
     cells, outputs = {}, {}
     for cell in _table(has_noise, sources, _PLAIN in data):
         noise, source, name = cell
@@ -221,17 +228,23 @@ def _sources(model, variables, train, has_noise, has_norm, rngs, kwargs):
 
     def settled(noise, batches, rngs):
         observer = observation.Observer(model, variables, batches, Mode(noise, "batch", False), rngs, kwargs)
-        return observation.with_statistics(variables, observation.settled(observer, variables))
+        by_call = observation.settled_by_call(observer, variables)
+        found = {"settled": observation.with_statistics(variables, observation.averaged(observer, by_call))}
+        if any(layer.calls > 1 for layer in observer.layers.values()):
+            found[_BY_CALL] = observation.with_statistics_by_call(observer, variables, by_call)
+        return found
+
+    def with_parts(noise):
+        # Parts with the same masks would hide what depends on the masks.
+        parts = [settled(noise, part, modes.fold_in(rngs, i)) for i, part in enumerate(train.parts(PARTS))]
+        whole = settled(noise, train, rngs)
+        return {source: (whole[source], [part[source] for part in parts]) for source in whole}
 
     sources = {"running": (variables, None)}
-    if not has_norm:
-        return sources
-    sources["batch"] = variables, None
-    for source, noise in {"settled": has_noise, **({"recalibrated": False} if has_noise else {})}.items():
-        whole = settled(noise, train, rngs)
-        # Parts with the same masks would hide what depends on the masks.
-        parts = enumerate(train.parts(PARTS))
-        sources[source] = whole, [settled(noise, part, modes.fold_in(rngs, i)) for i, part in parts]
+    if has_norm:
+        sources |= {"batch": (variables, None)} | with_parts(has_noise)
+        if has_noise:
+            sources["recalibrated"] = with_parts(False)["settled"]
     return sources
 
 
@@ -246,11 +259,17 @@ def _table(has_noise, sources, has_plain):
     return [cells[0], (False, "running", _PLAIN), *cells[1:]] if has_plain else cells
 
 
-def _way(has_noise, has_norm, has_plain):
+def _way(has_noise, sources, has_plain):
     """(cause, cell) from train mode on training data to test mode on test data: what changes at each step."""
+    has_norm = "batch" in sources
     way = [("", (has_noise, "batch" if has_norm else "running", "train"))]
     if has_norm:
-        way.append(("small-batch noise", (has_noise, "settled", "train")))
+        by_call = [_BY_CALL] * (_BY_CALL in sources)
+        causes = ("small-batch noise", "shared statistics")
+        way += [
+            (cause, (has_noise, by, "train"))
+            for cause, by in zip(causes, [*by_call, "settled"], strict=False)
+        ]
     if has_noise:
         way.append(("dropout noise", (False, "recalibrated" if has_norm else "running", "train")))
     if has_noise and has_norm:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from linen_models import Body, Jitted, SharedNorm
 
-from dropbn import lint, modes, observation, recalibrate, shift
+from dropbn import gap, lint, modes, observation, recalibrate, shift
 from dropbn.batches import Batches
 from dropbn.errors import DropbnError
 
@@ -318,3 +318,32 @@ def test_closed_form_leaves_a_shared_norm_alone():
     variables = {**variables, "batch_stats": jax.tree.map(lambda leaf: leaf + 0.3, variables["batch_stats"])}
     (row,) = recalibrate.recalibrate(SharedNorm(), variables, [x], "closed_form").rows
     assert row["ratio"] == 1 and row["how"] == "not corrected: its statistics are not those of one call"
+
+
+class Difference(nn.Module):
+    """Whether the first of two inputs is the larger, each against its own domain."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        norm = nn.BatchNorm(use_scale=False, use_bias=False)
+        first, second = (norm(x[:, [i]], use_running_average=not train) for i in (0, 1))
+        return jnp.concatenate([second - first, first - second], -1)
+
+
+def test_the_gap_gives_shared_statistics_a_share_of_their_own():
+    """Domains at 0 and 4: by their own statistics all is right, by one mean the first is always the less."""
+    normal = np.random.default_rng(0).normal(size=(3, 400, 2)).astype(np.float32)
+    normal = (normal - normal.mean(1, keepdims=True)) / normal.std(1, keepdims=True)
+    domains = normal + np.float32([0, 4])
+    *train, test = zip(domains, normal[..., 0] > normal[..., 1], strict=True)
+    variables = Difference().init(jax.random.key(0), train[0][0], train=False)
+    found = gap.explain(Difference(), variables, train, [test])
+    shares = {row["cause"]: row["accuracy"] for row in found.shares.rows}
+    labels = np.concatenate([label for _, label in train])
+    x = np.concatenate([x for x, _ in train])
+    lost = 1 - np.mean((x[:, 0] > x[:, 1]) == labels)
+    assert shares["small-batch noise"] == pytest.approx(0, abs=1e-9)
+    assert shares["shared statistics"] == pytest.approx(lost, abs=1e-9) and lost > 0.4
+    assert "largest share of the gap is shared statistics" in found.advice
+    assert "A BN for each domain" in found.advice
+    assert {row["batch_norm"] for row in found.rows} == {"running", "batch", "settled by call", "settled"}
