@@ -47,7 +47,7 @@ _CAPTIONS = {
     ),
     "positions": (
         "Test accuracy against no dropout, paired by seed, and the largest shift of a BN layer, by position.",
-        "Bars: {ours}, mean and 95 % interval.",
+        "Bars: {ours}, mean and 95 % interval, of accuracies over test images too where members keep theirs.",
         "Diamonds: Kim et al. (2023).",
     ),
     "bn_places": (
@@ -95,7 +95,8 @@ def draw(cells: list[Cell], directory, metric: str = "error") -> list[dict]:
 def positions(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
     """Accuracy against no dropout, paired by seed, and largest shift, by position (Kim et al. 2023, Table 1).
 
-    Means with 95 % intervals over seeds; the paper's differences are those of `Cell.paper`.
+    Means with 95 % intervals, of accuracies those of `claims.judge`; the paper's differences are those of
+    `Cell.paper`.
 
     Args:
       cells: of one network on one dataset; of several amounts of noise, the one that most positions have.
@@ -110,7 +111,7 @@ def positions(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
     _category_axes(right, found, "largest shift  max(r, 1/r)", f"position of {noise}")
     color = plots.COLORS[0]
     for i, cell in enumerate(found.values()):
-        if differences := claims.paired(cell, plain, "accuracy"):
+        if len(differences := claims.paired(cell, plain, "accuracy")):
             plots.bars(left, [i], [claims.interval(differences)], 0.6, color=color)
         if shifts := list(cell.values("shift").values()):
             plots.bars(right, [i], [claims.interval(shifts)], 0.6, 1, color=color)

@@ -12,9 +12,17 @@ from dropbn.errors import DropbnError, headline
 from dropbn.results import Result
 
 ABOUT_CLAIMS = (
-    "Means of differences paired by seed, and half widths of their 95 % intervals (Student's t). A claim is "
-    "decided where the interval excludes 0. Each is judged alone: of 20 true zeros one is decided by chance."
+    "Means of differences paired by seed, of accuracies by test image too, and half widths of their 95 % "
+    "intervals, which are not adjusted for the number of claims. Over: what the interval is over; se: the "
+    "standard errors from seeds and from images alone. The two-sided p is adjusted by Holm over the claims "
+    "of this table, and a claim is confirmed or refuted where p adjusted is 5 % at most; p fdr is adjusted "
+    "by Benjamini and Hochberg. Questions are answered (more, less) by p, each alone. Smaller here: the "
+    "unadjusted interval lies below the paper's difference. Seeds needed: so many would tell the paper's "
+    "difference from 0 at the spread seen (two-sided 5 %, power 80 %). Images needed: no number of seeds is "
+    "enough on these test images, and so many images are needed at least."
 )
+# Where a table is of another network or other data than the paper's: the head of the paper's differences.
+_OTHER = "paper (other network and data)"
 _MEANINGS = {
     "difference": "value - paper",
     "adjusted": "value with BN statistics taken again as Li et al.'s code likely does (li2018_torch)",
@@ -29,7 +37,7 @@ _VALUES = {"accuracy": (0, 1), "error": (100, -1)}
 def row(
     cell: evidence.Cell, metric: str, paper_adjusted: float | None = None, comparable: bool = True
 ) -> dict:
-    """A cell's row: means over seeds with half widths of 95 % intervals.
+    """A cell's row: means over seeds with half widths of 95 % intervals over seeds alone.
 
     Args:
       cell: with its finished runs.
@@ -41,7 +49,8 @@ def row(
       `value` (test accuracy or error, %), `adjusted` and `literally_adjusted` (by Li's recipe, as their code
       likely has it and as their text has it), `recalibrated` (the population's statistics), `shift` (the
       largest max(r, 1/r) over BN layers), each with its `_interval`; `seeds`, `paper`, `difference` (ours -
-      the paper's) and `paper_adjusted`; None where there is none.
+      the paper's) and `paper_adjusted`; None where there is none. The columns of the paper's values are left
+      out where they are not comparable.
     """
     offset, factor = _VALUES[metric]
 
@@ -58,10 +67,10 @@ def row(
     found = {"cell": cell.arg, "seeds": len(cell.members)}
     for name, values in numbers.items():
         found[name], found[f"{name}_interval"] = claims.interval(values) if values else (None, None)
-        if name == "value":
-            both = comparable and cell.paper is not None and values
+        if name == "value" and comparable:
+            both = cell.paper is not None and values
             found |= {"paper": cell.paper, "difference": found["value"] - cell.paper if both else None}
-        if name == "adjusted":
+        if name == "adjusted" and comparable:
             found["paper_adjusted"] = paper_adjusted
     return found
 
@@ -102,6 +111,7 @@ def collect(
     found = {
         "title": title,
         "metric": f"test {metric}, %",
+        "comparable": comparable,
         **facts,
         **_provenance(cells),
         "rows": [row(cell, metric, adjusted.get(cell.arg), comparable) for cell in cells],
@@ -142,7 +152,7 @@ def show(found: dict, console: rich.console.Console) -> None:
             f"{found['title']}: {found['metric']}",
             ("cell", "seeds", "value", "paper", "adjusted", "shift"),
         ),
-        ("claims", "Claims", ("claim", "difference", "verdict")),
+        ("claims", "Claims", ("claim", "difference", "p_adjusted", "verdict")),
     ):
         if run := [row for row in found[name] if row["seeds"]]:
             texts = [{key: row[key] for key in keys if key in row} for row in formatted(run)]
@@ -154,7 +164,18 @@ def about_rows(rows: list[dict], metric: str) -> str:
     known = {key for row in rows for key, value in row.items() if value is not None}
     meanings = {key: meaning for key, meaning in {"value": metric, **_MEANINGS}.items() if key in known}
     said = "; ".join(f"{key}: {meaning}" for key, meaning in meanings.items())
-    return f"Means over seeds, and half widths of their 95 % intervals (Student's t). {said}."
+    return (
+        f"Means over seeds, and half widths of their 95 % intervals (Student's t over seeds alone). {said}."
+    )
+
+
+def claim_rows(found: dict) -> list[dict]:
+    """The claims of a table.json; "paper" is headed by what it is of where values are not comparable."""
+    head = "paper" if found.get("comparable", True) else _OTHER
+    return [
+        {head if key == "paper" else key: value for key, value in row.items()}
+        for row in found.get("claims", [])
+    ]
 
 
 def markdown(found: dict) -> str:
@@ -168,7 +189,7 @@ def markdown(found: dict) -> str:
         about_rows(found["rows"], found["metric"]),
     ]
     if found["claims"]:
-        parts += ["## Claims", ABOUT_CLAIMS, _markdown_table(found["claims"])]
+        parts += ["## Claims", ABOUT_CLAIMS, _markdown_table(claim_rows(found))]
     parts += ["## Cells", _markdown_table(found["rows"])]
     parts += [f"![{figure['caption']}]({figure['file']})" for figure in found["figures"]]
     for member in found["failed"]:
@@ -188,7 +209,10 @@ def formatted(rows: list[dict]) -> list[dict]:
 
 def _markdown_table(rows):
     texts = formatted(rows)
-    lines = [list(texts[0]), ["---" if isinstance(rows[0][key], str) else "---:" for key in texts[0]]]
+    lines = [
+        [key.replace("_", " ") for key in texts[0]],
+        ["---" if isinstance(rows[0][key], str) else "---:" for key in texts[0]],
+    ]
     lines += [[text.replace("|", "\\|") for text in row.values()] for row in texts]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -197,11 +221,13 @@ def _text(row, key):
     value = row[key]
     if not isinstance(value, float):
         return "" if value is None else str(value)
+    if key in ("p", "p_adjusted", "p_fdr"):
+        return f"{value:.2g}"
     # A claim's only interval is that of its difference.
     half = row.get(f"{key}_interval", row.get("interval") if key == "difference" else None)
     decimals = 3 if "shift" in (key, row.get("metric")) else 2
-    if half:  # At least one digit of it is seen.
-        decimals = min(max(decimals, -math.floor(math.log10(half))), 6)
+    if error := value if key.startswith("se_") else half:  # At least one digit of it is seen.
+        decimals = min(max(decimals, -math.floor(math.log10(error))), 6)
     return f"{value:.{decimals}f}" + ("" if half is None else f" +- {half:.{decimals}f}")
 
 

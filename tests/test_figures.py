@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from configs import caffenet, kim2023, li2018, open_questions, small
-from dropbn import evidence, figures, li2018_figures, papers, placements, plots
+from dropbn import claims, evidence, figures, li2018_figures, papers, placements, plots
 from dropbn.evidence import Cell
 
 
@@ -256,6 +256,25 @@ def test_positions_are_paired_by_seed():
     assert bars(right) == pytest.approx({0: 4.0, 1: 2.0})
     (plain_shift,) = [line for line in right.lines if line.get_label() == "no dropout"]
     assert plain_shift.get_ydata() == pytest.approx([1.25, 1.25])
+
+
+def test_positions_have_the_intervals_of_their_claims():
+    """Which are over images too: three seeds of equal accuracy have none over seeds alone."""
+
+    def runs(*rights):
+        return [
+            member(seed, np.mean(right), correct={"running": evidence.pack(np.array(right, bool))})
+            for seed, right in enumerate(rights)
+        ]
+
+    plain = digits("", *runs(*3 * [[1, 1, 0, 0]]))
+    p5, p6 = (digits(f",place=P{i}", *runs([1, 1, 1, 0], [1, 1, 0, 1], [1, 1, 1, 0])) for i in (5, 6))
+    left, _ = figures.positions([plain, p5, p6]).axes
+    claim = claims.Claim("P5", p5.arg, plain.arg, "accuracy", "")
+    [row] = claims.judge([claim], [plain, p5])
+    assert row["interval"] > 1 and row["over"] == "seeds and images"
+    low, high = row["difference"] - row["interval"], row["difference"] + row["interval"]
+    assert whiskers(left)[0] == pytest.approx((low, high))
 
 
 def test_positions_against_errors_turn_the_papers_sign():

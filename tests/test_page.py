@@ -171,7 +171,14 @@ def test_a_study_shows_all_it_holds(study):
     assert terms["seeds"] == "0, 1, 2" and terms["versions"] == "python 3.11.9, jax 0.10.2"
     assert terms["date"] == "2026-11-21" and terms["device"] == "2-core x86 CPU"
     counts = [" ".join(text.split()) for text in found.texts["li"]]
-    assert counts == ["2 confirmed", "1 refuted", "1 undecided", "1 not run"]
+    assert counts == [
+        "2 confirmed",
+        "0 confirmed, smaller here",
+        "1 refuted",
+        "0 smaller here",
+        "1 undecided",
+        "1 not run",
+    ]
     assert terms["unfinished"] == "2 members; the tables hold what the others found"
     assert found.texts["footer"] == [f"Made by dropbn {__version__}."]
 
@@ -278,6 +285,15 @@ def test_an_error_of_several_lines_begins_with_its_sentence(tmp_path):
     found = _document(tmp_path)
     assert [text for text, _ in found.tables[0]["rows"][0]] == ["net", error.splitlines()[0]]
     assert found.texts["pre"] == [error]
+
+
+def test_what_a_study_of_another_network_heads_its_claims_with(study):
+    file = study / "table.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"comparable": False}))
+    claims = _document(study).tables[0]
+    assert claims["heads"][4:6] == ["paper (other network and data)", "difference"]
+    assert [text for text, _ in claims["rows"][0]][4:6] == ["1.5", "0.12 ± 0.50"]
+    assert "intervals, which are not adjusted for the number of claims" in claims["caption"]
 
 
 def test_the_answer_to_a_question_is_counted(tmp_path):

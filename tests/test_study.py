@@ -406,7 +406,11 @@ def test_a_table_by_hand(tmp_path):
     assert (row["paper"], row["difference"], row["paper_adjusted"]) == (95.0, pytest.approx(-3), 96.5)
     assert row["shift"] == pytest.approx((1 + 1.25) / 2)
     assert table.row(plain, "error")["value"] == pytest.approx(8)
-    assert table.row(plain, "accuracy", comparable=False)["difference"] is None
+    assert row.keys() - table.row(plain, "accuracy", 96.5, comparable=False).keys() == {
+        "paper",
+        "difference",
+        "paper_adjusted",
+    }
     empty = table.row(plain._replace(members=[]), "accuracy")
     assert (empty["seeds"], empty["value"], empty["difference"], empty["shift"]) == (0, None, None, None)
 
@@ -436,6 +440,17 @@ def test_a_table_by_hand(tmp_path):
         .splitlines()[0]
         .startswith("cell,seeds,value,value_interval,paper")
     )
+    # One claim is its own family. t = 9.5 / 0.5 of one degree of freedom: p = 1 - 2 atan(t) / pi = 0.0335.
+    assert "| 3.00 | 9.50 +- 6.35 | seeds, images unknown | 2 | 0.50 | 0.033 | 0.033 | 0.033 | conf" in text
+    assert "intervals, which are not adjusted for the number of claims" in text
+    assert "| metric | paper | difference |" in text
+
+    other = tmp_path / "other"
+    table.collect(other, "A title", "accuracy", [plain, noisy], False, {"plain": 96.5}, [claim], **facts)
+    text = (other / "table.md").read_text()
+    assert "| cell | seeds | value | adjusted | shift |" in text and "96.50" not in text
+    assert "| metric | paper (other network and data) | difference |" in text
+    assert "paper" not in (other / "table.csv").read_text()
 
 
 def test_the_cost_of_networks_is_the_published_one():

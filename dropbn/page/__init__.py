@@ -7,9 +7,9 @@ from html import escape
 from dropbn.errors import headline
 from dropbn.page import parts
 from dropbn.page.tables import table_of_rows
-from dropbn.table import ABOUT_CLAIMS, about_rows
+from dropbn.table import ABOUT_CLAIMS, about_rows, claim_rows
 
-_VERDICTS = ("confirmed", "refuted", "undecided", "not run")
+_VERDICTS = ("confirmed", "confirmed, smaller here", "refuted", "smaller here", "undecided", "not run")
 _CURVES = {
     "test/accuracy": ("test images", "-"),
     "validation/accuracy": ("validation images", "-"),
@@ -37,16 +37,16 @@ def study(table: dict, images: dict[str, bytes | None]) -> str:
     """The page of a study.
 
     Args:
-      table: of table.json: title, config, command, metric, seeds, device, versions, date; `rows` of cells
-        and `claims`, each as `table_of_rows` takes them; `figures` with file and caption; `failed` with
-        member and error; `unfinished`, a number of members. What is missing is left out.
+      table: of table.json: title, config, command, metric, comparable, seeds, device, versions, date; `rows`
+        of cells and `claims`, each as `table_of_rows` takes them; `figures` with file and caption; `failed`
+        with member and error; `unfinished`, a number of members. What is missing is left out.
       images: file of a figure -> its bytes, None where it cannot be read.
 
     Returns:
       The HTML.
     """
     # The verdict goes behind the claim: a phone shows two columns at once.
-    claims = [{"claim": c["claim"], "verdict": c["verdict"], **c} for c in table.get("claims", [])]
+    claims = [{"claim": c["claim"], "verdict": c["verdict"], **c} for c in claim_rows(table)]
     rows = table.get("rows", [])
     captions = {figure["file"]: figure["caption"] for figure in table.get("figures", [])}
     sections = {
