@@ -8,7 +8,7 @@ import pathlib
 
 from absl import flags
 
-from dropbn import doorway
+from dropbn import cli
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "A run of train.py; several overlay their curves.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -16,15 +16,17 @@ _RECALIBRATE = flags.DEFINE_string(
     "recalibrate",
     "",
     "dropout_off, li2018, li2018_moving, li2018_torch, hendrycks2016, precise_bn, closed_form; "
-    "see dropbn/recalibrate.py.",
+    "see dropbn/diagnose/recalibrate.py.",
 )
 _SAMPLES = flags.DEFINE_integer("mc_samples", 0, "Draws of Monte Carlo dropout.", lower_bound=0)
 flags.mark_flag_as_required("workdir")
-doorway.define_processes()
+cli.define_processes()
 
 
 def main():
-    from dropbn import evaluation, parallel, plots, report
+    from dropbn import plots
+    from dropbn.page import report
+    from dropbn.train import evaluation, parallel
 
     workdirs = _WORKDIRS.value
     for workdir in parallel.own(workdirs):
@@ -39,4 +41,4 @@ def main():
 
 
 if __name__ == "__main__":
-    doorway.run(main)
+    cli.run(main)

@@ -6,22 +6,25 @@ import re
 from absl import flags
 from ml_collections import config_flags
 
-from dropbn import doorway
+from dropbn import cli
 
 _DIGITS = str(pathlib.Path(__file__).parent / "configs" / "digits.py")
-with doorway.parsing():
+with cli.parsing():
     _CONFIG = config_flags.DEFINE_config_file("config", _DIGITS, "The experiment: a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; by default runs/<config name>.")
 _CHECKPOINTS = flags.DEFINE_string(
     "checkpoint_dir", "", "Where its checkpoints go, also gs://bucket/run; by default into the workdir."
 )
-doorway.define_processes()
+cli.define_processes()
 
 
 def main():
     import jax
 
-    from dropbn import data, evaluation, lint, models, report, training
+    from dropbn import data, models
+    from dropbn.diagnose import lint
+    from dropbn.page import report
+    from dropbn.train import evaluation, loop
 
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{_name(flags.FLAGS['config'].config_filename)}"
@@ -29,7 +32,7 @@ def main():
     image = jax.ShapeDtypeStruct((2, *dataset.train.image_shape), "float32")
     for line in lint.check(models.create(config.model), image).summary():
         print(line)
-    state, records = training.train_and_evaluate(config, workdir, dataset, _CHECKPOINTS.value)
+    state, records = loop.train_and_evaluate(config, workdir, dataset, _CHECKPOINTS.value)
     shift = evaluation.measure_shift(config, dataset, state)
     report.print_run(records, shift, workdir)
 
@@ -41,4 +44,4 @@ def _name(config_filename):
 
 
 if __name__ == "__main__":
-    doorway.run(main, interrupted="the same command goes on from the last checkpoint")
+    cli.run(main, interrupted="the same command goes on from the last checkpoint")

@@ -16,8 +16,10 @@ import PIL.Image
 from benchmarks import networks, side_by_side
 from benchmarks.side_by_side import Row
 from configs import base
-from dropbn import data, doorway, feeds, noise, parallel, plan, programs, runs, steps
+from dropbn import cli, data
 from dropbn.data import splits
+from dropbn.nn import noise
+from dropbn.train import feeds, parallel, plan, programs, runs, steps
 
 ROUNDS, STEPS = 7, 3
 PHOTOS, SIDE, BATCH = 32, 224, 8
@@ -25,7 +27,7 @@ PHOTOS, SIDE, BATCH = 32, 224, 8
 
 def rows() -> list[Row]:
     """The input's share of a step, and the rate of the streamed path beside the device's."""
-    doorway.prepare()
+    cli.prepare()
     return [*_resident(), *_streamed()]
 
 

@@ -20,7 +20,9 @@ import optax
 from benchmarks import networks, side_by_side
 from benchmarks.side_by_side import Entrant, Row
 from configs import base
-from dropbn import cost, doorway, models, steps
+from dropbn import cli, models
+from dropbn.study import cost
+from dropbn.train import steps
 
 WRN = networks.Settings("wrn", 28, 160, 0.3, 256, "bfloat16")
 NETWORKS = {
@@ -92,7 +94,7 @@ def ours(settings):
 
 def dropbn(settings):
     """Entrant: `STEPS` of dropbn's training steps in one dispatch."""
-    doorway.prepare()
+    cli.prepare()
     step, state, batch = ours(settings)
     images = len(batch["label"])
     facts = {"images": STEPS * images, "flops": cost.flops(step, state, batch) / images, "peak": _peak()}
@@ -117,7 +119,7 @@ def _rounds(step, state, batch, scan=True):
 
 def options():
     """Entrant whose facts are the rows of the options."""
-    doorway.prepare()
+    cli.prepare()
 
     def runs(keys="threefry2x32", scan=True, **changes):
         jax.config.update("jax_default_prng_impl", keys)
@@ -147,7 +149,7 @@ def options():
 
 def members():
     """Entrant whose facts are the rows of members in one program."""
-    doorway.prepare()
+    cli.prepare()
     step, state, batch = ours(networks.PRERESNET._replace(rate=0.3, dtype="bfloat16"))
     stacked = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * MEMBER_COUNT), state)
     racing = {

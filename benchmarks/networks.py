@@ -15,7 +15,8 @@ import numpy as np
 import optax
 
 from configs import base
-from dropbn import models, parallel, steps
+from dropbn import models
+from dropbn.train import parallel, steps
 
 
 class Settings(NamedTuple):

@@ -13,7 +13,8 @@ import jax
 
 from benchmarks import networks, side_by_side, train_step
 from benchmarks.side_by_side import Row
-from dropbn import doorway, noise
+from dropbn import cli
+from dropbn.nn import noise
 
 AMOUNTS = {"dropout": 0.3, "gaussian": 0.3, "uout": 0.5}
 ROUNDS, STEPS = 7, 1
@@ -22,7 +23,7 @@ TARGET = {"cpu": 1.08, "gpu": 1.03}
 
 def rows() -> list[Row]:
     """Time and memory of a step with each noise, relative to none and to `flax.linen.Dropout`."""
-    doorway.prepare()
+    cli.prepare()
     settings = networks.PRERESNET
     kinds = {kind: settings._replace(kind=kind, rate=amount) for kind, amount in AMOUNTS.items()}
     runs, memory = {"none": _run(settings)}, {}

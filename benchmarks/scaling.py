@@ -13,7 +13,9 @@ import jax.numpy as jnp
 import optax
 
 from configs import base
-from dropbn import cost, models, steps
+from dropbn import models
+from dropbn.study import cost
+from dropbn.train import steps
 
 # name -> (fields of config.model, side of an image).
 NETWORKS = {

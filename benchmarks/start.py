@@ -87,7 +87,10 @@ def until_first_step(started: float) -> None:
     sys.modules["torch"] = None
     import jax
 
-    from dropbn import data, doorway, evaluation, lint, programs, report, runs, training  # noqa: F401
+    from dropbn import data
+    from dropbn.diagnose import lint
+    from dropbn.page import report  # noqa: F401
+    from dropbn.train import programs, runs
 
     seconds = {"import": time.monotonic() - started}
 

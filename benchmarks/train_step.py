@@ -17,7 +17,8 @@ import numpy as np
 
 from benchmarks import networks, side_by_side
 from benchmarks.side_by_side import Entrant, Row
-from dropbn import cost, doorway
+from dropbn import cli
+from dropbn.study import cost
 
 NETWORKS = (networks.PRERESNET, networks.WRN)
 RATES = (0.0, 0.3)
@@ -35,7 +36,7 @@ def devices(number: int) -> dict[str, str]:
 
 def dropbn(settings: networks.Settings, number: int, steps: int = 1):
     """Entrant: `steps` of dropbn's training steps on `number` devices."""
-    doorway.prepare()
+    cli.prepare()
     step, state, batch = networks.ours_on_devices(settings, number)
     facts = {"parameters": networks.size(state.params) // number}
 

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from dropbn.claims import METRICS, Claim
 from dropbn.errors import DropbnError, unknown
-from dropbn.placements import DATASETS
+from dropbn.study.claims import METRICS, Claim
+from dropbn.study.placements import DATASETS
 
 
 def get_config() -> ConfigDict:
@@ -59,10 +59,12 @@ def get_config() -> ConfigDict:
     model.width = 16  # channels of the first stage, mostly; each family says what it counts
     model.cardinality = 8  # groups of a resnext's convolutions
     # The order of the layers of a block and of the head, "" being the published one of the model; the
-    # language is described in dropbn/order.py.
+    # language is described in dropbn/nn/order.py.
     model.block = ""
     model.head = ""
-    model.place = ""  # a named position (dropbn/places.py): "a", "P4", "H4", "last", ...; "before", "after"
+    model.place = (
+        ""  # a named position (dropbn/nn/places.py): "a", "P4", "H4", "last", ...; "before", "after"
+    )
     model.activation = ""  # what "act" stands for in the orders
     # "he_fan_out" (dense layers: uniform, as PyTorch), "timm" (fan-out of one group, as its EfficientNet),
     # "he_fan_in", "orthogonal", "lsuv" (orthogonal, scaled on the first batch_size plain images) or
@@ -243,7 +245,7 @@ class Side(NamedTuple):
     Attributes:
       label: the cell in words.
       arg: the cell.
-      metric: the number compared, of `dropbn.claims.METRICS`.
+      metric: the number compared, of `dropbn.study.claims.METRICS`.
       paper: the paper's accuracy in %.
     """
 

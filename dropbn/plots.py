@@ -111,7 +111,7 @@ def shift(curves: dict[str, list[dict]], path=None) -> Figure:
     """max(ratio, 1 / ratio) against BN layer index, a curve per label (Li et al. 2018, Fig. 4).
 
     Args:
-      curves: label -> rows of a `dropbn.shift.Shift`.
+      curves: label -> rows of a `dropbn.diagnose.shift.Shift`.
       path: file to write, its type by its ending.
     """
     figure, axes = _axes("BN layer index", "shift ratio  max(r, 1/r)")
@@ -134,7 +134,7 @@ def uncertainty(rows: list[dict], path=None) -> Figure:
     """Mutual information against entropy of Monte Carlo predictions, a point for each image.
 
     Args:
-      rows: of a `dropbn.uncertainty.Sample`.
+      rows: of a `dropbn.diagnose.uncertainty.Sample`.
       path: file to write.
     """
     figure, axes = _axes("entropy of the mean prediction, nats", "mutual information, nats")
@@ -204,7 +204,7 @@ def predropout(rows: list[dict], path=None) -> Figure:
     """Noise before and after a weight layer by the mean of its weights (Kim et al. 2023, Fig. 1).
 
     Args:
-      rows: of `dropbn.module_studies.figure1`.
+      rows: of `dropbn.study.module_studies.figure1`.
       path: file to write, its type by its ending.
     """
     figure, axes = _axes("mean of the weights", "ratio of variances, test / train")
@@ -219,7 +219,7 @@ def residual(rows: list[dict], path=None) -> Figure:
     """A residual branch and its block by the deviation of the input (Kim et al. 2023, Fig. 3).
 
     Args:
-      rows: of `dropbn.module_studies.figure3`.
+      rows: of `dropbn.study.module_studies.figure3`.
       path: file to write, its type by its ending.
     """
     figure, axes = _axes("standard deviation of $x_0$", "ratio of variances, test / train")

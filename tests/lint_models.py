@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dropbn.noise import GaussianDropout, Uout
+from dropbn.nn.noise import GaussianDropout, Uout
 
 
 class Case(NamedTuple):

@@ -11,10 +11,10 @@ import traceback
 import jax
 import ml_collections
 
-from dropbn import training
 from dropbn.data import files
-from dropbn.preemption import Preempted
-from dropbn.progress import Progress
+from dropbn.train import loop
+from dropbn.train.preemption import Preempted
+from dropbn.train.progress import Progress
 
 
 def main(jobs, port, number, index):
@@ -37,7 +37,7 @@ def main(jobs, port, number, index):
 
             Progress.step = step
         with contextlib.suppress(Preempted):
-            training.train_and_evaluate(ml_collections.ConfigDict(job["config"]), job["directory"])
+            loop.train_and_evaluate(ml_collections.ConfigDict(job["config"]), job["directory"])
         Progress.step = show
     with open(f"{jobs}.{index}", "w") as file:
         json.dump(read, file)

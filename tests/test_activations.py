@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropbn import activations, modes
+from dropbn.diagnose import modes
 from dropbn.errors import DropbnError
-from dropbn.layers import Layers, Parts
-from dropbn.noise import Dropout
-from dropbn.norm import BatchNorm
-from dropbn.order import parse
+from dropbn.nn import activations
+from dropbn.nn.layers import Layers, Parts
+from dropbn.nn.noise import Dropout
+from dropbn.nn.norm import BatchNorm
+from dropbn.nn.order import parse
 
 PARTS = Parts(norm=BatchNorm, noise=lambda name: Dropout(0.5, name=name))
 X = jax.random.normal(jax.random.key(0), (4, 100, 100, 6))

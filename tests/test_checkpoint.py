@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.experimental import multihost_utils
 
-from dropbn import checkpoint
 from dropbn.errors import DropbnError
+from dropbn.train import checkpoint
 
 
 def _state(step, **extra):

@@ -7,10 +7,10 @@ import statistics
 import numpy as np
 import pytest
 
-from dropbn import claims, evidence
-from dropbn.claims import Claim
 from dropbn.errors import DropbnError
-from dropbn.evidence import Cell, largest_shift
+from dropbn.study import claims, finished_runs
+from dropbn.study.claims import Claim
+from dropbn.study.finished_runs import Cell, largest_shift
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def _cell(arg, **columns):
     for seed in range(number):
         summary = {key: values[seed] for key, values in columns.items() if values[seed] is not None}
         records = [{"train/loss": 9.0, "step": 1}, {"train/loss": summary.pop("loss", 1.0), "step": 2}]
-        members.append(evidence.member(seed, records, summary))
+        members.append(finished_runs.member(seed, records, summary))
     return Cell(arg, {}, None, members)
 
 
@@ -147,7 +147,7 @@ def test_only_seeds_of_both_cells_count():
     assert row["seeds"] == 2 and row["difference"] == pytest.approx(5.05)
     # s = 0.1 / sqrt(2), so 12.706205 * 0.05.
     assert row["interval"] == pytest.approx(0.63531, abs=1e-5) and row["verdict"] == "confirmed"
-    late = Cell("b", {}, None, [evidence.member(7, [], {"accuracy": 0.5})])
+    late = Cell("b", {}, None, [finished_runs.member(7, [], {"accuracy": 0.5})])
     assert _judge(B_ABOVE_A, _cell("a", accuracy=[0.5, 0.5]), late)["verdict"] == "not run"
 
 
@@ -176,15 +176,15 @@ def test_speed_by_hand(metric, value):
     records = [
         {"step": 10 * epoch, "train/loss": loss, "train/penalty": 0.2} for epoch, loss in enumerate(LOSSES, 1)
     ]
-    assert evidence.member(0, records, {}).numbers[metric] == pytest.approx(value)
-    assert metric not in evidence.member(0, [], {}).numbers
+    assert finished_runs.member(0, records, {}).numbers[metric] == pytest.approx(value)
+    assert metric not in finished_runs.member(0, [], {}).numbers
 
 
 def test_a_loss_that_is_never_or_at_once_reached():
     # The third rises before it falls: half-way from the least, 0.2, to 0.
     for losses, steps in (([0.5, 0.4], 14), ([0.05, 0.2], 7), ([0.2, 0.9, 0.0], 17.5)):
         records = [{"step": 7 * epoch, "train/loss": loss} for epoch, loss in enumerate(losses, 1)]
-        assert evidence.member(0, records, {}).numbers["steps_to_loss_0.1"] == pytest.approx(steps)
+        assert finished_runs.member(0, records, {}).numbers["steps_to_loss_0.1"] == pytest.approx(steps)
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ def test_every_metric_is_read():
         {"step": 1, "train/loss": 3.0, "train/penalty": 2.0},
         {"step": 2, "train/loss": 0.25, "train/penalty": 0.125},
     ]
-    full = evidence.member(0, records, summary)
+    full = finished_runs.member(0, records, summary)
     expected = {
         "accuracy": 50,
         "test_loss": 0.75,
@@ -256,8 +256,8 @@ def test_every_metric_is_read():
         "steps_to_objective_0.6": 1 + (5 - 0.6) / (5 - 0.375),
     }
     assert {name: full.numbers[name] for name in claims.METRICS} == pytest.approx(expected)
-    without = evidence.member(0, [{"step": 1}], {"shift": [], "train_accuracy": 0.9})
-    assert without.numbers == {"train_accuracy": 90} and evidence.member(0, [], {}).numbers == {}
+    without = finished_runs.member(0, [{"step": 1}], {"shift": [], "train_accuracy": 0.9})
+    assert without.numbers == {"train_accuracy": 90} and finished_runs.member(0, [], {}).numbers == {}
 
 
 def test_the_largest_shift_is_on_either_side_of_one():
@@ -331,8 +331,8 @@ def _right(arg, *correct, seeds=None, statistics="running"):
     for seed, right in zip(seeds or range(len(correct)), correct, strict=True):
         share = float(np.mean(right))
         summary = {key: share if key == "accuracy" else {statistics: share}}
-        summary["correct"] = {statistics: evidence.pack(np.array(right, bool))}
-        members.append(evidence.member(seed, [], summary))
+        summary["correct"] = {statistics: finished_runs.pack(np.array(right, bool))}
+        members.append(finished_runs.member(seed, [], summary))
     return Cell(arg, {}, None, members)
 
 

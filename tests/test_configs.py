@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 
 from configs import base, caffenet, chen2019, hendrycks2016, kim2023, li2018, open_questions, small
-from dropbn import claims, data, models, noise, places, steps, training, workdir
+from dropbn import data, models
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
-from dropbn.plan import make_plan
+from dropbn.nn import noise, places
+from dropbn.study import claims
+from dropbn.train import loop, steps, workdir
+from dropbn.train.plan import make_plan
 
 STUDIES = (li2018, kim2023, caffenet, chen2019, hendrycks2016, open_questions, small)
 CELLS = [
@@ -127,7 +130,7 @@ def test_networks_are_the_papers(study, network, parameters):
 
 def test_a_quick_cell_runs(tmp_path):
     config = open_questions.get_config("scale_at,test,quick")
-    _, records = training.train_and_evaluate(config, tmp_path / "run")
+    _, records = loop.train_and_evaluate(config, tmp_path / "run")
     assert [record["step"] for record in records] == [2]
     assert workdir.read_config(tmp_path / "run").model.noise.scale_at == "test"
 
@@ -207,7 +210,7 @@ def test_a_quick_cell_takes_two_steps(study, arg):
 def test_a_sparse_autoencoder_learns_and_reports_its_penalty(tmp_path):
     config = open_questions.get_config("sparse_autoencoder,zero")
     config.duration = "3 epochs"
-    _, records = training.train_and_evaluate(config, tmp_path / "run")
+    _, records = loop.train_and_evaluate(config, tmp_path / "run")
     assert records[-1]["train/penalty"] < records[0]["train/penalty"]
     assert records[-1]["test/accuracy"] > 0.4  # of the variance; the mean image explains none
     assert records[-1]["test/accuracy"] == pytest.approx(1 - records[-1]["test/loss"], abs=1e-6)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dropbn import convolution
+from dropbn.nn.kernels import convolution
 
 DIMENSIONS = lax.ConvDimensionNumbers((0, 3, 1, 2), (3, 2, 0, 1), (0, 3, 1, 2))  # NHWC, HWIO
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropbn import draws
+from dropbn.nn.kernels import draws
 
 PAIRS = {
     "uniform": (draws.uniform, jax.random.uniform),

@@ -1,7 +1,7 @@
 import pytest
 
-from dropbn import durations
 from dropbn.errors import DropbnError
+from dropbn.train import durations
 
 
 @pytest.mark.parametrize(

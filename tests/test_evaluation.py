@@ -11,9 +11,11 @@ import numpy as np
 import optax
 import pytest
 
-from dropbn import data, eval_batches, evaluation, keys, models, recalibrate, training
+from dropbn import data, keys, models
 from dropbn.data import sampling
+from dropbn.diagnose import recalibrate
 from dropbn.errors import DropbnError
+from dropbn.train import eval_batches, evaluation, loop
 
 # One worker trains and evaluates the run of all these tests.
 pytestmark = pytest.mark.xdist_group("evaluation")
@@ -29,7 +31,7 @@ def run(tmp_path_factory):
     config.model.bn.group_size, config.data.crop_padding = 32, 1
     config.duration, config.batch_size, config.eval.train_examples = "3 epochs", 64, 200
     directory = tmp_path_factory.mktemp("runs") / "run"
-    state, records = training.train_and_evaluate(config, directory)
+    state, records = loop.train_and_evaluate(config, directory)
     return directory, config, state, records
 
 

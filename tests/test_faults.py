@@ -18,10 +18,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from dropbn import checkpoint, evaluation, feeds, losses, programs, runs, training, workdir
 from dropbn.errors import DropbnError
-from dropbn.preemption import Preempted
-from dropbn.progress import Progress
+from dropbn.train import checkpoint, evaluation, feeds, loop, losses, programs, runs, workdir
+from dropbn.train.preemption import Preempted
+from dropbn.train.progress import Progress
 
 ROOT = pathlib.Path(__file__).parent.parent
 STEPS_PER_EPOCH = 22
@@ -74,17 +74,17 @@ def _small_disk(path, *options):
 
 def _in_its_own_process(config, directory):
     jax.config.update("jax_threefry_partitionable", False)
-    training.train_and_evaluate(ml_collections.ConfigDict(config), directory)
+    loop.train_and_evaluate(ml_collections.ConfigDict(config), directory)
 
 
 @pytest.mark.parametrize("kills", [5, pytest.param(50, marks=pytest.mark.slow)])
 def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_been(mlp_config, tmp_path, kills):
     """Half of the kills strike while a checkpoint is being written."""
     mlp_config.duration = f"{4 * kills} epochs"
-    training.train_and_evaluate(mlp_config, tmp_path / "whole")
+    loop.train_and_evaluate(mlp_config, tmp_path / "whole")
     cut, draw = tmp_path / "cut", random.Random(0)
     processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["dropbn.training", "tensorflow_datasets", "tensorboardX"])
+    processes.set_forkserver_preload(["dropbn.train.loop", "tensorflow_datasets", "tensorboardX"])
     struck = lost = 0
     while struck < kills:
         process = processes.Process(target=_in_its_own_process, args=(mlp_config.to_dict(), cut))
@@ -108,7 +108,7 @@ def test_a_run_killed_at_random_moments_ends_as_if_nothing_had_been(mlp_config, 
         assert lost <= 2 * STEPS_PER_EPOCH
         if process.exitcode == 0:
             break
-    training.train_and_evaluate(mlp_config, cut)
+    loop.train_and_evaluate(mlp_config, cut)
     assert _records(cut) == _records(tmp_path / "whole")  # Bit for bit.
     assert struck >= min(kills, 5)
 
@@ -121,15 +121,15 @@ def _wait(process, happened):
 
 
 def test_sigterm_saves_within_an_epoch_and_nothing_is_lost(mlp_config, tmp_path, monkeypatch):
-    training.train_and_evaluate(mlp_config, tmp_path / "whole")
+    loop.train_and_evaluate(mlp_config, tmp_path / "whole")
     _at_step(monkeypatch, 30, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Preempted, match="0") as stop:
-        training.train_and_evaluate(mlp_config, tmp_path / "cut")
+        loop.train_and_evaluate(mlp_config, tmp_path / "cut")
     assert stop.value.code == 0 and stop.value.message == "stopped by SIGTERM at step 30 of 44, saved"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with checkpoint.manager(tmp_path / "cut" / "checkpoints", read_only=True) as saved:
         assert saved.latest_step() == 30 and checkpoint.best_step(saved) == 22
-    training.train_and_evaluate(mlp_config, tmp_path / "cut")
+    loop.train_and_evaluate(mlp_config, tmp_path / "cut")
     assert _records(tmp_path / "cut") == _records(tmp_path / "whole")  # Bit for bit.
 
 
@@ -153,7 +153,7 @@ def test_the_command_ends_with_0_on_sigterm_and_says_how_to_go_on(mlp_flags, tmp
 def test_checkpoints_within_an_epoch(mlp_config, tmp_path, monkeypatch):
     """An interval that is shorter than an epoch is kept, and the epoch's sums survive with it."""
     mlp_config.checkpoint_every = "10 steps"
-    training.train_and_evaluate(mlp_config, tmp_path / "whole")
+    loop.train_and_evaluate(mlp_config, tmp_path / "whole")
     saved, save = [], runs.Run.save
 
     def spied(run):
@@ -164,10 +164,10 @@ def test_checkpoints_within_an_epoch(mlp_config, tmp_path, monkeypatch):
 
     monkeypatch.setattr(runs.Run, "save", spied)
     with pytest.raises(KeyboardInterrupt):
-        training.train_and_evaluate(mlp_config, tmp_path / "cut")
+        loop.train_and_evaluate(mlp_config, tmp_path / "cut")
     assert saved == [10, 20, 22, 32]
     monkeypatch.undo()
-    training.train_and_evaluate(mlp_config, tmp_path / "cut")
+    loop.train_and_evaluate(mlp_config, tmp_path / "cut")
     assert _records(tmp_path / "cut") == _records(tmp_path / "whole")
 
 
@@ -180,7 +180,7 @@ def test_a_checkpoint_of_some_devices_resumes_on_others(mlp_config, tmp_path, mo
         with monkeypatch.context() as patch, contextlib.suppress(Preempted):
             if stop_at:
                 _at_step(patch, stop_at, lambda: os.kill(os.getpid(), signal.SIGTERM))
-            training.train_and_evaluate(mlp_config, directory)
+            loop.train_and_evaluate(mlp_config, directory)
         return _records(directory)
 
     for name, rate in (("noise off", 0.0), ("noise on", 0.5)):
@@ -197,11 +197,11 @@ def test_a_checkpoint_of_some_devices_resumes_on_others(mlp_config, tmp_path, mo
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(mlp_config, tmp_path, capsys):
     mlp_config.duration = "3 epochs"
     directory = tmp_path / "run"
-    training.train_and_evaluate(mlp_config, directory)
+    loop.train_and_evaluate(mlp_config, directory)
     records = _records(directory)
     _damage(directory / "checkpoints" / "66")
     capsys.readouterr()
-    training.train_and_evaluate(mlp_config, directory)
+    loop.train_and_evaluate(mlp_config, directory)
     said = " ".join(capsys.readouterr().out.split())
     assert "The checkpoint of step 66 in" in said and "Going on from that of step 44" in said
     assert _records(directory) == records
@@ -213,16 +213,16 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before(mlp_config, tmp_path, 
             _damage(path)
     before = (directory / "metrics.jsonl").read_bytes()
     with pytest.raises(DropbnError, match=r"The checkpoint of step 66 in .* cannot be read"):
-        training.train_and_evaluate(mlp_config, directory)
+        loop.train_and_evaluate(mlp_config, directory)
     shutil.rmtree(directory / "checkpoints")
     with pytest.raises(DropbnError, match="records up to step 66 but no checkpoint"):
-        training.train_and_evaluate(mlp_config, directory)
+        loop.train_and_evaluate(mlp_config, directory)
     assert (directory / "metrics.jsonl").read_bytes() == before
 
 
 def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(mlp_config, tmp_path, monkeypatch):
     mlp_config.duration = "4 epochs"
-    training.train_and_evaluate(mlp_config, tmp_path / "whole")
+    loop.train_and_evaluate(mlp_config, tmp_path / "whole")
     with _small_disk(tmp_path / "disk") as disk:
         filler = disk / "filler"
 
@@ -235,31 +235,31 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(mlp_config, 
         with pytest.raises(
             DropbnError, match=r"Cannot write (checkpoints )?to .*(No space|space left|ENOSPC)"
         ):
-            training.train_and_evaluate(mlp_config, disk / "run")
+            loop.train_and_evaluate(mlp_config, disk / "run")
         monkeypatch.undo()
         filler.unlink()
         with checkpoint.manager(disk / "run" / "checkpoints", read_only=True) as saved:
             assert saved.latest_step() >= 22
-        training.train_and_evaluate(mlp_config, disk / "run")
+        loop.train_and_evaluate(mlp_config, disk / "run")
         assert _records(disk / "run") == _records(tmp_path / "whole")
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(mlp_config, tmp_path):
     mlp_config.duration = "1 epochs"
     with _small_disk(tmp_path / "disk") as disk:
-        training.train_and_evaluate(mlp_config, disk / "run")
+        loop.train_and_evaluate(mlp_config, disk / "run")
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         with pytest.raises(DropbnError, match=r"Cannot write to workdir .*run: Read-only file system"):
-            training.train_and_evaluate(mlp_config, disk / "run")
+            loop.train_and_evaluate(mlp_config, disk / "run")
         with pytest.raises(DropbnError, match=r"Cannot write to workdir .*new: Read-only file system"):
-            training.train_and_evaluate(mlp_config, disk / "new")
+            loop.train_and_evaluate(mlp_config, disk / "new")
 
 
 def test_a_workdir_in_use_is_refused(mlp_config, tmp_path):
     mlp_config.model.num_classes = 10
     directory = workdir.claim(tmp_path / "run", mlp_config)
     with workdir.lock(directory), pytest.raises(DropbnError, match="Another process is training in"):
-        training.train_and_evaluate(mlp_config, directory)
+        loop.train_and_evaluate(mlp_config, directory)
 
 
 def _images(rng, number):
@@ -272,32 +272,32 @@ def test_data_that_changed_under_a_run_is_refused_with_the_difference(mlp_config
     arrays |= dict(zip(("test_images", "test_labels"), _images(rng, 16), strict=True))
     np.savez(tmp_path / "data.npz", **arrays)
     mlp_config.data.name, mlp_config.batch_size = f"npz:{tmp_path}/data.npz", 16
-    training.train_and_evaluate(mlp_config, tmp_path / "run")
+    loop.train_and_evaluate(mlp_config, tmp_path / "run")
     arrays["train_images"][3, 1, 2, 0] ^= 1
     np.savez(tmp_path / "data.npz", **arrays)
     with pytest.raises(DropbnError, match="The dataset has changed") as error:
-        training.train_and_evaluate(mlp_config, tmp_path / "run")
+        loop.train_and_evaluate(mlp_config, tmp_path / "run")
     message = str(error.value)
     assert "train: 64 images 4x4x1, digest" in message and "test:" not in message
 
 
 def test_checkpoints_of_another_run_are_refused(mlp_config, tmp_path):
     mlp_config.duration, mlp_config.model.block, mlp_config.model.noise.rate = "1 epochs", "dense relu", 0.0
-    training.train_and_evaluate(mlp_config, tmp_path / "run", checkpoint_dir=f"{tmp_path}/elsewhere")
+    loop.train_and_evaluate(mlp_config, tmp_path / "run", checkpoint_dir=f"{tmp_path}/elsewhere")
     assert not (tmp_path / "run" / "checkpoints").exists()
     assert evaluation.evaluate(tmp_path / "run").checkpoint_step == 22
     with pytest.raises(DropbnError, match=r"has its checkpoints in .*elsewhere, not in .*other"):
-        training.train_and_evaluate(mlp_config, tmp_path / "run", checkpoint_dir=f"{tmp_path}/other")
+        loop.train_and_evaluate(mlp_config, tmp_path / "run", checkpoint_dir=f"{tmp_path}/other")
     mlp_config.seed = 1
     with pytest.raises(DropbnError, match="are of a run of another config"):
-        training.train_and_evaluate(mlp_config, tmp_path / "new", checkpoint_dir=f"{tmp_path}/elsewhere")
+        loop.train_and_evaluate(mlp_config, tmp_path / "new", checkpoint_dir=f"{tmp_path}/elsewhere")
     with pytest.raises(DropbnError, match="gs://bucket/run cannot be a workdir"):
-        training.train_and_evaluate(mlp_config, "gs://bucket/run")
+        loop.train_and_evaluate(mlp_config, "gs://bucket/run")
 
 
 def _diverges(config, directory):
     with pytest.raises(DropbnError) as error:
-        training.train_and_evaluate(config, directory)
+        loop.train_and_evaluate(config, directory)
     return str(error.value)
 
 

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from configs import caffenet, kim2023, li2018, open_questions, small
-from dropbn import claims, evidence, figures, li2018_figures, papers, placements, plots
-from dropbn.evidence import Cell
+from dropbn import plots
+from dropbn.study import claims, figures, finished_runs, li2018_figures, papers, placements
+from dropbn.study.finished_runs import Cell
 
 
 def member(seed=0, accuracy=0.5, ratios=(), weights=(), records=(), **others):
     rows = [{"layer": f"stage1_block{i}/bn1", "ratio": ratio} for i, ratio in enumerate(ratios)]
     summary = {"accuracy": accuracy, "shift": rows, "weights": list(weights), **others}
-    return evidence.member(seed, list(records), summary)
+    return finished_runs.member(seed, list(records), summary)
 
 
 def cell(study, arg, *members, paper=None):
@@ -263,7 +264,7 @@ def test_positions_have_the_intervals_of_their_claims():
 
     def runs(*rights):
         return [
-            member(seed, np.mean(right), correct={"running": evidence.pack(np.array(right, bool))})
+            member(seed, np.mean(right), correct={"running": finished_runs.pack(np.array(right, bool))})
             for seed, right in enumerate(rights)
         ]
 

@@ -20,11 +20,13 @@ import pytest
 from PIL import Image
 
 from configs import base
-from dropbn import data, feeds, initializers, models, noise, order, parallel, places, steps
-from dropbn.activations import ACTIVATIONS
+from dropbn import data, models
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
-from dropbn.plan import abstract_state, make_plan
+from dropbn.nn import initializers, noise, order, places
+from dropbn.nn.activations import ACTIVATIONS
+from dropbn.train import feeds, parallel, steps
+from dropbn.train.plan import abstract_state, make_plan
 
 CASES = pytest.mark.parametrize("cases", [20, pytest.param(1000, marks=pytest.mark.slow)])
 # Two steps are compiled several times faster without being optimized.

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from linen_models import Scanned
 
-from dropbn import gap, modes
+from dropbn.diagnose import gap, modes
 from dropbn.errors import DropbnError
 
 NUMBER = 400

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from dropbn import initializers, models
+from dropbn import models
 from dropbn.errors import DropbnError
-from dropbn.layers import Layers, Size
-from dropbn.order import parse
+from dropbn.nn import initializers
+from dropbn.nn.layers import Layers, Size
+from dropbn.nn.order import parse
 
 KEY = jax.random.key(0)
 

@@ -16,9 +16,11 @@ from jax import lax
 from linen_models import BREADTH
 from lint_models import CASES, SHARED
 
-from dropbn import lint, models, modes, noise, shift, surgery
+from dropbn import models
+from dropbn.diagnose import lint, modes, shift, surgery
+from dropbn.diagnose.noise_flow import arithmetic
 from dropbn.errors import DropbnError
-from dropbn.flow import arithmetic
+from dropbn.nn import noise
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -338,7 +340,7 @@ def _command(directory, *arguments):
         "good = Net(0.0)\n"
         "text = str\n"
     )
-    command = [sys.executable, "-m", "dropbn.lint", *arguments]
+    command = [sys.executable, "-m", "dropbn.diagnose.lint", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
 

@@ -8,9 +8,10 @@ import rich.console
 from ml_collections import ConfigDict
 
 from configs import base
-from dropbn import models, places
+from dropbn import models
 from dropbn.errors import DropbnError
 from dropbn.models import inverted, preresnet
+from dropbn.nn import places
 
 
 def _model(depth=8, width=4, classes=10, **fields):

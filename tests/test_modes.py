@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from linen_models import BREADTH, ConstructorFlags, Frozen, Jitted, SharedNorm
 
-from dropbn import modes, noise
+from dropbn.diagnose import modes
 from dropbn.errors import DropbnError
+from dropbn.nn import noise
 
 X = 1 + jax.random.normal(jax.random.key(0), (12, 4, 4, 2))
 RNGS = {"dropout": jax.random.key(5)}

@@ -10,7 +10,8 @@ import sys
 import numpy as np
 import pytest
 
-from dropbn import module_studies, theory
+from dropbn.diagnose import theory
+from dropbn.study import module_studies
 
 RNG = np.random.default_rng(0)
 
@@ -106,7 +107,7 @@ def test_figure_3_in_small():
 def _command(cwd, *flags):
     root = pathlib.Path(__file__).parent.parent
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "dropbn.module_studies", *flags]
+    command = [sys.executable, "-m", "dropbn.study.module_studies", *flags]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 

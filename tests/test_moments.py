@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from dropbn import moments
+from dropbn.nn.kernels import moments
 
 _of = jax.jit(moments.of, static_argnums=1)
 

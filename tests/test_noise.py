@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropbn import noise
 from dropbn.errors import DropbnError
+from dropbn.nn import noise
 
 KEY = {"dropout": jax.random.key(7)}
 FAMILY = [

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropbn import moments, norm
 from dropbn.errors import DropbnError
+from dropbn.nn import norm
+from dropbn.nn.kernels import moments
 
 
 def _variables(channels):

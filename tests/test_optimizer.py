@@ -6,8 +6,8 @@ import optax
 import pytest
 
 from configs import base
-from dropbn import optimizer
 from dropbn.errors import DropbnError
+from dropbn.train import optimizer
 
 
 def _to_steps(duration):

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropbn import order, places
 from dropbn.errors import DropbnError
-from dropbn.layers import Layers, Parts, Size
-from dropbn.noise import Dropout
-from dropbn.norm import BatchNorm
-from dropbn.order import Concat, Order, Parallel, Residual, parse
+from dropbn.nn import order, places
+from dropbn.nn.layers import Layers, Parts, Size
+from dropbn.nn.noise import Dropout
+from dropbn.nn.norm import BatchNorm
+from dropbn.nn.order import Concat, Order, Parallel, Residual, parse
 
 BASIC = "[bn relu conv bn relu conv | conv]"
 BOTTLENECK = "[bn relu conv bn relu conv bn relu conv | conv]"

@@ -15,8 +15,9 @@ import xml.etree.ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from dropbn import __version__, report
+from dropbn import __version__
 from dropbn.errors import DropbnError
+from dropbn.page import report
 from dropbn.page.tables import table_of_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -107,7 +108,7 @@ def study(tmp_path):
     table = {
         "title": f"Title {NASTY}",
         "config": "configs/small.py:digits",
-        "command": "python -m dropbn.study --workdir='a study'",
+        "command": "python -m dropbn.study.command --workdir='a study'",
         "metric": "test accuracy, %",
         "seeds": [0, 1, 2],
         "device": "2-core x86 CPU",
@@ -167,7 +168,7 @@ def test_a_study_shows_all_it_holds(study):
     order = ["What was run", "Verdicts", "Claims", "Results", "Figures", "Failed members"]
     assert found.texts["h2"] == order
     terms = dict(zip(found.texts["dt"], found.texts["dd"], strict=True))
-    assert terms["command"] == "python -m dropbn.study --workdir='a study'"
+    assert terms["command"] == "python -m dropbn.study.command --workdir='a study'"
     assert terms["seeds"] == "0, 1, 2" and terms["versions"] == "python 3.11.9, jax 0.10.2"
     assert terms["date"] == "2026-11-21" and terms["device"] == "2-core x86 CPU"
     counts = [" ".join(text.split()) for text in found.texts["li"]]
@@ -374,7 +375,7 @@ def test_refusals_leave_the_old_page(tmp_path, study):
 
 def test_the_command(study):
     output = study / "ä page.html"
-    command = [sys.executable, "-m", "dropbn.report", f"--workdir={study}", f"--output={output}"]
+    command = [sys.executable, "-m", "dropbn.page.report", f"--workdir={study}", f"--output={output}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kilobytes = f"{output.stat().st_size / 1000:,.0f}"

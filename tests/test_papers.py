@@ -6,8 +6,8 @@ import statistics
 import pytest
 
 from configs import li2018
-from dropbn import papers
 from dropbn.errors import DropbnError
+from dropbn.study import papers
 
 NETWORKS = {
     "preresnet110": "PreResNet",

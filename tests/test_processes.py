@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dropbn import checkpoint, data, evaluation, parallel, preemption, training, workdir
-from dropbn.plan import abstract_state, make_plan
-from dropbn.progress import Progress
+from dropbn import data
+from dropbn.train import checkpoint, evaluation, loop, parallel, preemption, workdir
+from dropbn.train.plan import abstract_state, make_plan
+from dropbn.train.progress import Progress
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -63,7 +64,7 @@ def _alone(config, directory, devices):
     dataset = data.load(config.data)
     plan = make_plan(config, dataset, parallel.Layout(tuple(jax.local_devices()[:devices])))
     with Progress("", plan.total_steps, config.batch_size) as progress:
-        [outcome] = training.train([config], [directory], [dataset], plan, progress)
+        [outcome] = loop.train([config], [directory], [dataset], plan, progress)
     return dataset, plan, outcome
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from dropbn import parallel, progress
+from dropbn.train import parallel, progress
 
 RECORD = {
     "step": 20,

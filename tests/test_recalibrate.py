@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from linen_models import BREADTH, ConstructorFlags
 
-from dropbn import modes, noise, recalibrate, shift
+from dropbn.diagnose import modes, recalibrate, shift
 from dropbn.errors import DropbnError
+from dropbn.nn import noise
 
 X = 1 + jax.random.normal(jax.random.key(0), (96, 6))
 SPLIT = [X[:32], X[32:64], X[64:]]
@@ -353,7 +354,7 @@ def _quiet():
 
 def test_a_registered_norm():
     """A BN of another class, registered in one line, is switched, measured and recalibrated."""
-    from dropbn import switches
+    from dropbn.diagnose import registry
 
     class RunningNorm(nn.Module):
         @nn.compact
@@ -373,12 +374,12 @@ def test_a_registered_norm():
     variables = Model().init(jax.random.key(0), X)
     with pytest.raises(DropbnError, match="no batch normalization"):
         recalibrate.recalibrate(Model(), variables, [X])
-    switches.NORMS[RunningNorm] = switches.Switch("train", test=False)
+    registry.NORMS[RunningNorm] = registry.Switch("train", test=False)
     try:
         found = recalibrate.recalibrate(Model(), variables, [X])
         output, _ = modes.apply(Model(), variables, X, mode=modes.Mode(False, "batch", False))
     finally:
-        del switches.NORMS[RunningNorm]
+        del registry.NORMS[RunningNorm]
     np.testing.assert_allclose(found.batch_stats["own"]["var"], np.asarray(X, np.float64).var(0), rtol=1e-5)
     np.testing.assert_allclose(output, (X - X.mean(0)) / np.sqrt(X.var(0) + 1e-5), rtol=1e-4, atol=1e-5)
 

@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from test_gap import ENERGY, TRAIN, Energy, Net, _data, _variables
 
-from dropbn import gap, modes, recalibrate
+from dropbn.diagnose import gap, modes, recalibrate
 from dropbn.errors import DropbnError
 
 LABELS = np.concatenate([y for _, y in TRAIN])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dropbn import modes
-from dropbn.batches import Batches
-from dropbn.scores import Difference, Scorer, Scores, difference
+from dropbn.diagnose import modes
+from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.scores import Difference, Scorer, Scores, difference
 
 RNG = np.random.default_rng(0)
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from linen_models import Body, Jitted, SharedNorm
 
-from dropbn import gap, lint, modes, observation, recalibrate, shift
-from dropbn.batches import Batches
+from dropbn.diagnose import gap, lint, modes, observation, recalibrate, shift
+from dropbn.diagnose.batches import Batches
 from dropbn.errors import DropbnError
 
 OFF_BATCH = modes.Mode(noise=False, batch_norm="batch", update=False)

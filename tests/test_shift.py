@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from linen_models import BREADTH, Body, Carried, ConstructorFlags, Scanned
 
-from dropbn import modes, noise, shift
+from dropbn.diagnose import modes, shift
 from dropbn.errors import DropbnError
-from dropbn.norm import BatchNorm
+from dropbn.nn import noise
+from dropbn.nn.norm import BatchNorm
 
 X = 1 + jax.random.normal(jax.random.key(0), (30, 4, 4, 2))
 

@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from configs import base, digits
-from dropbn import checkpoint, data, eval_batches, evaluation, feeds, parallel, runs, training
+from dropbn import data
 from dropbn.data import files, sampling
 from dropbn.data.photos import View
 from dropbn.data.streams import Stream
 from dropbn.errors import DropbnError
-from dropbn.plan import make_plan
+from dropbn.train import checkpoint, eval_batches, evaluation, feeds, loop, parallel, runs
+from dropbn.train.plan import make_plan
 
 RNG = np.random.default_rng(0)
 
@@ -181,7 +182,7 @@ def test_a_folder_of_photographs_trains_stops_and_goes_on(tmp_path, monkeypatch)
     config.data.update({"crop_scale": (0.5, 1.0), "split": "21:5:14", "rotation": 10.0, "flip": True})
     config.model.update({"name": "lenet", "depth": 1, "block": "conv bn relu drop maxpool", "init": "lsuv"})
     config.batch_size, config.duration = 8, "2 epochs"
-    _, records = training.train_and_evaluate(config, tmp_path / "run")
+    _, records = loop.train_and_evaluate(config, tmp_path / "run")
     dataset = data.load(config.data)
     parts = [dataset.train, dataset.validation, dataset.test]
     assert [split.num_examples for split in parts] == [21, 5, 14]
@@ -217,9 +218,9 @@ def test_a_folder_of_photographs_trains_stops_and_goes_on(tmp_path, monkeypatch)
 
     monkeypatch.setattr(feeds.Streamed, "train_inputs", stops)
     with pytest.raises(KeyboardInterrupt):
-        training.train_and_evaluate(config, tmp_path / "stopped")
+        loop.train_and_evaluate(config, tmp_path / "stopped")
     monkeypatch.undo()
-    _, resumed = training.train_and_evaluate(config, tmp_path / "stopped")
+    _, resumed = loop.train_and_evaluate(config, tmp_path / "stopped")
     assert [record["train/loss"] for record in resumed] == [record["train/loss"] for record in records]
 
 

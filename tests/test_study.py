@@ -16,28 +16,11 @@ import numpy as np
 import pytest
 
 from configs import small
-from dropbn import (
-    board,
-    checkpoint,
-    claims,
-    cost,
-    data,
-    evaluation,
-    evidence,
-    feeds,
-    jobs,
-    members,
-    models,
-    parallel,
-    plan,
-    programs,
-    study,
-    table,
-    training,
-    workdir,
-)
+from dropbn import data, models
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
+from dropbn.study import board, claims, command, cost, finished_runs, jobs, members, table
+from dropbn.train import checkpoint, evaluation, feeds, loop, parallel, plan, programs, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
@@ -63,7 +46,7 @@ def _members(directory, *cells, seeds=1, overrides=()):
 def _run(chosen, together=False):
     todo, refused = jobs.create(chosen, together)
     with board.Board(len(todo), 0, 1.0) as shown:
-        return refused | study.run(todo, shown)
+        return refused | command.run(todo, shown)
 
 
 def _records(member):
@@ -157,11 +140,11 @@ def test_members_with_images_of_their_own_train_side_by_side_as_alone(tmp_path):
     assert _records(beside[0]) != _records(beside[1])
 
     # What the study publishes is what its workdirs say, and stands for them on another machine.
-    published = evidence.cell(few[0], None, [member.directory for member in beside])
+    published = finished_runs.cell(few[0], None, [member.directory for member in beside])
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    evidence.publish(elsewhere, [published])
-    found = evidence.published(elsewhere)[few[0]]
+    finished_runs.publish(elsewhere, [published])
+    found = finished_runs.published(elsewhere)[few[0]]
     for one, wanted in zip(found, published.members, strict=True):
         assert (one.seed, one.provenance) == (wanted.seed, wanted.provenance)
         assert one.numbers == wanted.numbers and {"accuracy", "shift"} <= one.numbers.keys()
@@ -169,27 +152,27 @@ def test_members_with_images_of_their_own_train_side_by_side_as_alone(tmp_path):
         for name, right in wanted.correct.items():
             np.testing.assert_array_equal(one.correct[name], right)
         assert one.correct["running"].mean() == pytest.approx(one.numbers["accuracy"] / 100, abs=1e-6)
-    left, refused = jobs.create(made("elsewhere", 3), published=evidence.published(elsewhere))
+    left, refused = jobs.create(made("elsewhere", 3), published=finished_runs.published(elsewhere))
     assert [job.member.config.seed for job in left] == [2] and not refused
     other = _members(elsewhere, *few, overrides=(*overrides, "--config.duration=3 epochs"))
-    todo, refused = jobs.create(other, published=evidence.published(elsewhere))
+    todo, refused = jobs.create(other, published=finished_runs.published(elsewhere))
     assert not todo and "another config" in refused[other[0].name]
 
 
 def test_members_of_several_editions_are_no_table():
     def cell(*editions):
         members = [
-            evidence.Finished(seed, {}, {}, {"edition": edition} if edition else {}, [], {})
+            finished_runs.Finished(seed, {}, {}, {"edition": edition} if edition else {}, [], {})
             for seed, edition in enumerate(editions)
         ]
-        return evidence.Cell("net,digits", {}, None, members)
+        return finished_runs.Cell("net,digits", {}, None, members)
 
-    evidence.refuse_several_editions([cell("2", "2"), cell("2")])
+    finished_runs.refuse_several_editions([cell("2", "2"), cell("2")])
     with pytest.raises(DropbnError, match="edition 1, such as net,digits, seed 1; edition 2"):
-        evidence.refuse_several_editions([cell("2", None)])
+        finished_runs.refuse_several_editions([cell("2", None)])
     config = small.get_config()
     with pytest.raises(DropbnError, match="edition 1 of the code, this is edition"):
-        evidence.refuse_another(cell(None).members[0], config)
+        finished_runs.refuse_another(cell(None).members[0], config)
 
 
 @pytest.mark.parametrize(
@@ -202,15 +185,15 @@ def test_members_of_several_editions_are_no_table():
 def test_published_files_that_cannot_be_read(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(DropbnError, match=re.escape(str(tmp_path))):
-        evidence.published(tmp_path)
+        finished_runs.published(tmp_path)
 
 
 @pytest.mark.parametrize("images", [0, 1, 7, 8, 9, 800])
 def test_bits_are_packed_and_unpacked(images):
     right = np.random.default_rng(images).random(images) < 0.7
-    packed = evidence.pack(right)
+    packed = finished_runs.pack(right)
     assert len(packed["bits"]) <= 4 * (images // 24 + 1)
-    np.testing.assert_array_equal(evidence.unpack(**packed), right)
+    np.testing.assert_array_equal(finished_runs.unpack(**packed), right)
 
 
 @pytest.mark.parametrize("left", ["config.json.tmp", "error.txt"])
@@ -235,7 +218,7 @@ def test_what_an_early_end_leaves_behind_is_no_run(tmp_path, left):
 )
 def test_only(only, chosen):
     cells = ["net,cifar10", "net,cifar10,place=P1", "net,cifar100"]
-    assert sum(study._is_chosen(cell, only) for cell in cells) == chosen
+    assert sum(command._is_chosen(cell, only) for cell in cells) == chosen
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +234,7 @@ def finished(tmp_path_factory):
     [job], _ = jobs.create(alone[1:])
     alone_plan = job.plan._replace(layout=parallel.Layout(tuple(jax.local_devices()[:1])))
     with board.Board(1, 0, 1.0) as shown, shown.stack(["it"], 1.0, alone_plan.total_steps) as progress:
-        training.train([alone[1].config], [alone[1].directory], [job.dataset], alone_plan, progress)
+        loop.train([alone[1].config], [alone[1].directory], [job.dataset], alone_plan, progress)
     return beside, alone
 
 
@@ -268,7 +251,7 @@ def test_side_by_side_is_as_alone(finished):
 @pytest.mark.xdist_group("finished")
 def test_a_finished_member_says_what_it_found(finished):
     [cell] = {member.cell for member in finished[0][:1]}
-    found = evidence.cell(cell, 94.0, [finished[0][0].directory])
+    found = finished_runs.cell(cell, 94.0, [finished[0][0].directory])
     [member] = found.members
     assert (found.arg, found.paper, member.seed) == (CELL, 94.0, 0)
     assert found.config["model"]["width"] == 4
@@ -294,7 +277,7 @@ def test_a_finished_member_says_what_it_found(finished):
         state.variables, sampling.normalize(dataset.test.images, dataset.mean, dataset.std)
     )
     np.testing.assert_array_equal(member.correct["running"], outputs.argmax(-1) == dataset.test.labels)
-    assert evidence.cell(cell, None, [finished[1][1].directory]).members == []  # trained, not summarized
+    assert finished_runs.cell(cell, None, [finished[1][1].directory]).members == []  # trained, not summarized
 
 
 def test_a_failing_member_does_not_stop_the_others(tmp_path, capsys):
@@ -312,7 +295,7 @@ def test_a_failing_member_does_not_stop_the_others(tmp_path, capsys):
     assert "place=P4" in failed[taken.name] and "another config" in failed[taken.name]
     assert "not finite at step" in reasons["preresnet8-digits-place=P4-seed=5"]
     assert "nowhere" in reasons["preresnet8-digits-place=P4-seed=6"]
-    assert evidence.finished(good.directory) and good.name not in failed
+    assert finished_runs.finished(good.directory) and good.name not in failed
     assert len(failed) == 3
     assert "not finite" in (diverges[0].directory / "error.txt").read_text()
     assert "another config" in (taken.directory / "error.txt").read_text()
@@ -325,7 +308,13 @@ def test_a_failing_member_does_not_stop_the_others(tmp_path, capsys):
 
 
 def _command(directory, *flags):
-    words = ["-m", "dropbn.study", "--config=configs/small.py:digits", f"--workdir={directory}", "--seeds=3"]
+    words = [
+        "-m",
+        "dropbn.study.command",
+        "--config=configs/small.py:digits",
+        f"--workdir={directory}",
+        "--seeds=3",
+    ]
     return [sys.executable, *words, "--only=place=P4", *TINY, "--config.duration=6 epochs", *flags]
 
 
@@ -390,13 +379,13 @@ def test_a_table_by_hand(tmp_path):
         records = [{"epoch": 1.0, "train/accuracy": 0.9, "train/accuracy_test_mode": 0.8}]
         summary = {"accuracy": accuracy, "shift": rows, "weights": []}
         summary["recalibrated"] = {"li2018_torch": adjusted}
-        return evidence.member(seed, records, summary)
+        return finished_runs.member(seed, records, summary)
 
     config = small.get_config("preresnet8,digits").to_dict()
-    plain = evidence.Cell(
+    plain = finished_runs.Cell(
         "plain", config, 95.0, [member(0, 0.9, 0.9, [1.0]), member(1, 0.94, 0.93, [0.8, 1.1])]
     )
-    noisy = evidence.Cell(
+    noisy = finished_runs.Cell(
         "noisy", config, None, [member(0, 0.8, 0.9, [0.5]), member(1, 0.85, 0.9, [0.4, 1.0])]
     )
     row = table.row(plain, "accuracy", 96.5)
@@ -416,7 +405,7 @@ def test_a_table_by_hand(tmp_path):
 
     claim = claims.Claim("plain above noisy", "plain", "noisy", "accuracy", "a source", 3.0)
     facts = {
-        "command": "python -m dropbn.study",
+        "command": "python -m dropbn.study.command",
         "seeds": [0, 1],
         "failed": [],
         "unfinished": 1,
@@ -485,7 +474,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("flags", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_end_in_a_sentence(flags, message, tmp_path):
-    command = [sys.executable, "-m", "dropbn.study", f"--workdir={tmp_path}/w", *flags.split()]
+    command = [sys.executable, "-m", "dropbn.study.command", f"--workdir={tmp_path}/w", *flags.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode in (1, 2) and message in done.stderr, done.stderr
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
@@ -500,7 +489,14 @@ def test_files_that_are_no_studies_are_refused():
 
 
 def test_a_dry_run_trains_nothing(tmp_path):
-    command = [sys.executable, "-m", "dropbn.study", f"--workdir={tmp_path}/w", "--dry_run", "--quick"]
+    command = [
+        sys.executable,
+        "-m",
+        "dropbn.study.command",
+        f"--workdir={tmp_path}/w",
+        "--dry_run",
+        "--quick",
+    ]
     done = subprocess.run(
         [*command, "--config=configs/small.py:digits", "--seeds=2", "--only=*P[0-3]"],
         cwd=ROOT,

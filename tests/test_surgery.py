@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from linen_models import BREADTH, ConstructorFlags, DropoutBehindIf, TrainNorm
 
-from dropbn import modes, noise, switches
-from dropbn.activations import RReLU
+from dropbn.diagnose import modes, registry
+from dropbn.diagnose.surgery import move, swap_noise, with_rates, without_noise
 from dropbn.errors import DropbnError
-from dropbn.surgery import move, swap_noise, with_rates, without_noise
+from dropbn.nn import noise
+from dropbn.nn.activations import RReLU
 
 X = 1 + jax.random.normal(jax.random.key(0), (12, 4, 4, 2))
 FLAT = 1 + jax.random.normal(jax.random.key(3), (4000, 8))
@@ -175,7 +176,7 @@ def _multipliers(model, keys=RNGS):
             FLAT,
             mode=mode,
             rngs=keys,
-            observe=lambda norm, x, runs=runs: runs.update({switches.name_of(norm): x}),
+            observe=lambda norm, x, runs=runs: runs.update({registry.name_of(norm): x}),
         )
     return {name: np.float64(seen[True][name] / seen[False][name]) for name in seen[True]}
 
@@ -411,7 +412,7 @@ def test_types_that_the_user_registers_are_operated_on(monkeypatch):
             x = Own(0.5, name="own")(x, train)
             return Loud(0.5, name="loud")(nn.BatchNorm(name="bn")(x, use_running_average=True), train)
 
-    monkeypatch.setitem(switches.NOISES, Own, switches.Switch("train", test=False))
+    monkeypatch.setitem(registry.NOISES, Own, registry.Switch("train", test=False))
     variables = Model().init(jax.random.key(0), FLAT)
     rngs = {"own": jax.random.key(1), "dropout": jax.random.key(2)}
 

@@ -4,8 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from dropbn import noise, theory
+from dropbn.diagnose import theory
 from dropbn.errors import DropbnError
+from dropbn.nn import noise
 
 RNG = np.random.default_rng(0)
 

@@ -17,9 +17,12 @@ import optax
 import pytest
 import rich.console
 
-from dropbn import data, evaluation, feeds, noise, parallel, programs, report, steps, training, workdir
+from dropbn import data
 from dropbn.errors import DropbnError
-from dropbn.plan import make_plan
+from dropbn.nn import noise
+from dropbn.page import report
+from dropbn.train import evaluation, feeds, loop, parallel, programs, steps, workdir
+from dropbn.train.plan import make_plan
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = (
@@ -89,7 +92,7 @@ def test_digits_show_the_shift(tmp_path, epochs, flags, accuracy, lowest, highes
     assert done.returncode == 0, done.stderr.decode()
     config = workdir.read_config(run)
     dataset = data.load(config.data)
-    state, records = training.train_and_evaluate(config, run, dataset)  # finished: restores
+    state, records = loop.train_and_evaluate(config, run, dataset)  # finished: restores
     assert records[-1]["epoch"] == epochs and records[-1]["test/accuracy"] >= accuracy
     ratios = [row["ratio"] for row in evaluation.measure_shift(config, dataset, state).rows]
     assert lowest[0] <= min(ratios) <= lowest[1]
@@ -205,7 +208,7 @@ def test_a_killed_run_resumes_to_the_same_records(tmp_path):
 
 
 def test_a_finished_run_is_not_repeated(tiny_config, tmp_path, capsys):
-    state, records = training.train_and_evaluate(tiny_config, tmp_path / "run")
+    state, records = loop.train_and_evaluate(tiny_config, tmp_path / "run")
     assert [record["epoch"] for record in records] == [1, 2]
     assert set(records[0]) == {
         "step",
@@ -218,7 +221,7 @@ def test_a_finished_run_is_not_repeated(tiny_config, tmp_path, capsys):
         "images_per_second",
     }
     capsys.readouterr()
-    again, same = training.train_and_evaluate(tiny_config, tmp_path / "run")
+    again, same = loop.train_and_evaluate(tiny_config, tmp_path / "run")
     assert same == records
     jax.tree.map(np.testing.assert_array_equal, again, state)
     assert "epoch" not in capsys.readouterr().out
@@ -226,7 +229,7 @@ def test_a_finished_run_is_not_repeated(tiny_config, tmp_path, capsys):
 
 def test_a_duration_that_ends_within_an_epoch(mlp_config, tmp_path):
     mlp_config.duration = "30 steps"
-    _, records = training.train_and_evaluate(mlp_config, tmp_path / "run")
+    _, records = loop.train_and_evaluate(mlp_config, tmp_path / "run")
     assert [record["step"] for record in records] == [22, 30]
     assert records[-1]["epoch"] == pytest.approx(30 / 22)
 
@@ -250,7 +253,7 @@ def test_a_state_is_not_used_again_after_its_step(mlp_config, tmp_path, monkeypa
     monkeypatch.setattr(parallel, "on_each", gone)
     monkeypatch.setattr(programs, "_KEPT", {})
     mlp_config.checkpoint_every = mlp_config.log_every = "5 steps"
-    state, records = training.train_and_evaluate(mlp_config, tmp_path / "run")
+    state, records = loop.train_and_evaluate(mlp_config, tmp_path / "run")
     assert [record["step"] for record in records] == [22, 44]
     assert len(deleted) == 44 * len(jax.tree.leaves(state))
 
@@ -258,7 +261,7 @@ def test_a_state_is_not_used_again_after_its_step(mlp_config, tmp_path, monkeypa
 def test_a_network_without_norms_trains_and_evaluates(tiny_config, tmp_path):
     tiny_config.model.name, tiny_config.model.depth = "mlp", 1
     tiny_config.model.block, tiny_config.model.head = "dense relu drop", "dense"
-    _, records = training.train_and_evaluate(tiny_config, tmp_path / "run")
+    _, records = loop.train_and_evaluate(tiny_config, tmp_path / "run")
     found = evaluation.evaluate(tmp_path / "run")
     assert found.shift.rows == [] and len(found.gap.rows) == 4
     console = rich.console.Console(width=120, markup=False)
@@ -296,5 +299,5 @@ def test_bad_configs_are_refused_before_anything_is_written(tiny_config, tmp_pat
     with tiny_config.unlocked():
         tiny_config.update_from_flattened_dict({field: value})
     with pytest.raises(DropbnError, match=message):
-        training.train_and_evaluate(tiny_config, tmp_path / "run")
+        loop.train_and_evaluate(tiny_config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

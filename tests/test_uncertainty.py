@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropbn import modes, uncertainty
+from dropbn.diagnose import modes, uncertainty
 from dropbn.errors import DropbnError
 
 

@@ -6,8 +6,8 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from configs import digits
-from dropbn import workdir
 from dropbn.errors import DropbnError
+from dropbn.train import workdir
 
 
 def _files(path):

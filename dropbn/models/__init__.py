@@ -7,10 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dropbn import initializers, noise, norm, places
-from dropbn.activations import ACTIVATIONS
 from dropbn.errors import DropbnError, unknown
-from dropbn.layers import Parts
 from dropbn.models import (
     autoencoder,
     caffenet,
@@ -27,7 +24,10 @@ from dropbn.models import (
     wrn,
 )
 from dropbn.models.network import Network
-from dropbn.order import Order, parse
+from dropbn.nn import initializers, noise, norm, places
+from dropbn.nn.activations import ACTIVATIONS
+from dropbn.nn.layers import Parts
+from dropbn.nn.order import Order, parse
 from dropbn.results import Result
 
 FAMILIES = {

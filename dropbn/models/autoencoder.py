@@ -5,9 +5,9 @@ the mean over the batch of a device (Ng 2011, "Sparse autoencoder", section 3). 
 task="reconstruct".
 """
 
-from dropbn.layers import Size
 from dropbn.models.network import Family, Section, classifier
-from dropbn.order import Order, parse
+from dropbn.nn.layers import Size
+from dropbn.nn.order import Order, parse
 
 BLOCK = "dense bn sigmoid sparse"
 HEAD = "dense"

@@ -9,9 +9,9 @@ after the first two poolings. Under maxout a unit's weights make 2 x 1/sqrt(2) t
 
 import functools
 
-from dropbn.layers import Size
 from dropbn.models.network import Family, Section, classifier
-from dropbn.order import Order, parse
+from dropbn.nn.layers import Size
+from dropbn.nn.order import Order, parse
 
 BLOCK = "conv relu"
 HEAD = "flatten dense relu drop dense relu drop dense"

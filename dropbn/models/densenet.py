@@ -15,9 +15,9 @@ also after the one between the blocks, as in the authors' code (liuzhuang13/Dens
 """
 
 from dropbn.errors import DropbnError
-from dropbn.layers import Size
 from dropbn.models.network import Family, Section, by_depth, classifier
-from dropbn.order import Concat, Order, parse
+from dropbn.nn.layers import Size
+from dropbn.nn.order import Concat, Order, parse
 
 BLOCK = "{bn relu conv bn relu conv}"
 PLAIN_BLOCK = "{bn relu conv}"

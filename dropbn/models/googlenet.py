@@ -4,9 +4,9 @@ The block is the order of one convolution's unit, of which the inception blocks 
 "conv bn relu", or "conv relu bn". Convolutions have a bias. 6,998,552 parameters on 1000 classes without BN.
 """
 
-from dropbn.layers import Size
 from dropbn.models.network import Family, Section, by_depth, classifier
-from dropbn.order import Order, parse
+from dropbn.nn.layers import Size
+from dropbn.nn.order import Order, parse
 
 BLOCK = "conv relu"
 HEAD = "gap drop dense"

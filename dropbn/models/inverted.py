@@ -15,10 +15,10 @@ import itertools
 from typing import NamedTuple
 
 from dropbn.errors import DropbnError
-from dropbn.layers import Size
 from dropbn.models.network import Family, Section, by_depth, classifier, sizes_of
 from dropbn.models.residual import bracket
-from dropbn.order import WEIGHTS, Order, Residual, parse, unbracket
+from dropbn.nn.layers import Size
+from dropbn.nn.order import WEIGHTS, Order, Residual, parse, unbracket
 
 MOBILENETV2_BLOCK = "[conv bn relu6 conv bn relu6 conv bn]"
 EFFICIENTNET_BLOCK = "[conv bn silu conv bn silu se conv bn]"

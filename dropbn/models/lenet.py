@@ -6,9 +6,9 @@ so noise and BN can stand before and after pooling, in convolutions alone, or in
 
 import itertools
 
-from dropbn.layers import Size
 from dropbn.models.network import Family, Section, classifier, sizes_of
-from dropbn.order import Order
+from dropbn.nn.layers import Size
+from dropbn.nn.order import Order
 
 BLOCK = "conv relu maxpool"
 HEAD = "flatten dense relu dense"

@@ -1,8 +1,8 @@
 """A multilayer perceptron with BN and dropout on its layers."""
 
-from dropbn.layers import Size
 from dropbn.models.network import Family, Section, classifier
-from dropbn.order import Order, parse
+from dropbn.nn.layers import Size
+from dropbn.nn.order import Order, parse
 
 BLOCK = "dense bn relu"
 HEAD = "dense"

@@ -7,8 +7,8 @@ import flax.linen as nn
 import jax
 
 from dropbn.errors import DropbnError
-from dropbn.layers import Layers, Parts, Size
-from dropbn.order import SIZED, Order
+from dropbn.nn.layers import Layers, Parts, Size
+from dropbn.nn.order import SIZED, Order
 
 
 class Section(NamedTuple):

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Sequence
 
 from dropbn.errors import DropbnError
-from dropbn.layers import Size
 from dropbn.models.network import Section, by_depth, classifier
-from dropbn.order import WEIGHTS, Order, Residual, parse
+from dropbn.nn.layers import Size
+from dropbn.nn.order import WEIGHTS, Order, Residual, parse
 
 # (config.model, block, stage from 0, stride) -> sizes of a block.
 Sizes = Callable[..., tuple[Size, ...]]

@@ -8,10 +8,10 @@ cardinality 64 (timm's legacy_senet154); its published errors are those of Li's 
 
 import itertools
 
-from dropbn.layers import Size
 from dropbn.models import residual
 from dropbn.models.network import Family, Section, by_depth, classifier, sizes_of
-from dropbn.order import Order, parse
+from dropbn.nn.layers import Size
+from dropbn.nn.order import Order, parse
 
 BLOCK = "[conv bn relu conv bn relu conv bn se | conv bn] relu"
 HEAD = "gap dense"

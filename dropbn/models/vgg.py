@@ -6,9 +6,9 @@ convolution, so that "conv bn relu" and "conv relu bn" are BN before and after t
 14,728,266 parameters on 10 classes.
 """
 
-from dropbn.layers import Size
 from dropbn.models.network import Family, Section, by_depth, classifier
-from dropbn.order import Order, parse
+from dropbn.nn.layers import Size
+from dropbn.nn.order import Order, parse
 
 BLOCK = "conv bn relu"
 HEAD = "flatten dense"

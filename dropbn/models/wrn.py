@@ -11,7 +11,7 @@ import functools
 
 from dropbn.models import residual
 from dropbn.models.network import Family
-from dropbn.order import hoist
+from dropbn.nn.order import hoist
 
 BLOCK = "[bn relu conv bn relu conv | conv]"
 HEAD = "bn relu gap dense"

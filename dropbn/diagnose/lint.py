@@ -1,0 +1,420 @@
+"""What is wrong with the noises and batch normalizations of a Linen model, told before it is trained.
+
+    python -m dropbn.diagnose.lint package.module:build_model --input=2,32,32,3
+
+traces the model, computes nothing, follows every noise to the batch normalizations that it reaches
+(`dropbn.diagnose.noise_flow`), and reports what `RULES` say. The same from Python: `check(model, x)`, and in a test
+`assert_no_shift(model, x)`.
+"""
+
+import dataclasses
+import importlib
+import inspect
+import math
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+from absl import flags
+
+from dropbn.diagnose import noise_flow, theory
+from dropbn.diagnose.noise_flow import Flow, Flows, Way, marks
+from dropbn.diagnose.noise_flow.marks import Marked
+from dropbn.errors import DropbnError
+from dropbn.results import Result
+
+# The ratio that advice aims at.
+_GOOD = 0.95
+
+
+class Facts(NamedTuple):
+    """What the rules judge: a traced model, its flows, and the number of training steps or None."""
+
+    marked: Marked
+    flows: Flows
+    num_steps: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Report(Result):
+    """Findings, the severe ones first.
+
+    Each row holds:
+      code: of the rule, a key of `RULES`.
+      severity: "error", "warning" or "info".
+      noise, norm: paths of the layers, "" where none is concerned.
+      way: "directly", "through weights" or "into a skip", of a noise that reaches a BN.
+      amount: rate or beta of the noise; None where it is not known.
+      ratio: real / moving variance to be expected at the BN; None where it is not known.
+      assumption: what the ratio supposes.
+      advice: what to do.
+    """
+
+    def errors(self, below: float | None = None) -> list[dict]:
+        """The errors; with `below` only those whose ratio is below it or not known."""
+        rows = [row for row in self.rows if row["severity"] == "error"]
+        return [row for row in rows if below is None or row["ratio"] is None or row["ratio"] < below]
+
+    def __rich__(self):
+        if not self.rows:
+            return rich.text.Text(f"{self.title}: nothing found")
+        table = rich.table.Table(title=self.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+        for column, side in (("", "left"), ("layer", "left"), ("finding", "left"), ("ratio", "right")):
+            table.add_column(column, justify=side, overflow="fold")
+        for row in self.rows:
+            layer = " -> ".join(filter(None, (row["noise"], row["norm"])))
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
+            finding = f"{RULES[row['code']].title}{', ' + row['way'] if row['way'] else ''}"
+            table.add_row(*map(rich.text.Text, (f"{row['severity']} {row['code']}", layer, finding, ratio)))
+        worst = {row["code"]: row for row in reversed(self.rows)}
+        lines = []
+        for code in sorted(worst):
+            row = worst[code]
+            about = f"The ratio is {row['assumption']}. " if row["assumption"] else ""
+            lines.append(rich.text.Text(f"{code}  {about}{row['advice']}"))
+        return rich.console.Group(table, *lines)
+
+    def summary(self) -> list[str]:
+        """A line for every code: how often, and one example."""
+        lines = []
+        for code in dict.fromkeys(row["code"] for row in self.rows):
+            rows = [row for row in self.rows if row["code"] == code]
+            first = min(rows, key=lambda row: 1.0 if row["ratio"] is None else row["ratio"])
+            ratio = "" if first["ratio"] is None else f", ratio {first['ratio']:.2f}"
+            layers = " -> ".join(filter(None, (first["noise"], first["norm"])))
+            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            lines.append(f"{first['severity']} {code} {RULES[code].title}: {layers}{ratio}{more}")
+        return lines
+
+
+def check(
+    model: nn.Module,
+    *inputs,
+    variables: dict | None = None,
+    num_steps: int | None = None,
+    rngs: dict | None = None,
+    **kwargs,
+) -> Report:
+    """Reports what `RULES` find in a model.
+
+    The ratio beside a finding is that of the BN's input without the noise to the variance that BN remembers
+    with it. With trained `variables` it comes from their weights and statistics, otherwise from the closed
+    forms under a unit Gaussian out of every BN and weights of mean zero; `assumption` says which.
+
+    Args:
+      model: any Linen module; see `dropbn.diagnose.modes` for what can be reached.
+      *inputs: examples of its inputs, arrays or `jax.ShapeDtypeStruct`s; only their shapes matter.
+      variables: its variables.
+      num_steps: how many steps it is going to be trained, for DBN301.
+      rngs: random keys by stream, by default one for "dropout".
+      **kwargs: further arguments of its `__call__`.
+
+    Returns:
+      A `Report`, which rich prints as a table.
+
+    Raises:
+      DropbnError: the model cannot be traced with these inputs.
+
+    >>> import jax.numpy as jnp
+    >>> class Net(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x, train):
+    ...         x = nn.Dropout(0.5)(nn.Dense(8)(x), deterministic=not train)
+    ...         return nn.BatchNorm()(x, use_running_average=not train)
+    >>> [(row["code"], row["norm"], row["ratio"]) for row in check(Net(), jnp.ones((2, 4))).errors()]
+    [('DBN101', 'BatchNorm_0', 0.5)]
+    """
+    marked = marks.trace(model, *inputs, variables=variables, rngs=rngs, **kwargs)
+    facts = Facts(marked, noise_flow.follow(marked), num_steps)
+    rows = [
+        {"code": code, "severity": rule.severity} | finding
+        for code, rule in RULES.items()
+        for finding in rule.find(facts)
+    ]
+    rows.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
+    counts = f"{len(marked.noises)} noises, {len(marked.norms)} batch normalizations"
+    return Report(rows, f"{type(inspect.unwrap(model)).__name__}: {counts}")
+
+
+def assert_no_shift(model: nn.Module, *inputs, below: float = 1.0, **options) -> None:
+    """For a test: raises AssertionError if `check` finds an error whose ratio is below `below`.
+
+    Args:
+      model, *inputs, **options: see `check`.
+      below: the smallest ratio that is accepted.
+    """
+    errors = check(model, *inputs, **options).errors(below)
+    lines = [f"{row['noise']} -> {row['norm']}: {row['way']}, ratio {row['ratio']}" for row in errors]
+    assert not errors, "Noise shifts the variance of batch normalizations:\n" + "\n".join(lines)
+
+
+_SEVERITIES = ("error", "warning", "info")
+_WAYS = {Way.DIRECT: "directly", Way.WEIGHTS: "through weights", Way.SKIP: "into a skip"}
+
+
+class Rule(NamedTuple):
+    """A rule: its title, its severity, and the function that finds and explains."""
+
+    title: str
+    severity: str
+    find: Callable[[Facts], Iterator[dict]]
+
+
+def directly(facts: Facts) -> Iterator[dict]:
+    """Noise reaches a BN with nothing but activations, reshapes, pooling or concatenation between.
+
+    The ratio is v / (v + s2 (c^2 + v)), 1 - rate for dropout on inputs of mean 0 (Li et al. 2018, eq. 8; Kim
+    et al. 2023, positions P0, P1, P4, H2).
+    """
+    yield from _on_the_way(facts, Way.DIRECT)
+
+
+def through_weights(facts: Facts) -> Iterator[dict]:
+    """Noise reaches a BN through a weight layer, and no free skip is added between.
+
+    Var_train = Var_test + s2 sum_i w_i^2 E[x_i^2], at weights of mean 0 no better than directly (Li et al.
+    2018, eq. 12; Kim et al. 2023, Proposition 2, positions P2, P3, H1).
+    """
+    yield from _on_the_way(facts, Way.WEIGHTS)
+
+
+def into_a_skip(facts: Facts) -> Iterator[dict]:
+    """Noise reaches a BN behind the addition of a skip that is free of it: the papers' accepted places.
+
+    The skip's variance dilutes what the noise adds (Kim et al. 2023, Proposition 4, positions P5, P6, P7).
+    """
+    yield from _on_the_way(facts, Way.SKIP)
+
+
+def two_in_one_branch(facts: Facts) -> Iterator[dict]:
+    """A branch holds more than one noise: their s2 multiply up (Kim et al. 2023, supplement G: P6 + P7)."""
+    for group in sorted(facts.flows.together, key=sorted):
+        first, *others = sorted(group, key=list(facts.marked.noises).index)
+        advice = f"Keep one noise a branch; this one holds {', '.join([first, *others])}."
+        yield _finding(facts, first, advice=advice)
+
+
+def after_last_weight(facts: Facts) -> Iterator[dict]:
+    """Noise stands after the last weight layer of a branch, right before the addition (P7).
+
+    Noise before the weights shifts less wherever sum_j sum_{k != j} w_j w_k E[x_j x_k] > 0 (Kim et al. 2023,
+    Proposition 2, from which Guideline 1 prefers P5 and P6).
+    """
+    for noise in _named(facts, facts.flows.after_last_weight):
+        yield _finding(facts, noise, advice="Put it before the branch's last weight layer (P5 or P6).")
+
+
+def on_the_trunk(facts: Facts) -> Iterator[dict]:
+    """Noise stands on the trunk, before it splits into branch and skip (P0).
+
+    It adds up from block to block and no skip is free of it: the worst place of Kim et al. (2023, Table 1).
+    """
+    for noise in _named(facts, facts.flows.on_trunk):
+        yield _finding(facts, noise, advice="Put it into the branch, after its last BN (P5 or P6).")
+
+
+def after_pooling(facts: Facts) -> Iterator[dict]:
+    """Noise stands after global average pooling (H5).
+
+    Before pooling (H3, H4) the same noise averages out over the positions (Kim et al. 2023, Proposition 5 and
+    Guideline 2).
+    """
+    for noise in (name for name, origin in facts.flows.origins.items() if origin == "pool"):
+        yield _finding(facts, noise, advice="Put it before the pooling, behind the last BN (H3 or H4).")
+
+
+def before_max_pooling(facts: Facts) -> Iterator[dict]:
+    """Noise stands right before max pooling, which picks what the noise has enlarged.
+
+    The maximum of noisy values has another mean than that of the plain ones, so that test mode shifts even
+    the mean (Wu & Gu 2015, arXiv:1512.00242: which unit wins becomes a draw).
+    """
+    for noise in _named(facts, facts.flows.max_pooled):
+        yield _finding(facts, noise, advice="Put it behind the pooling.")
+
+
+def bias_before_norm(facts: Facts) -> Iterator[dict]:
+    """A weight layer with a bias stands right before a BN, which subtracts it (Ioffe & Szegedy 2015, 3.2)."""
+    for norm, bias in facts.flows.biased.items():
+        layer = bias.rpartition("/")[0]
+        yield _finding(facts, norm=norm, advice=f"'{layer}' needs no bias: give it use_bias=False.")
+
+
+def momentum_too_long(facts: Facts) -> Iterator[dict]:
+    """Running statistics will not have forgotten their initial values when training ends.
+
+    Of mean 0 and variance 1 the share momentum^num_steps remains; more than 1 % is reported (the moving
+    average of `flax.linen.BatchNorm`, which every call in a step moves once).
+    """
+    if facts.num_steps is None:
+        return
+    for name, norm in facts.marked.norms.items():
+        num_moves = facts.num_steps * (1 if math.isnan(norm.calls) else norm.calls)
+        left = norm.momentum**num_moves
+        if left > 0.01:
+            fits = 0.01 ** (1 / max(num_moves, 1))
+            advice = (
+                f"After {facts.num_steps} steps {left:.0%} of the initial statistics remain: train longer, "
+                f"take momentum {fits:.3g} or less, or recalibrate at the end."
+            )
+            yield _finding(facts, norm=name, advice=advice)
+
+
+def never_updated(facts: Facts) -> Iterator[dict]:
+    """The variables' running statistics are still at mean 0, variance 1.
+
+    Training without mutable=["batch_stats"], or a checkpoint restored without them, leaves them there.
+    """
+    for name, norm in facts.marked.norms.items():
+        if _is_untrained(norm):
+            advice = 'Train with mutable=["batch_stats"] and keep them, restore them, or recalibrate.'
+            yield _finding(facts, norm=name, advice=advice)
+
+
+def several_calls(facts: Facts) -> Iterator[dict]:
+    """A forward pass calls a BN more than once, and all its calls share one running mean and variance.
+
+    Call j of k, counted from 0, has the weight m^(k-1-j) (1-m) / (1-m^k) in them, m being the momentum of
+    `flax.linen.BatchNorm`. Calls whose inputs have one distribution may share them. Those of two domains are
+    normalized each by its own batch in training, and all by the average in test mode.
+    """
+    for name, norm in facts.marked.norms.items():
+        if norm.calls > 1:
+            advice = (
+                "Give every domain a BN of its own; calls whose inputs have one distribution may share it."
+            )
+            yield _finding(facts, norm=name, advice=advice)
+
+
+RULES = {
+    "DBN101": Rule("noise before batch normalization", "error", directly),
+    "DBN102": Rule("noise before batch normalization", "error", through_weights),
+    "DBN103": Rule("noise in front of a skip", "info", into_a_skip),
+    "DBN201": Rule("two noises in one branch", "warning", two_in_one_branch),
+    "DBN202": Rule("noise after the branch's last weights", "warning", after_last_weight),
+    "DBN203": Rule("noise on the trunk", "warning", on_the_trunk),
+    "DBN204": Rule("noise after global average pooling", "info", after_pooling),
+    "DBN205": Rule("noise before max pooling", "info", before_max_pooling),
+    "DBN206": Rule("bias before batch normalization", "info", bias_before_norm),
+    "DBN301": Rule("momentum too long for the run", "warning", momentum_too_long),
+    "DBN302": Rule("statistics never updated", "error", never_updated),
+    "DBN303": Rule("batch normalization called several times", "info", several_calls),
+}
+
+
+def _finding(facts, noise="", norm="", way="", ratio=None, assumption="", advice=""):
+    amount = facts.marked.noises[noise].amount if noise else None
+    return {"noise": noise, "norm": norm, "way": way, "amount": amount, "ratio": ratio} | {
+        "assumption": assumption,
+        "advice": advice,
+    }
+
+
+def _named(facts, noises):
+    return [name for name in facts.marked.noises if name in noises]
+
+
+def _on_the_way(facts, way):
+    for (noise, norm), carried in facts.flows.reached.items():
+        if carried.way == way:
+            ratio, assumption = _ratio(facts.marked, noise, norm, carried)
+            advice = _advice(facts.marked.noises[noise].s2, ratio, way)
+            yield _finding(facts, noise, norm, _WAYS[way], ratio, assumption, advice)
+
+
+def _ratio(marked: Marked, noise: str, norm: str, carried: Flow) -> tuple[float | None, str]:
+    """Real / moving variance that one noise alone brings a BN, and what that supposes."""
+    drawn, reached = marked.noises[noise], marked.norms[norm]
+    if drawn.s2 is None:
+        return None, "not known, as the noise's variance is not"
+    if reached.var is not None and not _is_untrained(reached):
+        variance, how = noise_flow.variance_without_noise(reached, [(drawn, carried)])
+        if variance is not None:
+            given = "running statistics" + ("" if how.startswith("directly") else " and weights")
+            return float(variance.mean() / reached.var.mean()), f"that of the {given}"
+    known = carried.mean is not None and carried.variance
+    c, v = (carried.mean, carried.variance) if known else (0.0, 1.0)
+    assumption = f"for inputs of mean {c:.2g} and variance {v:.2g}" + (
+        " behind a unit Gaussian" if known else ""
+    )
+    if carried.way == Way.DIRECT and carried.degree != 1:
+        assumption += ", as if nothing lay between"
+    elif carried.way != Way.DIRECT and carried.weights:
+        assumption += ", weights of mean 0"
+    if carried.way == Way.SKIP:
+        assumption += "; at least this, because the skip adds variance"
+    return float(theory.direct(drawn.s2, c, v)), assumption
+
+
+def _advice(s2, ratio, way):
+    if way == Way.SKIP:
+        return "Accepted by the papers; nothing to do unless shift.measure says otherwise."
+    advice = "Move it behind the last BN (surgery.move_to_last_bn)"
+    if s2 is None or ratio is None or not 0 < ratio < 1:
+        return advice + "."
+    largest = s2 * (1 / _GOOD - 1) / (1 / ratio - 1)  # 1 / ratio - 1 is proportional to s2.
+    rate, beta = theory.rate_of_s2(largest), float(theory.beta_of_s2(largest))
+    return f"{advice}, or keep the ratio above {_GOOD} by a rate up to {rate:.2g} or Uout up to {beta:.2g}."
+
+
+def _is_untrained(norm):
+    return norm.var is not None and not np.any(norm.mean) and np.all(norm.var == 1)
+
+
+def _load(target: str) -> nn.Module:
+    """The model that "package.module:name" names: a module, or a function that makes one."""
+    if not re.fullmatch(r"[\w.]+:[\w.]+", target):
+        raise DropbnError(f"'{target}' is no package.module:build_model.")
+    module, _, names = target.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for name in names.split("."):
+            found = getattr(found, name)
+        model = found if isinstance(found, nn.Module) else found()
+    except DropbnError:
+        raise
+    except Exception as error:
+        raise DropbnError(f"'{target}' gives no model: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise DropbnError(f"'{target}' gives a {type(model).__name__}, not a Linen module.")
+    return model
+
+
+def main(target: str) -> int:
+    """Lints a model from the command line; returns the exit status."""
+    given = flags.FLAGS
+    inputs = []
+    for text in given.input:
+        shape, _, dtype = text.partition(":")
+        if not re.fullmatch(r"\d+(,\d+)*", shape):
+            raise DropbnError(f"--input={text} is no shape such as 2,32,32,3 or 2,16:int32.")
+        inputs.append(jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))), dtype or "float32"))
+    if not inputs:
+        raise DropbnError("Give the shape of the model's input, as in --input=2,32,32,3.")
+    report = check(_load(target), *inputs, num_steps=given.num_steps)
+    if given.format == "json":
+        print(report.to_json())
+    else:
+        rich.console.Console(highlight=False).print(report)
+    return 1 if report.errors(given.fail_below) else 0
+
+
+if __name__ == "__main__":
+    from dropbn import cli
+
+    flags.DEFINE_multi_string(
+        "input", [], "Shape of an input, and :dtype if not float32; once for each input."
+    )
+    flags.DEFINE_enum("format", "table", ["table", "json"], "How findings are printed.")
+    flags.DEFINE_float("fail_below", None, "Errors count for the exit status if their ratio is below this.")
+    flags.DEFINE_integer("num_steps", None, "Steps of the training to come.", lower_bound=1)
+    sys.path.insert(0, "")
+    cli.run(main, arguments=["package.module:build_model"], failure=2)

@@ -1,0 +1,198 @@
+"""Functions of arrays, on descriptions: reshaping, elements, constants, weights."""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from dropbn.diagnose.noise_flow import arithmetic
+from dropbn.diagnose.noise_flow.values import Flow, Value, ancestors, forget, union
+
+# A standard normal by the trapezoidal rule: an even number of nodes, so that none lies on a kink at 0.
+NODES = np.linspace(-8, 8, 1600)
+DENSITY = np.exp(-(NODES**2) / 2) / np.exp(-(NODES**2) / 2).sum()
+# Larger constants are not computed with.
+_LARGEST = 10_000_000
+SHAPES = frozenset(
+    "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy pad slice rev "  # noqa: SIM905
+    "stop_gradient reduce_precision dynamic_slice sharding_constraint".split()
+)
+SUMS = frozenset(("reduce_sum", "reduce_max"))
+
+
+def known(value, name: str = "") -> Value:
+    """A constant or a parameter; large ones are known by name only."""
+    small = value is not None and np.size(value) <= _LARGEST
+    return Value(constant=value if small else None, name=name)
+
+
+def without_data(eqn, values: list[Value]) -> list[Value]:
+    """Constants are computed where all that goes into them is known; a parameter keeps its name."""
+    name = next((value.name for value in values if value.name), "")
+    outputs = [math.prod(getattr(var.aval, "shape", ())) for var in eqn.outvars]
+    cheap = eqn.primitive.name in SHAPES | arithmetic.ELEMENTWISE | SUMS and max(outputs) <= _LARGEST
+    if not cheap or any(value.constant is None for value in values):
+        return [Value(name=name)] * len(outputs)
+    constants, dtype = [value.constant for value in values], eqn.outvars[0].aval.dtype
+    return [Value(constant=arithmetic.evaluate(eqn.primitive, eqn.params, constants, dtype), name=name)]
+
+
+def reshaped(eqn, values: list[Value]) -> Value:
+    """The same numbers elsewhere. Channels stay known while they are last, or come to be periodic there."""
+    x = values[0]
+    before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
+    channels = before[-1] if before else 1
+    keeps = bool(after) and after[-1] % max(channels, 1) == 0
+    if eqn.primitive.name == "transpose":
+        keeps = eqn.params["permutation"][-1] == len(before) - 1
+    elif eqn.primitive.name != "reshape":
+        keeps = bool(after) and after[-1] == channels
+    if not x.data:
+        return Value(True, union(values), ancestors(values))
+    if not keeps:
+        flows = {n: dataclasses.replace(flow, channels=None, added=None) for n, flow in x.flows.items()}
+        flows = {n: flows[n] if x.flows[n].channels is None else forget(flows[n]) for n in flows}
+        return dataclasses.replace(x, flows=flows, gauss=None, source="", bias="")
+    flows = {
+        n: dataclasses.replace(
+            flow,
+            channels=None if flow.channels is None else fit(flow.channels, after[-1]),
+            added=None if flow.added is None else fit(flow.added, after[-1]),
+        )
+        for n, flow in x.flows.items()
+    }
+    return dataclasses.replace(x, flows=flows)
+
+
+def elementwise(eqn, values: list[Value]) -> Value:
+    """A function of the elements: its distribution, and whether m is still a factor of it."""
+    data = [value for value in values if value.data]
+    result = _apply(eqn, values, [1] * len(values))
+    merged = {}
+    for noise, flow in union(values).items():
+        carriers = [value.flows.get(noise) for value in values]
+        degree = None
+        if result is not None and all(carrier is None or carrier.degree == 1 for carrier in carriers):
+            # Homogeneous functions of degree 1 keep the factor; of degree 0, as a sign, they lose the noise.
+            factors = (2,) if flow.is_positive else (2, -1)
+            scaled = [(k, _apply(eqn, values, [1 if c is None else k for c in carriers])) for k in factors]
+            fits = (d for d in (1, 0) if all(np.allclose(y, result * k**d, rtol=1e-3) for k, y in scaled))
+            degree = next(fits, None)
+        if degree == 0:
+            continue
+        keeps = eqn.primitive.name in ("add", "sub", "neg") and len(data) == 1
+        merged[noise] = dataclasses.replace(flow, degree=degree, added=flow.added if keeps else None)
+    same = all(value.gauss is not None and value.source == data[0].source for value in data)
+    known = same and all(value.data or value.constant is not None for value in values)
+    gauss = result if known and result is not None and np.ndim(result) == 2 else None
+    if gauss is not None:
+        merged = {n: with_moments(f, gauss) if f.degree == 1 else f for n, f in merged.items()}
+    single = len(data) == 1
+    bias = next((value.name for value in values if value.name.rpartition("/")[2] == "bias"), "")
+    is_biased = single and eqn.primitive.name == "add" and data[0].origin == "weights"
+    return Value(
+        True,
+        merged,
+        ancestors(values),
+        gauss,
+        data[0].source if gauss is not None else "",
+        origin=data[0].origin if single else "",
+        bias=bias if is_biased else "",
+    )
+
+
+def _apply(eqn, values, factors):
+    """The function on nodes, (nodes, channels), of its arguments times factors; None where it fails.
+
+    An argument whose distribution is not known is stood for by some numbers, which serve to tell a
+    homogeneous function from others.
+    """
+    arguments = []
+    for i, (value, factor, var) in enumerate(zip(values, factors, eqn.invars, strict=True)):
+        if value.data:
+            x = _some_numbers(i) if value.gauss is None else value.gauss
+        else:
+            x = _by_channel(value.constant, eqn.outvars[0].aval.shape)
+            if x is None:
+                return None
+        is_bool = var.aval.dtype == bool
+        arguments.append(x > 0 if is_bool and x.dtype != bool else x if is_bool else factor * x)
+    try:
+        arguments = np.broadcast_arrays(*arguments)
+    except ValueError:
+        return None
+    params = tuple(sorted(eqn.params.items()))
+    if max(x.size for x in arguments) > NODES.size:
+        return _computed(eqn.primitive, params, arguments)
+    described = ((x.tobytes(), x.dtype, x.shape) for x in arguments)
+    return _computed_once(eqn.primitive, params, *described)
+
+
+@functools.lru_cache
+def _some_numbers(argument):
+    return np.roll(NODES, 211 * argument)[:, None]
+
+
+# The blocks of a network compute the same again and again.
+@functools.lru_cache(maxsize=512)
+def _computed_once(primitive, params, *described):
+    arguments = [np.frombuffer(data, dtype).reshape(shape) for data, dtype, shape in described]
+    return _computed(primitive, params, arguments)
+
+
+def _computed(primitive, params, arguments):
+    try:
+        arrays = [np.asarray(x, bool if x.dtype == bool else np.float32) for x in arguments]
+        found = arithmetic.evaluate(primitive, dict(params), arrays)
+        return np.asarray(found, bool if found.dtype == bool else np.float64)
+    except (TypeError, ValueError):
+        return None
+
+
+def _by_channel(constant, shape):
+    """A constant as (1, channels or 1); something in place of an unknown one; None if it varies otherwise."""
+    if constant is None:
+        return np.full((1, 1), 0.7)
+    constant = np.asarray(constant)
+    if shape and constant.size == shape[-1] and (constant.ndim == 0 or constant.shape[-1] == constant.size):
+        return constant.reshape(1, -1)
+    is_one = constant.size and np.all(constant == constant.flat[0])
+    return constant.flat[0].reshape(1, 1) if is_one else None
+
+
+def squares_of(eqn, kernel, kernel_is_right: bool) -> np.ndarray | None:
+    """w^2 summed over taps, (groups, inputs of a group, outputs of a group); None for unusual layouts."""
+    squares = np.square(np.asarray(kernel, np.float64))
+    numbers = eqn.params["dimension_numbers"]
+    if eqn.primitive.name == "dot_general":
+        (left, right), batch = numbers
+        own, others = (right, left) if kernel_is_right else (left, right)
+        rank = len(eqn.invars[0 if kernel_is_right else 1].aval.shape)
+        if any(batch) or len(own) != 1 or others[0] != rank - 1:
+            return None
+        return np.moveaxis(squares, own[0], 0).reshape(1, squares.shape[own[0]], -1)
+    channels_last = numbers.lhs_spec[1] == numbers.out_spec[1] == squares.ndim - 1
+    if not (kernel_is_right and channels_last and eqn.params["batch_group_count"] == 1):
+        return None
+    groups = eqn.params["feature_group_count"]
+    outputs, inputs, *taps = numbers.rhs_spec
+    squares = np.transpose(squares, (*taps, inputs, outputs)).sum(tuple(range(len(taps))))
+    return squares.reshape(len(squares), groups, -1).swapaxes(0, 1)
+
+
+def fit(values: np.ndarray, size: int) -> np.ndarray | None:
+    """Values for `size` channels: one for all, one for each, or repeated as flattening repeats them."""
+    number = values.shape[-1]
+    if size % number:
+        return None
+    return np.tile(values, (*(1,) * (values.ndim - 1), size // number))
+
+
+def with_moments(flow: Flow, gauss: np.ndarray | None) -> Flow:
+    """The flow with mean and variance of the array that its noise multiplies."""
+    if gauss is None or gauss.dtype == bool:
+        return flow
+    means = DENSITY @ gauss
+    variances = DENSITY @ np.square(gauss) - means**2
+    return dataclasses.replace(flow, mean=float(means.mean()), variance=float(variances.mean()))

@@ -1,0 +1,312 @@
+"""The batch normalizations of any Linen model, and the moments of their inputs, batch by batch."""
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from dropbn.diagnose import modes, registry
+from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.noise_flow import marks
+from dropbn.errors import DropbnError
+from dropbn.nn.kernels import moments
+from dropbn.nn.kernels.moments import Moments
+
+Path = tuple[str, ...]
+# Mean and variance of a layer.
+Statistics = tuple[np.ndarray, np.ndarray]
+
+# The leaf beside mean and var in which a layer's moments ride: a collection that the model does not know
+# would vanish under nn.scan.
+_MOMENTS = registry.OURS + "moments"
+# The leaf that every call of a layer marks while the model is traced.
+_CALLS = registry.OURS + "calls"
+
+
+class Layer(NamedTuple):
+    """What tracing tells of a batch normalization.
+
+    Attributes:
+      momentum, epsilon: its own.
+      calls: how often a forward pass calls it.
+      scan: how many nn.scans were begun before it.
+      stack: how many of it nn.scan has stacked, as a shape; () outside of one.
+    """
+
+    momentum: float
+    epsilon: float
+    calls: int
+    scan: int
+    stack: tuple[int, ...]
+
+    @property
+    def weights(self) -> np.ndarray:
+        """The weights of its calls in its running statistics: m^(k-1-j) (1-m) / (1-m^k) of call j of k, (k,).
+
+        Each call moves the statistics once, by the momentum m. So the last call of a step weighs most.
+        """
+        weights = self.momentum ** np.arange(self.calls - 1, -1, -1.0)
+        return weights / weights.sum()
+
+
+class Observer:
+    """Moments of the input of every batch normalization of a model, in one mode, by one compiled program.
+
+    Attributes:
+      layers: path -> `Layer`, in the order of the trace.
+      num_images: how many the last pass has seen.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: dict,
+        batches: Batches,
+        mode: modes.Mode,
+        rngs: dict | None = None,
+        kwargs: dict | None = None,
+    ):
+        """Traces the model.
+
+        Args:
+          model: any Linen module.
+          variables: its variables, for their shapes.
+          batches: its inputs.
+          mode: noise and BN's source; statistics are frozen.
+          rngs: random keys by stream; the batch's index is folded in. By default key 0 for "dropout".
+          kwargs: further arguments of the model's `__call__`.
+
+        Raises:
+          DropbnError: the model has no batch normalization, or one that cannot be observed.
+        """
+        self._batches, self._mode, self._rngs = batches, mode._replace(update=False), modes.default_rngs(rngs)
+        traced = _abstract((variables, batches.inputs(batches.first), self._rngs))
+        self.layers, self._shapes, self._moments_of = _programs(model, self._mode, kwargs, *traced)
+        self.num_images = 0
+
+    def __call__(self, variables: dict) -> Iterator[dict[Path, list[Moments]]]:
+        """The moments of every layer in float64, call by call, for each batch.
+
+        Raises:
+          DropbnError: a layer whose input is not finite; one image as a batch where BN uses the batch;
+            batches that end earlier than in the last pass.
+        """
+        self.num_images, pending = 0, None
+        for index, batch in enumerate(itertools.chain(self._batches, [None])):
+            dispatched = None
+            if batch is not None:
+                x = self._batches.inputs(batch)
+                if self._mode.batch_norm == "batch":
+                    modes.refuse_one_image(x)
+                dispatched = self._moments_of(variables, x, self._rngs, index)
+                if _share_a_cpu(x):
+                    jax.block_until_ready(dispatched)
+            # Fetched only now, while the device works on the batch just dispatched.
+            if pending is not None:
+                yield self._fetched(pending, index - 1)
+            if batch is not None:
+                self.num_images += len(x)
+            pending = dispatched
+
+    def _fetched(self, packed, index):
+        packed = np.asarray(packed, np.float64)
+        ends = itertools.accumulate(map(math.prod, self._shapes), initial=0)
+        slices = itertools.starmap(slice, itertools.pairwise(ends))
+        parts = (packed[part].reshape(shape) for part, shape in zip(slices, self._shapes, strict=True))
+        found = {path: [*itertools.islice(parts, len(Moments._fields))] for path in self.layers}
+        if not np.isfinite(packed).all():
+            path = next(path for path, parts in found.items() if not all(np.isfinite(p).all() for p in parts))
+            raise DropbnError(
+                f"The input of '{'/'.join(path)}' is not finite in batch {index}: look for NaN in the "
+                "batches or weights."
+            )
+        return {path: _by_call(parts, self.layers[path]) for path, parts in found.items()}
+
+    def each(self) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
+        """(name, path, index) of every layer, in network order.
+
+        nn.scan stacks layers; each is one of its own here, named "path[i]", whose values stand at `index` of
+        the stacked ones, and a stack runs through all its BNs in turn. Other layers have the index ().
+        """
+        for (_, stack), paths in itertools.groupby(self.layers, lambda path: self.layers[path][-2:]):
+            paths = list(paths)
+            for index, path in itertools.product(np.ndindex(stack), paths):
+                yield ("/".join(path) or ".") + "".join(f"[{i}]" for i in index), path, index
+
+
+def settled(observer: Observer, variables: dict) -> dict[Path, Statistics]:
+    """(mean, var) that running statistics settle to: the averages over batches of batch means and variances.
+
+    For weights that do not change, `running = momentum * running + (1 - momentum) * batch` has this
+    expectation whatever its momentum. It is not the population's variance, which has the spread of the batch
+    means on top. Of a layer that a step calls several times it is the mean of its calls by `Layer.weights`,
+    without the spread of their means.
+
+    Args:
+      observer: in training's mode.
+      variables: the model's.
+    """
+    return averaged(observer, settled_by_call(observer, variables))
+
+
+def settled_by_call(observer: Observer, variables: dict) -> dict[Path, list[Statistics]]:
+    """What running statistics would settle to if every call of a layer had its own; see `settled`."""
+    sums, number = {}, 0
+    for number, found in enumerate(observer(variables), 1):  # noqa: B007
+        for path, calls in found.items():
+            new = np.array([(call.mean, call.variance) for call in calls])
+            sums[path] = sums[path] + new if path in sums else new
+    return {path: [(mean, var) for mean, var in total / number] for path, total in sums.items()}
+
+
+def averaged(observer: Observer, by_call: dict[Path, list[Statistics]]) -> dict[Path, Statistics]:
+    """The one (mean, var) of every layer that Flax's moving average makes of those of its calls."""
+    return {
+        path: tuple(np.average(calls, axis=0, weights=observer.layers[path].weights))
+        for path, calls in by_call.items()
+    }
+
+
+def statistics(variables: dict, path: Path) -> Statistics:
+    """Running (mean, variance) of a layer, in float64."""
+    layer = variables["batch_stats"]
+    for key in path:
+        layer = layer[key]
+    return tuple(np.asarray(layer[key], np.float64) for key in ("mean", "var"))
+
+
+def refuse_untrained(name: str, mean: np.ndarray, var: np.ndarray) -> None:
+    """Raises for running statistics that are those of initialisation."""
+    if np.all(mean == 0) and np.all(var == 1):
+        raise DropbnError(
+            f"The running statistics of '{name}' are still at mean 0, variance 1: train the model first, "
+            "or restore its batch_stats."
+        )
+
+
+def with_statistics(variables: dict, statistics: dict[Path, Statistics]) -> dict:
+    """The variables with (mean, var) of the given layers replaced, in the dtypes they had."""
+    stats = flat_stats(variables)
+    for path, found in statistics.items():
+        for key, value in zip(("mean", "var"), found, strict=True):
+            stats[(*path, key)] = jnp.asarray(value, stats[(*path, key)].dtype)
+    return {**variables, "batch_stats": unflatten_dict(stats)}
+
+
+def with_statistics_by_call(
+    observer: Observer, variables: dict, by_call: dict[Path, list[Statistics]]
+) -> dict:
+    """The variables with running statistics for every call of a layer, which `modes.apply` uses in order."""
+    stats = flat_stats(variables)
+    for path, calls in by_call.items():
+        axis, dtype = len(observer.layers[path].stack), stats[(*path, "mean")].dtype
+        stats[(*path, registry.BY_CALL)] = tuple(
+            jnp.asarray(np.stack(values, axis), dtype) for values in zip(*calls, strict=True)
+        )
+    return {**variables, "batch_stats": unflatten_dict(stats)}
+
+
+def flat_stats(variables: dict) -> dict[Path, jax.Array]:
+    """`batch_stats` by path."""
+    return flatten_dict(flax.core.unfreeze(variables.get("batch_stats", {})))
+
+
+@modes.kept
+def _programs(model, mode, kwargs, treedef, leaves):
+    """A model's layers by path, the shapes of their moments, and the program that takes those of a batch."""
+    variables, x, rngs = treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in leaves)
+
+    def apply(variables, x, rngs, index, observe, retrace=False):
+        keys = modes.fold_in(rngs, index)
+        options = {"mode": mode, "rngs": keys, "observe": observe, "retrace": retrace}
+        return modes.apply(model, variables, x, **options, **kwargs)
+
+    layers, empty = _trace(apply, variables, x, rngs)
+
+    @jax.jit
+    def moments_of(variables, x, rngs, index):
+        stats = unflatten_dict(flat_stats(variables) | empty)
+        _, stats = apply({**variables, "batch_stats": stats}, x, rngs, index, _record)
+        flat = flatten_dict(stats)
+        # As one array: of many small ones, each costs the host as much.
+        return jnp.concatenate([jnp.ravel(part) for path in layers for part in flat[(*path, _MOMENTS)]])
+
+    return layers, [part.shape for path in layers for part in empty[(*path, _MOMENTS)]], moments_of
+
+
+def _abstract(tree):
+    """The structure of a tree, and (shape, dtype) of its leaves: hashable."""
+    leaves, treedef = jax.tree.flatten(tree)
+    return treedef, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
+
+
+def _record(norm, x):
+    seen, new = norm.get_variable("batch_stats", _MOMENTS), moments.of(x, registry.attribute(norm, "axis"))
+    # The last ones, as many as there are calls: so none needs to know its number, in a loop either.
+    parts = (jnp.concatenate([old[1:], part[None]]) for old, part in zip(seen, new, strict=True))
+    norm.put_variable("batch_stats", _MOMENTS, Moments(*parts))
+
+
+def _by_call(parts, layer):
+    before = (slice(None),) * len(layer.stack)
+    return [Moments(*(part[*before, call] for part in parts)) for call in range(layer.calls)]
+
+
+def _trace(apply, variables, x, rngs):
+    """The model's layers by path, in the order of the trace, and empty moments for each of them."""
+    layers, empty, scans = {}, {}, []
+    stats = flat_stats(variables)
+    counted = {(*path[:-1], _CALLS): leaf for path, leaf in stats.items() if path[-1] == "mean"}
+    variables = {**variables, "batch_stats": unflatten_dict(stats | counted)}
+
+    def track(run, args, kwargs, context):
+        if type(context.module).__name__.startswith("Scan"):  # as nn.scan names the class that it makes
+            scans.append(context.module)
+        return run(*args, **kwargs)
+
+    def observe(norm, x):
+        stacked, own = stats[(*norm.path, "mean")].shape, norm.get_variable("batch_stats", "mean").shape
+        if stacked[len(stacked) - len(own) :] != own:
+            raise DropbnError(
+                f"'{'/'.join(norm.path)}' is stacked along another axis than the first; give its "
+                "transformation variable_axes={'batch_stats': 0} to measure it."
+            )
+        momentum, epsilon = (registry.attribute(norm, name) for name in ("momentum", "epsilon"))
+        stack = stacked[: len(stacked) - len(own)]
+        layers.setdefault(norm.path, Layer(momentum, epsilon, 0, len(scans), stack))
+        called = norm.get_variable("batch_stats", _CALLS)
+        called = marks.mark_p.bind(called, kind="norm", name=norm.path, times=1)
+        norm.put_variable("batch_stats", _CALLS, called)
+
+    with nn.intercept_methods(track):
+        # A block under nn.jit would else pass unseen where another was made alike.
+        jaxpr = jax.make_jaxpr(lambda *given: apply(*given, 0, observe, retrace=True))(variables, x, rngs)
+    if not layers:
+        raise DropbnError("The model has no batch normalization that dropbn.diagnose.modes can reach.")
+    number = marks.calls(jaxpr.jaxpr)
+    for path, layer in layers.items():
+        calls = number[path] / math.prod(layer.stack)
+        if math.isnan(calls):
+            raise DropbnError(
+                f"The data decide how often '{'/'.join(path)}' is called (nn.cond, nn.while_loop): call it "
+                "equally often in every branch, or loop by nn.scan."
+            )
+        layers[path] = layer._replace(calls=int(calls))
+        count = np.zeros((*layer.stack, int(calls)), np.float32)
+        zeros = np.zeros((*count.shape, *stats[(*path, "mean")].shape[len(layer.stack) :]), np.float32)
+        empty[(*path, _MOMENTS)] = Moments(count, zeros, zeros, zeros)
+    return layers, empty
+
+
+def _share_a_cpu(x):
+    # Simulated CPU devices share one pool of threads: programs in flight together can starve each other's
+    # collectives, until XLA aborts the process.
+    devices = x.devices() if isinstance(x, jax.Array) else ()
+    return len(devices) > 1 and all(device.platform == "cpu" for device in devices)

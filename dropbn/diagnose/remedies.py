@@ -1,0 +1,169 @@
+"""What can be done for a trained model without training it, and what each remedy brings on test images.
+
+===========================  ==========================================================  ==============
+remedy                       call                                                        needs
+===========================  ==========================================================  ==============
+recalibrated statistics      `recalibrate(model, variables, train_batches)`              BN
+precise BN with noise        `recalibrate(..., recipe="precise_bn", noise=True)`         BN
+batch statistics             `modes.apply` with noise off and BN by the test batch       BN
+mean of T draws              `modes.sample(model, variables, test_batches,               noise, classes
+                             num_samples=T)`
+===========================  ==========================================================  ==============
+
+Each row is made by its call, with the further keywords of `gap.explain`, and compared with test mode as it
+is.
+"""
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+
+from dropbn.diagnose import modes, recalibrate
+from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.scores import Difference, Scorer, difference
+from dropbn.errors import DropbnError
+from dropbn.results import Result
+
+# Into how many parts the training batches are cut to see how much depends on which images they are.
+PARTS = 4
+_BY_BATCH = modes.Mode(noise=False, batch_norm="batch", update=False)
+_PRECISE = {True: "precise BN with noise", False: "precise BN"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Remedies(Result):
+    """What each remedy brings.
+
+    Each row holds, of test images:
+      remedy: what is done.
+      accuracy_before, accuracy: in test mode as it is, and with the remedy.
+      loss_before, loss: likewise.
+      gain: of accuracy; where the score gives none, what the loss falls by.
+      error: standard error of the gain (`dropbn.diagnose.scores`); None where it is not known.
+      least: the gain less as many errors as chance allows, see `scores.Difference.least`; above 0 the gain is
+        more than chance, for as many remedies as were tried.
+      call: the call.
+
+    Attributes:
+      failed: remedy -> why it could not be tried.
+    """
+
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+
+    def __rich__(self):
+        # Test mode as it is stands in the table of modes.
+        return self.without("accuracy_before", "loss_before", "call").__rich__()
+
+    @property
+    def advice(self) -> str:
+        """Which remedy to take, in sentences."""
+        sentences = [f"There was no way to try {name}: {why}" for name, why in self.failed.items()]
+        unknown = [row for row in self.rows if row["error"] is None]
+        if unknown:
+            gains = ", ".join(f"{row['remedy']} {_gain(row)}" for row in unknown)
+            sentences.append(f"One batch does not tell the error of these gains on test images: {gains}.")
+        known = [row for row in self.rows if row["error"] is not None]
+        helps = [row for row in known if row["least"] > 0]
+        if helps:
+            best = max(helps, key=lambda row: row["gain"])
+            sentences.append(
+                f"The largest gain on test images that exceeds its error is that of {best['remedy']}: "
+                f"{_gain(best)} ({_change(best)}). The call is {best['call']}."
+            )
+        elif known:
+            gains = ", ".join(f"{row['remedy']} {_gain(row)}" for row in known)
+            sentences.append(f"No remedy that was tried gains more than its error on test images: {gains}.")
+        if not self.rows and not self.failed:
+            sentences.append("The model has neither noise nor BN that a remedy could switch or replace.")
+        return " ".join(sentences)
+
+
+def compare(
+    model: nn.Module,
+    variables: dict,
+    train: Batches,
+    test: Scorer,
+    *,
+    num_samples: int = 0,
+    rngs: dict | None = None,
+    kwargs: dict | None = None,
+) -> Remedies:
+    """Tries every remedy that fits the model.
+
+    Args:
+      model: any Linen module.
+      variables: its trained variables; they are not changed.
+      train: the training batches that statistics are taken from.
+      test: scores the test images.
+      num_samples: the draws of `modes.sample`; 0 where the outputs are no logits of classes.
+      rngs: random keys by stream, by default key 0 for "dropout".
+      kwargs: further arguments of the model's `__call__`.
+    """
+    rngs, kwargs = modes.default_rngs(rngs), kwargs or {}
+
+    def recalibrated(**recipe):
+        def scores(batches, rngs):
+            new = recalibrate.recalibrate(
+                model, variables, batches, inputs=train.inputs, rngs=rngs, **recipe, **kwargs
+            )
+            return test({**variables, "batch_stats": new.batch_stats}, modes.TEST)[0], new.num_images
+
+        whole, images = scores(train, rngs)
+        # Parts with the same masks would hide what depends on the masks.
+        parts = [scores(part, modes.fold_in(rngs, i)) for i, part in enumerate(train.parts(PARTS))]
+        share = sum(of_part for _, of_part in parts) / max(len(parts), 1) / images
+        return whole._replace(parts=tuple(part for part, _ in parts), share=share)
+
+    def sampled():
+        given = {"num_samples": num_samples, "inputs": test.batches.inputs, "rngs": rngs}
+        return test.of_probabilities(modes.sample(model, variables, test.batches, **given, **kwargs).mean)
+
+    noise = bool(modes.noises(model, variables, train.inputs(train.first), **kwargs))
+    tried = {}  # remedy -> (its call, the scores that it makes)
+    if variables.get("batch_stats"):
+        precise = {"recipe": "precise_bn"} | ({"noise": True} if noise else {})
+        for name, recipe in {"recalibrated statistics": {}, _PRECISE[noise]: precise}.items():
+            given = "".join(f", {key}={value!r}" for key, value in recipe.items())
+            call = f"recalibrate.recalibrate(model, variables, train_batches{given})"
+            tried[name] = call, functools.partial(recalibrated, **recipe)
+        call = f"modes.apply(model, variables, x, mode=modes.{_BY_BATCH})"
+        tried["batch statistics"] = call, lambda: test(variables, _BY_BATCH)[0]
+    if noise and num_samples:
+        call = f"modes.sample(model, variables, test_batches, num_samples={num_samples})"
+        tried[f"mean of {num_samples} draws"] = call, sampled
+    before, _ = test(variables, modes.TEST)
+    rows, failed = [], {}
+    for name, (call, scores) in tried.items():
+        try:
+            rows.append(_row(name, call, before, scores(), len(tried)))
+        except DropbnError as error:  # such as a dead layer, which has no statistics to take
+            failed[name] = str(error)
+    return Remedies(
+        rows, "What each remedy brings on test images (least: lower 95 % bound of the gain)", failed
+    )
+
+
+def _row(name, call, before, after, tried):
+    gained = difference(before, after, "correct") or difference(after, before, "loss")
+    return {
+        "remedy": name,
+        "accuracy_before": before.mean("correct"),
+        "accuracy": after.mean("correct"),
+        "loss_before": before.mean("loss"),
+        "loss": after.mean("loss"),
+        "gain": gained.value,
+        "error": gained.error,
+        "least": gained.least(tried),
+        "call": call,
+    }
+
+
+def _gain(row):
+    return Difference(row["gain"], row["error"]).words("loss" if row["accuracy"] is None else "correct")
+
+
+def _change(row):
+    if row["accuracy"] is None:
+        return f"loss {row['loss_before']:.3g} to {row['loss']:.3g}"
+    return f"accuracy {row['accuracy_before']:.1%} to {row['accuracy']:.1%}"

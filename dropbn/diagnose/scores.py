@@ -1,0 +1,212 @@
+"""The scores of images in a mode, and the difference between two modes with its standard error.
+
+Two variances add up to the squared error of a difference of means:
+
+- that over images: var(d) / images for the differences d of the same images; for different images the
+  variances of both means add. Images that BN normalizes by their batch share its statistics. Their sums over
+  batches are the independent ones, so the larger of the two variances is taken:
+  B / (B - 1) sum_b (sum_{i in b} (d_i - mean d))^2 / images^2 for B batches.
+- that over statistics which were taken from training images. They are taken from P disjoint parts of the
+  batches as well. A statistic's variance falls as 1 / images, so the variance of the P differences, times a
+  part's share of the images (1 / P), is the variance of the difference to first order.
+
+Degrees of freedom are Satterthwaite's (1946): (sum v)^2 / sum (v^2 / degrees of v).
+"""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import flax.linen as nn
+import numpy as np
+
+from dropbn.diagnose import modes, uncertainty
+from dropbn.diagnose.batches import Batches
+from dropbn.errors import DropbnError
+
+_LEVEL = 0.05  # of chance, for all differences that are compared together
+
+
+class Scores(NamedTuple):
+    """Scores of images, in float64.
+
+    Attributes:
+      loss: (images,).
+      correct: (images,), or None where the score does not tell.
+      batch: (images,), the number of an image's batch where BN normalizes by it, otherwise None.
+      parts: the scores with the statistics of each part of the training batches, () where there is one batch
+        alone; None where the statistics were not taken from batches.
+      share: the images of a part, as a share of those behind the statistics.
+    """
+
+    loss: np.ndarray
+    correct: np.ndarray | None
+    batch: np.ndarray | None = None
+    parts: tuple["Scores", ...] | None = None
+    share: float = 0.0
+
+    def mean(self, key: str) -> float | None:
+        """The mean of "loss" or "correct" over images."""
+        values = getattr(self, key)
+        return None if values is None else float(values.mean())
+
+
+class Difference(NamedTuple):
+    """A difference of means.
+
+    Attributes:
+      value: the difference.
+      error: its standard error; None where it is not known, such as that of statistics from one batch.
+      degrees: of freedom of the error.
+    """
+
+    value: float
+    error: float | None
+    degrees: float = np.inf
+
+    def words(self, key: str) -> str:
+        """Such as "12.5 +- 1.7 points" of "correct", "0.436 +- 0.052" of "loss", without an unknown error."""
+        numbers = [number for number in (self.value, self.error) if number is not None]
+        if key == "correct":
+            return " +- ".join(f"{100 * number:.1f}" for number in numbers) + " points"
+        return " +- ".join(f"{number:.3g}" for number in numbers)
+
+    def least(self, tried: int) -> float | None:
+        """value - t error, the lower end of a one-sided 95 % interval.
+
+        The quantile t of Student's distribution is that of 1 - 0.05 / tried (Bonferroni), so that among as
+        many differences, none of which is above 0, the chance that any least value is above 0 stays at 5 %.
+        """
+        if not self.error:
+            return None if self.error is None else self.value
+        from scipy import stats
+
+        return self.value - float(stats.t.ppf(1 - _LEVEL / tried, self.degrees)) * self.error
+
+
+def difference(before: Scores, after: Scores, key: str, *, paired: bool = True) -> Difference | None:
+    """The mean of `after` less that of `before`; None where the score does not tell.
+
+    Args:
+      before, after: the scores.
+      key: "loss" or "correct".
+      paired: whether both are of the same images in the same order.
+    """
+    a, b = getattr(before, key), getattr(after, key)
+    if a is None:
+        return None
+    if paired:
+        terms = [_over_images(b - a, before.batch if after.batch is None else after.batch)]
+    else:
+        terms = [_over_images(a, before.batch), _over_images(b, after.batch)]
+    terms += _over_parts(before, after, key)
+    value = float(b.mean() - a.mean())
+    if None in terms:
+        return Difference(value, None)
+    variance = sum(v for v, _ in terms)
+    spread = sum(v**2 / degrees for v, degrees in terms)
+    return Difference(value, float(variance**0.5), float(variance**2 / spread) if spread else np.inf)
+
+
+def _over_images(values, batch):
+    """(variance of the mean, degrees of freedom), None where it is not known."""
+    number = len(values)
+    if number < 2:
+        return None
+    of_images = values.var(ddof=1) / number, number - 1
+    if batch is None:
+        return of_images
+    sums = np.bincount(batch, values - values.mean())
+    if len(sums) < 2:
+        return None
+    of_batches = np.square(sums).sum() * len(sums) / (len(sums) - 1) / number**2, len(sums) - 1
+    return max(of_images, of_batches)
+
+
+def _over_parts(before, after, key):
+    """The same for statistics, in a list that is empty where none were taken from batches."""
+    taken = [scores for scores in (before, after) if scores.parts is not None]
+    if not taken:
+        return []
+    number = len(taken[0].parts)
+    if number < 2:
+        return [None]
+    a, b = (
+        scores.mean(key) if scores.parts is None else np.array([part.mean(key) for part in scores.parts])
+        for scores in (before, after)
+    )
+    return [(np.var(b - a, ddof=1) * taken[0].share, number - 1)]
+
+
+class Scorer:
+    """Scores of the same images in any mode.
+
+    Attributes:
+      batches: the images.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        name: str,
+        score: Callable,
+        rngs: dict | None = None,
+        kwargs: dict | None = None,
+    ):
+        """Arguments as of `gap.explain`; `name` is what an error calls the batches."""
+        self.batches, self._name = batches, name
+        self._model, self._score, self._rngs, self._kwargs = model, score, rngs, kwargs
+
+    def __call__(self, variables: dict, mode: modes.Mode) -> tuple[Scores, np.ndarray]:
+        """The scores and the outputs of all images."""
+        predict = modes.Predictor(self._model, mode, self._kwargs)
+        scores, outputs = self._of(predict(variables, self.batches, self._rngs))
+        if mode.batch_norm == "batch":
+            scores = scores._replace(
+                batch=np.repeat(np.arange(len(outputs)), [len(part) for part in outputs])
+            )
+        return scores, np.concatenate(outputs)
+
+    def of_probabilities(self, probabilities: np.ndarray) -> Scores:
+        """The scores of predictions, (images, classes): those of logits log p, whose softmax is p."""
+        logits, start, predictions = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)), 0, []
+        for batch in self.batches:
+            stop = start + len(self.batches.inputs(batch))
+            predictions.append((batch, logits[start:stop]))
+            start = stop
+        return self._of(predictions)[0]
+
+    def _of(self, predictions: Iterable):
+        found, outputs = [], []
+        for batch, output in predictions:
+            if not np.all(np.isfinite(output)):
+                raise DropbnError(
+                    f"Outputs for the {self._name} batches are not finite: look for NaN in batches or "
+                    "weights."
+                )
+            found.append(self._score(output, batch))
+            outputs.append(output)
+        loss, correct = (
+            np.concatenate([np.asarray(part[key], np.float64) for part in found]) if key in found[0] else None
+            for key in ("loss", "correct")
+        )
+        return Scores(loss, correct), outputs
+
+
+def classify(batches: Batches) -> Callable:
+    """`score(outputs, batch)`: the cross-entropy of logits, and whether the largest is that of the label."""
+
+    def score(outputs, batch):
+        labels = np.asarray(batches.labels(batch))
+        fits = outputs.ndim == 2 and labels.shape == outputs.shape[:1]
+        if not (fits and 0 <= labels.min() <= labels.max() < outputs.shape[1]):
+            raise DropbnError(
+                f"Outputs of shape {outputs.shape} and labels of shape {labels.shape} from {labels.min()} to "
+                f"{labels.max()} are no classification: give labels=, or score= for another task."
+            )
+        labels = labels.astype(int)
+        p = uncertainty.softmax(outputs)
+        chosen = np.take_along_axis(p, labels[:, None], -1)[:, 0]
+        return {"loss": -np.log(np.maximum(chosen, 1e-300)), "correct": p.argmax(-1) == labels}
+
+    return score

@@ -1,0 +1,83 @@
+"""Activations by name: those of Flax, and the ones of the caffenet benchmark."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dropbn.errors import DropbnError
+from dropbn.nn.kernels import draws
+from dropbn.nn.noise import Noise
+
+
+def identity(x: jax.Array) -> jax.Array:
+    """y = x: no nonlinearity."""
+    return x
+
+
+def maxout(x: jax.Array) -> jax.Array:
+    """The larger of each two neighbouring channels, (..., 2c) -> (..., c) (Goodfellow et al. 2013).
+
+    Raises:
+      DropbnError: an odd number of channels.
+    """
+    if x.shape[-1] % 2:
+        raise DropbnError(f"maxout takes an even number of channels, got an array of shape {x.shape}.")
+    # Not max(-1): its gradient is NaN where XLA computes x twice and rounds it otherwise.
+    return jnp.maximum(x[..., ::2], x[..., 1::2])
+
+
+class PReLU(nn.Module):
+    """y = max(x, 0) + slope * min(x, 0), a learned slope a channel, 0.25 at first (He et al. 2015, eq. 1)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],))
+        return jnp.where(x > 0, x, x * slope.astype(x.dtype))
+
+
+class RReLU(Noise):
+    """Randomized leaky ReLU: y = x where x > 0, else x / a (Xu et al. 2015, section 2.4).
+
+    In training a ~ U(low, high) for every element, in test mode a = (low + high) / 2. So it is a noise: it
+    draws from the dropout stream and is switched on and off with dropout. E[1 / a] is not 1 / E[a]: even the
+    mean of its output shifts between training and test, by 8 % of the negative part at the default bounds.
+
+    Attributes:
+      low, high: bounds of a, 3 and 8 as published.
+      broadcast_dims: dimensions that share one draw.
+      deterministic: True switches the noise off.
+      rng_collection: name of the random stream.
+    """
+
+    low: float = 3.0
+    high: float = 8.0
+    broadcast_dims: tuple[int, ...] = ()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+
+    is_identity = False
+
+    def at_test(self, inputs):
+        return jnp.where(inputs > 0, inputs, inputs / ((self.low + self.high) / 2))
+
+    def perturb(self, inputs, rng, shape):
+        a = self.low + (self.high - self.low) * draws.uniform(rng, shape)
+        return jnp.where(inputs > 0, inputs, (inputs / a).astype(inputs.dtype))
+
+
+# Functions of an array, and modules.
+ACTIVATIONS = {
+    "relu": nn.relu,
+    "relu6": nn.relu6,
+    "leaky_relu": nn.leaky_relu,
+    "elu": nn.elu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "softplus": nn.softplus,
+    "sigmoid": nn.sigmoid,
+    "tanh": nn.tanh,
+    "identity": identity,
+    "maxout": maxout,
+    "prelu": PReLU,
+    "rrelu": RReLU,
+}

@@ -1,0 +1,297 @@
+"""Multiplicative noise: one family, `y = x * m` with `E[m] = 1` and `Var[m] = s2`.
+
+==================  =======================  =================
+noise               m                        s2 = Var[m]
+==================  =======================  =================
+`Dropout`           Bernoulli(keep) / keep   rate / (1 - rate)
+`GaussianDropout`   N(1, s2)                 rate / (1 - rate)
+`Uout`              1 + U(-beta, beta)       beta^2 / 3
+==================  =======================  =================
+
+The variance shift that a noise causes depends on s2 alone: directly before batch normalization of an
+input with mean c and variance v, real / moving variance is `v / (v + s2 (c^2 + v))` (Li et al. 2018,
+eq. 8, written for any noise). Noises are therefore compared fairly at equal s2.
+
+Each class is a drop-in for `flax.linen.Dropout`: the same `rngs={'dropout': key}`, `deterministic`,
+`broadcast_dims` and `rng=`. The amount (`rate` or `beta`) may be a traced scalar, so that one compiled
+step serves every amount. A traced amount cannot be checked: each class says what one outside its range does.
+
+Uniform and normal draws are float32 whatever the input's dtype and `jax_enable_x64`; the product has the
+input's dtype.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dropbn.errors import DropbnError, unknown
+from dropbn.nn.kernels import draws
+
+
+class Noise(nn.Module):
+    """What the family shares: when noise is drawn and from which key. Use a subclass.
+
+    A subclass has the fields of `flax.linen.Dropout` (its own amount first) and defines `amount`, `s2` and
+    `multiplier(key, shape) -> float32 m`, or, where it is not multiplicative, `perturb` and `is_identity`.
+    """
+
+    @nn.compact
+    def __call__(
+        self, inputs: jax.Array, deterministic: bool | None = None, rng: jax.Array | None = None
+    ) -> jax.Array:
+        """`inputs * m` in training, `inputs` where `deterministic`.
+
+        Args:
+          inputs: array of any shape and floating dtype.
+          deterministic: True switches the noise off. Give it here or at construction, not in both.
+          rng: the key to draw from; by default one of the `rng_collection` stream.
+
+        Returns:
+          Array of the shape and dtype of `inputs`.
+
+        Raises:
+          DropbnError: noise is on and no `rng_collection` stream was given to `apply`. (Linen itself
+            would silently draw from the 'params' stream.) `init` without one gives what test mode gives.
+        """
+        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
+        if deterministic:
+            return self.at_test(inputs)
+        if self.is_identity:
+            return inputs
+        if rng is None:
+            if not self.has_rng(self.rng_collection):
+                if self.is_initializing():
+                    return self.at_test(inputs)
+                raise DropbnError(
+                    f"{type(self).__name__} at '{'/'.join(self.path)}' is on but got no random key: call "
+                    f"apply(..., rngs={{'{self.rng_collection}': key}}) or pass deterministic=True."
+                )
+            rng = self.make_rng(self.rng_collection)
+        shape = list(inputs.shape)
+        for dim in self.broadcast_dims:
+            shape[dim] = 1
+        return self.perturb(inputs, rng, tuple(shape))
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether even in training nothing is changed: the amount is known to be 0."""
+        return _is_number(self.amount) and self.amount == 0
+
+    def at_test(self, inputs):
+        return inputs
+
+    def perturb(self, inputs, rng, shape):
+        return (inputs * self.multiplier(rng, shape)).astype(inputs.dtype)
+
+
+class Dropout(Noise):
+    """Dropout: m = mask / keep with P(mask = 1) = keep = 1 - rate (Srivastava et al. 2014).
+
+    s2 = rate / (1 - rate). Draws exactly the masks of `flax.linen.Dropout` for the same key and module
+    path, for keys of any generator and in any configuration of JAX. At rate 1 the output is zero and its
+    gradient is zero, not NaN. A traced rate below 0 drops nothing and still divides by 1 - rate; one above 1
+    drops everything, and the output is 0, or NaN where `restore` is "sqrt_keep".
+
+    Attributes:
+      rate: probability of dropping a unit, in [0, 1]; a Python number or a traced scalar.
+      broadcast_dims: dimensions that share one draw; (1, 2) drops whole channels of NHWC images.
+      deterministic: True switches the noise off.
+      rng_collection: name of the random stream.
+      scale_at: "train" divides kept units by keep in training (inverted dropout). "test" leaves them
+        unscaled in training and multiplies by keep in test mode, as the original dropout did. Both give
+        batch normalization the same shift ratio, because BN is blind to a constant factor.
+      restore: a factor in training that restores the input's variance. "sqrt_keep" multiplies by sqrt(keep),
+        right where the mean c is 0, and E[m] = sqrt(keep) then. "exact" shrinks around each channel's mean,
+        c + (y - c) sqrt(v / (v + s2 (c^2 + v))), with c and v of the device's batch.
+
+    Raises:
+      DropbnError: a rate outside [0, 1], an unknown `scale_at` or `restore`, both of them.
+    """
+
+    rate: float
+    broadcast_dims: Sequence[int] = ()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+    scale_at: str = "train"
+    restore: str = ""
+
+    def __post_init__(self):
+        _check("Dropout", "rate", self.rate, "[0, 1]", lambda rate: 0 <= rate <= 1)
+        if self.scale_at not in ("train", "test"):
+            raise unknown("scale_at", self.scale_at, ("train", "test"))
+        if self.restore not in ("", "sqrt_keep", "exact"):
+            raise unknown("restore", self.restore, ("sqrt_keep", "exact"))
+        if self.restore and self.scale_at == "test":
+            raise DropbnError("Dropout: restore is defined for scale_at='train'; give one of them.")
+        super().__post_init__()
+
+    @property
+    def amount(self):
+        return self.rate
+
+    @property
+    def s2(self):
+        """Var[m] = rate / (1 - rate); infinite at rate 1."""
+        return _odds(self.rate)
+
+    @property
+    def keep(self):
+        # Never in a bfloat16 input's dtype: there 0.9 rounds to 0.8984 and the mask is another one. A Python
+        # rate is float64 under jax_enable_x64, as in Flax.
+        return jnp.asarray(1.0 - self.rate)
+
+    def at_test(self, inputs):
+        return inputs if self.scale_at == "train" else inputs * self.keep.astype(inputs.dtype)
+
+    def perturb(self, inputs, rng, shape):
+        y = _drop(inputs, rng, self.keep, shape, self.scale_at == "train")
+        if self.restore == "sqrt_keep":
+            return y * jnp.sqrt(self.keep).astype(inputs.dtype)
+        return self._restored(inputs, y) if self.restore else y
+
+    def _restored(self, inputs, y):
+        inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
+        channels = tuple(range(inputs.ndim - 1))
+        c, v = inputs.mean(channels), inputs.var(channels)
+        # v / (v + s2 (c^2 + v)) without s2, which is infinite at rate 1. Where a channel is constant, and at
+        # rate 1, the factor is 0 and so is its gradient, not NaN.
+        varies = v > 1e-18
+        v = jnp.where(varies, v, 1)
+        kept = self.keep * v / (v + (1 - self.keep) * jnp.square(c))
+        positive = varies & (kept > 0)
+        factor = jnp.where(positive, jnp.sqrt(jnp.where(positive, kept, 1)), 0)
+        return (c + (y - c) * factor).astype(y.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))  # Traced once for all layers of a shape.
+def _drop(inputs, key, keep, shape, scaled):
+    """`inputs` where a mask of `shape` keeps them, else 0; `scaled` divides them by `keep`."""
+    mask = draws.bernoulli(key, keep, shape).astype(jnp.float32) > 0
+    if scaled:
+        # The inner `where` keeps the gradient finite at keep = 0, where every unit is dropped.
+        inputs = inputs / jnp.where(keep > 0, keep, 1).astype(inputs.dtype)
+    return jnp.where(mask, inputs, jnp.zeros_like(inputs))
+
+
+class GaussianDropout(Noise):
+    """Gaussian dropout: m ~ N(1, s2) with s2 = rate / (1 - rate), the variance of Dropout(rate)'s m.
+
+    Source: Srivastava et al. 2014, section 10. Nothing is rescaled at test time. A traced rate outside [0, 1)
+    has no variance: the output is NaN, at rate 1 infinite.
+
+    Attributes:
+      rate: in [0, 1); a Python number or a traced scalar.
+      broadcast_dims: dimensions that share one draw.
+      deterministic: True switches the noise off.
+      rng_collection: name of the random stream.
+
+    Raises:
+      DropbnError: a rate outside [0, 1).
+    """
+
+    rate: float
+    broadcast_dims: Sequence[int] = ()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+
+    def __post_init__(self):
+        _check("GaussianDropout", "rate", self.rate, "[0, 1)", lambda rate: 0 <= rate < 1)
+        super().__post_init__()
+
+    @property
+    def amount(self):
+        return self.rate
+
+    @property
+    def s2(self):
+        """Var[m] = rate / (1 - rate)."""
+        return _odds(self.rate)
+
+    def multiplier(self, rng, shape):
+        return 1.0 + jnp.sqrt(jnp.asarray(self.s2, jnp.float32)) * draws.normal(rng, shape)
+
+
+class Uout(Noise):
+    """Uout: m = 1 + r with r ~ U(-beta, beta), s2 = beta^2 / 3 (Li et al. 2018, eq. 15).
+
+    A traced beta outside [0, 1] is taken as it is: a negative one acts as -beta, because r is symmetric, and
+    with one above 1 some m are negative.
+
+    Attributes:
+      beta: half width of the uniform noise, in [0, 1]; a Python number or a traced scalar.
+      broadcast_dims: dimensions that share one draw.
+      deterministic: True switches the noise off.
+      rng_collection: name of the random stream.
+
+    Raises:
+      DropbnError: beta outside [0, 1].
+    """
+
+    beta: float
+    broadcast_dims: Sequence[int] = ()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+
+    def __post_init__(self):
+        _check("Uout", "beta", self.beta, "[0, 1]", lambda beta: 0 <= beta <= 1)
+        super().__post_init__()
+
+    @property
+    def amount(self):
+        return self.beta
+
+    @property
+    def s2(self):
+        """Var[m] = beta^2 / 3."""
+        return self.beta**2 / 3
+
+    def multiplier(self, rng, shape):
+        return 1.0 + jnp.asarray(self.beta, jnp.float32) * (2 * draws.uniform(rng, shape) - 1)
+
+
+KINDS = {"dropout": Dropout, "gaussian": GaussianDropout, "uout": Uout}
+
+
+def create(config, amount) -> Callable[..., Noise]:
+    """`make(name=...)` of a config's noise.
+
+    Args:
+      config: has `kind`, and `scale_at` and `restore`, which dropout alone uses (`config.model.noise`).
+      amount: its rate or beta, possibly traced.
+    """
+    own = {"scale_at": config.scale_at, "restore": config.restore} if config.kind == "dropout" else {}
+    return functools.partial(KINDS[config.kind], amount, **own)
+
+
+def amount(config) -> float:
+    """The amount that a config's noise uses: `beta` for uout, `rate` for dropout and gaussian.
+
+    Args:
+      config: has `kind`, `rate` and `beta` (`config.model.noise`); the field its kind does not use is
+        ignored.
+
+    Raises:
+      DropbnError: an unknown kind, or an amount outside its range.
+    """
+    if config.kind not in KINDS:
+        raise unknown("noise", config.kind, KINDS)
+    value = config.beta if config.kind == "uout" else config.rate
+    return KINDS[config.kind](value).amount
+
+
+def _is_number(value) -> bool:
+    """Whether a value is known now: a Python or NumPy number, not a traced array."""
+    return isinstance(value, (int, float, np.number))
+
+
+def _check(noise, field, value, interval, inside):
+    if _is_number(value) and not inside(value):
+        raise DropbnError(f"{noise}: {field} must lie in {interval}, got {value}.")
+
+
+def _odds(rate):
+    return float("inf") if _is_number(rate) and rate == 1 else rate / (1 - rate)

@@ -1,0 +1,119 @@
+"""How a study shows itself: a line for each member that ends, and bars of what is under way."""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+import jax
+import rich.console
+import rich.progress
+
+from dropbn.train import progress
+
+
+class Board:
+    """Bars of the study and of the members that train, with the time that is left, on a terminal."""
+
+    def __init__(self, number: int, finished: int, cost: float, console=None):
+        """Prepares the board.
+
+        Args:
+          number: of members.
+          finished: how many of them were finished before.
+          cost: of all others, in any unit that `stack` uses too.
+          console: where it is shown; by default the standard output.
+        """
+        self.console = console or rich.console.Console(highlight=False, markup=False)
+        self._number, self._ended = number, finished
+        self._bars = rich.progress.Progress(
+            rich.progress.TextColumn("{task.description}", markup=False),
+            rich.progress.BarColumn(bar_width=10),
+            rich.progress.TaskProgressColumn(),
+            rich.progress.TextColumn("{task.fields[status]}"),
+            rich.progress.TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            speed_estimate_period=600,
+            disable=not self.console.is_terminal,
+        )
+        self._study = self._bars.add_task("", total=cost, status="")
+        self._say()
+
+    def __enter__(self):
+        self._bars.start()
+        return self
+
+    def __exit__(self, *exception):
+        self._bars.stop()
+
+    @contextlib.contextmanager
+    def stack(self, names: list[str], cost: float, total_steps: int) -> Iterator["Stack"]:
+        """Shows members that train together.
+
+        Args:
+          names: theirs.
+          cost: of all of them.
+          total_steps: of each.
+
+        Yields:
+          What `dropbn.train.loop.train` takes as its `progress`.
+        """
+        task = self._bars.add_task(_short(names), total=total_steps, status="compiling")
+        before = self._bars.tasks[0].completed
+        stack = Stack(self._bars, task, self._study, cost / total_steps)
+        try:
+            yield stack
+        finally:
+            self._bars.remove_task(task)
+            self._bars.update(self._study, completed=before + cost)
+
+    def ended(self, name: str, line: str) -> None:
+        """A member is finished, or failed; `line` says how."""
+        self._ended += 1
+        self.console.print(f"{name}: {line}", soft_wrap=True)
+        self._say()
+
+    def _say(self):
+        self._bars.update(self._study, description=f"{self._ended} of {self._number} members")
+
+
+class Stack:
+    """Members that train together, as a bar."""
+
+    def __init__(self, bars, task, study, cost_of_step):
+        self._bars, self._task, self._study, self._cost = bars, task, study, cost_of_step
+        self._shown, self._steps = 0.0, 0
+
+    def resume(self, step: int) -> None:
+        """They begin, or go on, at `step`."""
+        self._bars.update(self._task, completed=step, status="")
+        self._bars.advance(self._study, step * self._cost)
+
+    def note(self, text: str) -> None:
+        """Says what is worth knowing before they go on."""
+        self._bars.console.print(text, soft_wrap=True)
+
+    def step(self, sums: list[dict]) -> None:
+        """One more step; `sums` are those since the last look, still on the devices."""
+        jax.block_until_ready(sums[: -progress.RUN_AHEAD][-1:])
+        self._steps += 1
+        if time.monotonic() - self._shown > progress.REFRESH_SECONDS:
+            self._bars.advance(self._task, self._steps)
+            self._bars.advance(self._study, self._steps * self._cost)
+            self._shown, self._steps = time.monotonic(), 0
+
+    def epoch(self, record: dict) -> None:
+        """One of them has come to the end of an epoch; `record` is its line of metrics.jsonl."""
+        status = f"train {record['train/accuracy']:.1%}  test {record['test/accuracy']:.1%}"
+        self._bars.update(self._task, status=status)
+
+    def measure(self) -> None:
+        """They are trained; what a study keeps of them is measured."""
+        self._bars.update(self._task, status="measuring")
+
+
+def _short(names):
+    """The members in 30 characters, the end of the first name being what tells it from others."""
+    more = f" + {len(names) - 1}" if len(names) > 1 else ""
+    room = 30 - len(more)
+    return (names[0] if len(names[0]) <= room else "\N{HORIZONTAL ELLIPSIS}" + names[0][1 - room :]) + more

@@ -1,0 +1,342 @@
+"""What the runs of a study have left: the members of every cell, and the numbers of each.
+
+A member is read from its workdir, or from the files that a study publishes: `members.csv` holds the numbers
+of every member and where they come from, `correct.csv` which test images it has right. They are small enough
+to be committed, and enough to judge every claim again.
+"""
+
+import base64
+import csv
+import datetime
+import functools
+import io
+import json
+import pathlib
+import platform
+import subprocess
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+
+import dropbn
+from dropbn.errors import DropbnError
+from dropbn.train import workdir
+
+# A commit that changes what a run finds raises it: a table refuses members of several editions.
+EDITION = 2
+
+
+class Finished(NamedTuple):
+    """A finished run of a cell.
+
+    Attributes:
+      seed: its seed.
+      numbers: its numbers by name, of `NUMBERS`, without those that it lacks.
+      correct: whether each test image is right, bool (images,), by what BN's statistics are: "running", as
+        trained, and the recipes of `summary["recalibrated"]`.
+      provenance: of `provenance`, as text; {} where the run keeps none.
+      records: of metrics.jsonl, a dict an epoch; [] for a published member.
+      summary: of eval/summary.json, see `dropbn.train.evaluation.summarize`; {} for a published member.
+    """
+
+    seed: int
+    numbers: dict[str, float]
+    correct: dict[str, np.ndarray]
+    provenance: dict[str, str]
+    records: list[dict]
+    summary: dict
+
+
+class Cell(NamedTuple):
+    """A cell of a table with its finished runs.
+
+    Attributes:
+      arg: the cell, as after the colon of --config=configs/study.py:ARG.
+      config: of its first run, as nested dicts; {} where all are published.
+      paper: the paper's value, or None.
+      members: its finished runs, by seed.
+    """
+
+    arg: str
+    config: dict
+    paper: float | None
+    members: list[Finished]
+
+    def values(self, number: str) -> dict[int, float]:
+        """seed -> a number of `NUMBERS`, of the members that have it."""
+        return {m.seed: m.numbers[number] for m in self.members if number in m.numbers}
+
+
+def largest_shift(rows: list[dict] | None) -> float | None:
+    """The largest max(r, 1 / r) over BN layers of shift ratio r (Li et al. 2018, Fig. 4); None without BN.
+
+    Args:
+      rows: of `dropbn.diagnose.shift.Shift`, each with "ratio"; none for a network without BN.
+    """
+    return max((max(row["ratio"], 1 / row["ratio"]) for row in rows or ()), default=None)
+
+
+def _percent(share):
+    return None if share is None else 100 * share
+
+
+def _of_summary(key):
+    return lambda summary, records: summary.get(key)
+
+
+def _share(key):
+    return lambda summary, records: _percent(summary.get(key))
+
+
+def _recalibrated(recipe):
+    return lambda summary, records: _percent(summary.get("recalibrated", {}).get(recipe))
+
+
+def _last(key):
+    return lambda summary, records: records[-1].get(key) if records else None
+
+
+def _train_gap(summary, records):
+    noisy, plain = summary.get("train_accuracy"), summary.get("train_accuracy_test_mode")
+    return None if None in (noisy, plain) else 100 * (noisy - plain)
+
+
+def _curve(records, key):
+    """(steps, mean training losses) of the epochs; the objective is the loss and the penalty."""
+    found = [
+        (record["step"], record["train/loss"] + (key == "objective") * record.get("train/penalty", 0))
+        for record in records
+        if "train/loss" in record
+    ]
+    return np.array(found).reshape(-1, 2).T
+
+
+def _after(part, key):
+    """The mean loss of the epoch in which 1 / part of the steps is reached."""
+
+    def read(summary, records):
+        steps, losses = _curve(records, key)
+        return float(losses[np.searchsorted(steps, steps[-1] / part)]) if steps.size else None
+
+    return read
+
+
+def _steps_to(level, key):
+    """The steps until the least loss so far, linear between epochs, is at a level; all if it stays above."""
+
+    def read(summary, records):
+        steps, losses = _curve(records, key)
+        return float(np.interp(-level, -np.minimum.accumulate(losses), steps)) if steps.size else None
+
+    return read
+
+
+# The numbers of a run: name -> (summary, records) -> the number, None where the run has none. Accuracies are
+# in %, losses in nats.
+NUMBERS = {
+    "accuracy": _share("accuracy"),
+    "test_loss": _of_summary("loss"),
+    "adjusted_accuracy": _recalibrated("li2018_torch"),
+    "literally_adjusted_accuracy": _recalibrated("li2018"),
+    "recalibrated_accuracy": _recalibrated("dropout_off"),
+    "shift": lambda summary, records: largest_shift(summary.get("shift")),
+    "shift_li2018": lambda summary, records: largest_shift(summary.get("shift_li2018")),
+    "train_accuracy": _share("train_accuracy"),
+    "train_accuracy_test_mode": _share("train_accuracy_test_mode"),
+    "train_gap": _train_gap,
+    "loss": _last("train/loss"),
+    "penalty": _last("train/penalty"),
+    "loss_after_a_tenth": _after(10, "loss"),
+    "loss_after_a_third": _after(3, "loss"),
+    "steps_to_loss_0.1": _steps_to(0.1, "loss"),
+    "objective_after_a_tenth": _after(10, "objective"),
+    "objective_after_a_third": _after(3, "objective"),
+    "steps_to_objective_0.6": _steps_to(0.6, "objective"),
+}
+
+
+def member(seed: int, records: list[dict], summary: dict) -> Finished:
+    """A finished run by its records and its summary."""
+    numbers = {name: read(summary, records) for name, read in NUMBERS.items()}
+    return Finished(
+        seed,
+        {name: value for name, value in numbers.items() if value is not None},
+        {name: unpack(**packed) for name, packed in summary.get("correct", {}).items()},
+        {key: str(value) for key, value in summary.get("provenance", {}).items()},
+        records,
+        summary,
+    )
+
+
+def pack(correct: np.ndarray) -> dict:
+    """Booleans as text: {"images": how many, "bits": base64 of their bits, the first image's bit highest}."""
+    bits = base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")
+    return {"images": len(correct), "bits": bits}
+
+
+def unpack(images: int, bits: str) -> np.ndarray:
+    """What `pack` has packed."""
+    packed = np.frombuffer(base64.b64decode(bits, validate=True), np.uint8)
+    if len(packed) != -(-images // 8):
+        raise ValueError(f"{len(packed)} bytes for the bits of {images} images")
+    return np.unpackbits(packed, count=images).astype(bool)
+
+
+def provenance(config) -> dict[str, str]:
+    """Where a run's numbers come from: edition, commit, versions, device, date, digest of its config."""
+    import flax
+    import jax
+
+    device = jax.local_devices()[0]
+    machine = f" ({platform.machine()})" if device.platform == "cpu" else ""
+    return {
+        "edition": str(EDITION),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "flax": flax.__version__,
+        "device": device.device_kind + machine,
+        "date": datetime.date.today().isoformat(),
+        "config": workdir.digest(config),
+    }
+
+
+@functools.cache
+def _commit():
+    """The commit of this checkout, with "+" where files differ from it; outside of one, the version."""
+    here = pathlib.Path(__file__).resolve().parents[1]
+
+    def git(*words):
+        return subprocess.run(
+            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        if pathlib.Path(git("rev-parse", "--show-toplevel")) != here:
+            return dropbn.__version__
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
+    except (OSError, subprocess.CalledProcessError):
+        return dropbn.__version__
+
+
+def write(directory, summary: dict) -> None:
+    """Marks the run in a workdir as finished, whatever error it left before; `correct` is packed."""
+    summary = summary | {"correct": {name: pack(right) for name, right in summary["correct"].items()}}
+    to = pathlib.Path(directory, "eval")
+    to.mkdir(exist_ok=True)
+    workdir.replace(to / "summary.json", json.dumps(summary) + "\n")
+    pathlib.Path(directory, "error.txt").unlink(missing_ok=True)
+
+
+def write_error(directory, error: str) -> pathlib.Path:
+    """Keeps the error of a run that failed in its workdir; returns the file."""
+    file = pathlib.Path(directory, "error.txt")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    workdir.replace(file, error)
+    return file
+
+
+def error(directory) -> str:
+    """The error that the run in a workdir has left; "" where there is none."""
+    file = pathlib.Path(directory, "error.txt")
+    return file.read_text(encoding="utf-8") if file.exists() else ""
+
+
+def finished(directory) -> bool:
+    """Whether a workdir holds a finished run."""
+    return pathlib.Path(directory, "eval", "summary.json").exists()
+
+
+def read(directory) -> Finished:
+    """The finished run in a workdir."""
+    summary = json.loads(pathlib.Path(directory, "eval", "summary.json").read_text())
+    return member(workdir.read_config(directory).seed, workdir.read_metrics(directory), summary)
+
+
+def cell(arg: str, paper: float | None, directories: Iterable, published: Iterable[Finished] = ()) -> Cell:
+    """A cell and its finished runs, in some workdirs or published; a workdir's comes first."""
+    directories = [directory for directory in directories if finished(directory)]
+    members = {found.seed: found for found in (*published, *map(read, directories))}
+    config = workdir.read_config(directories[0]).to_dict() if directories else {}
+    return Cell(arg, config, paper, [members[seed] for seed in sorted(members)])
+
+
+def refuse_another(finished: Finished, config) -> None:
+    """Raises for a finished run of another edition, or of another config where it keeps its digest."""
+    edition = finished.provenance.get("edition", "1")
+    if edition != str(EDITION):
+        raise DropbnError(
+            f"it was trained by edition {edition} of the code, this is edition {EDITION}, and numbers have "
+            "changed between them: train it again in another --workdir"
+        )
+    if finished.provenance.get("config", workdir.digest(config)) != workdir.digest(config):
+        raise DropbnError("it was trained with another config: choose another --workdir")
+
+
+def refuse_several_editions(cells: Iterable[Cell]) -> None:
+    """Raises for members whose numbers a commit in between has changed the meaning of."""
+    found = {}
+    for of_cell in cells:
+        for one in of_cell.members:
+            found.setdefault(one.provenance.get("edition", "1"), f"{of_cell.arg}, seed {one.seed}")
+    if len(found) > 1:
+        told = "; ".join(f"edition {edition}, such as {name}" for edition, name in sorted(found.items()))
+        raise DropbnError(
+            f"Members of several editions are no table, because numbers have changed between them: {told}. "
+            "Train those of the older edition again, in another --workdir."
+        )
+
+
+def publish(directory, cells: Iterable[Cell]) -> None:
+    """Writes members.csv and correct.csv of a study's workdir."""
+    known = [(of_cell.arg, one) for of_cell in cells for one in of_cell.members]
+    fields = dict.fromkeys(key for _, one in known for key in one.provenance)
+    numbers = [{"cell": arg, "seed": one.seed, **one.numbers, **one.provenance} for arg, one in known]
+    bits = [
+        {"cell": arg, "seed": one.seed, "statistics": statistics, **pack(right)}
+        for arg, one in known
+        for statistics, right in one.correct.items()
+    ]
+    directory = pathlib.Path(directory)
+    workdir.replace(directory / "members.csv", _csv(("cell", "seed", *NUMBERS, *fields), numbers))
+    workdir.replace(directory / "correct.csv", _csv(("cell", "seed", "statistics", "images", "bits"), bits))
+
+
+def published(directory) -> dict[str, list[Finished]]:
+    """cell -> the members that members.csv and correct.csv of a study's workdir hold; {} without them.
+
+    Raises:
+      DropbnError: a file that cannot be read as what `publish` writes.
+    """
+    correct, found = {}, {}
+    try:
+        for row in _rows(directory, "correct.csv"):
+            key = row.pop("cell"), int(row.pop("seed"))
+            right = unpack(int(row["images"]), row["bits"])
+            correct.setdefault(key, {})[row["statistics"]] = right
+        for row in _rows(directory, "members.csv"):
+            arg, seed = row.pop("cell"), int(row.pop("seed"))
+            numbers = {name: float(row[name]) for name in NUMBERS if row.get(name)}
+            about = {key: text for key, text in row.items() if key not in NUMBERS}
+            one = Finished(seed, numbers, correct.get((arg, seed), {}), about, [], {})
+            found.setdefault(arg, []).append(one)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DropbnError(
+            f"The members.csv and correct.csv in {directory} are not readable: {error}."
+        ) from error
+    return found
+
+
+def _rows(directory, name):
+    file = pathlib.Path(directory, name)
+    return list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")))) if file.exists() else []
+
+
+def _csv(fields, rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

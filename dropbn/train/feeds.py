@@ -1,0 +1,177 @@
+"""How a dataset reaches the devices: from their own memory, or read ahead by the host.
+
+Both feeds have the same methods, which run on the host and yield what a program takes, stacked over the
+devices; inside the program their `batches` make this device's batch of it.
+"""
+
+import collections
+import functools
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from dropbn import data
+from dropbn.data import sampling
+from dropbn.data.splits import Split
+from dropbn.errors import DropbnError
+from dropbn.train import parallel
+
+
+def create(
+    config, dataset: data.Dataset, layout: parallel.Layout, runs: Sequence[tuple[int, data.Dataset]] = ()
+) -> "Resident | Streamed":
+    """The feed of a config's dataset.
+
+    Args:
+      config: the config.
+      dataset: its data.
+      layout: the devices.
+      runs: (seed, data) of the runs where each device has its own; by default those of the config. Their data
+        have the same shapes.
+
+    Raises:
+      DropbnError: a stream for runs side by side.
+    """
+    if isinstance(dataset.train, Split):
+        return Resident(config, layout, runs or [(config.seed, dataset)])
+    if not layout.axis_name:
+        raise DropbnError("Streamed images feed one run at a time: train with --parallel=data.")
+    return Streamed(config, dataset, layout)
+
+
+class Gather(NamedTuple):
+    """This device's batches of images that live on it; see `dropbn.data.sampling`."""
+
+    batch_size: int
+    axis_name: str | None
+    crop_padding: int
+    flip: bool
+
+    def train(self, inputs, step, seed) -> dict[str, jax.Array]:
+        """The batch {"image", "label"} of a step since the start of training."""
+        (split, moments), order = inputs
+        augmented = {"crop_padding": self.crop_padding, "flip": self.flip}
+        return sampling.train_batch(split, order, step, seed, **moments, **self._shared(), **augmented)
+
+    def evaluate(self, inputs) -> dict[str, jax.Array]:
+        """The batch {"image", "label", "mask"}."""
+        (split, moments), index = inputs
+        return sampling.eval_batch(split, index, **moments, **self._shared())
+
+    def _shared(self):
+        return {"batch_size": self.batch_size, "axis_name": self.axis_name}
+
+
+class Receive(NamedTuple):
+    """This device's batches as the host has sent them."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def train(self, inputs, step, seed) -> dict[str, jax.Array]:
+        """The batch {"image", "label"}; its step and seed were the host's."""
+        mean, std = (np.array(moment, np.float32) for moment in self)
+        return inputs | {"image": sampling.normalize(inputs["image"], mean, std)}
+
+    def evaluate(self, inputs) -> dict[str, jax.Array]:
+        """The batch {"image", "label", "mask"}; the mask is False for the padding."""
+        return self.train(inputs, None, None)
+
+
+class Resident:
+    """Images live on every device; batches are gathered and augmented there.
+
+    Attributes:
+      batches: what becomes a batch inside a program: `train(inputs, step, seed)` and `evaluate(inputs)`. It
+        holds no images, so that a program may outlive its feed.
+    """
+
+    def __init__(self, config, layout, runs):
+        self._batch_size, self._layout = config.batch_size, layout
+        self.batches = Gather(config.batch_size, layout.axis_name, config.data.crop_padding, config.data.flip)
+        seeds, datasets = zip(*runs, strict=True)
+        self._moments = [{"mean": dataset.mean, "std": dataset.std} for dataset in datasets]
+        self._train = self._put([dataset.train for dataset in datasets])
+        self._measured = {}  # ids of splits -> (the splits, their copies on the devices)
+        self._seeds = layout.put(list(seeds))
+        self._order = _orders(datasets[0].train.num_examples, layout)
+
+    def _put(self, splits):
+        return self._layout.put(list(zip(splits, self._moments, strict=True)))
+
+    def train_inputs(self, epoch: int, steps: range) -> Iterator:
+        """What `batches.train` takes at each of some steps of an epoch."""
+        return itertools.repeat((self._train, self._order(self._seeds, epoch)), len(steps))
+
+    def eval_inputs(self, *splits: Split) -> Iterator:
+        """What `batches.evaluate` takes, until every image of the runs' splits was there once."""
+        key = tuple(map(id, splits))
+        if key not in self._measured:
+            self._measured[key] = splits, self._put(splits)
+        _, on_devices = self._measured[key]
+        for i in range(math.ceil(splits[0].num_examples / self._batch_size)):
+            yield on_devices, np.full(len(self._layout.devices), i)
+
+
+@functools.lru_cache(maxsize=4)
+def _orders(num_examples, layout):
+    """(seeds, epoch) -> the order of that epoch on each device."""
+    return parallel.on_each(
+        lambda seed, epoch: sampling.epoch_order(seed, epoch, num_examples), layout, in_axes=(0, None)
+    )
+
+
+class Streamed:
+    """Batches are read by the host, a few ahead of the devices.
+
+    Attributes:
+      batches: as of `Resident`.
+    """
+
+    def __init__(self, config, dataset, layout):
+        self._config, self._layout, self._train = config, layout, dataset.train
+        self.batches = Receive(tuple(dataset.mean.tolist()), tuple(dataset.std.tolist()))
+
+    def train_inputs(self, epoch: int, steps: range) -> Iterator:
+        """What `batches.train` takes at each of some steps of an epoch."""
+        size, seed = self._config.batch_size, self._config.seed
+        order = np.asarray(sampling.epoch_order(seed, epoch, self._train.num_examples))
+        positions = np.concatenate([self._own(step * size) for step in steps] or [np.arange(0)])
+        batches = self._train.epoch(
+            order, positions, self._share, seed=seed, epoch=epoch, workers=self._config.data.workers
+        )
+        return self._ahead({"image": batch.images, "label": batch.labels} for batch in batches)
+
+    def eval_inputs(self, split) -> Iterator:
+        """What `batches.evaluate` takes, until every image of a split was there once."""
+        return self._ahead(self._padded(split))
+
+    def _padded(self, split):
+        for start in range(0, split.num_examples, self._config.batch_size):
+            positions = self._own(start)
+            part = split.take(np.minimum(positions, split.num_examples - 1))
+            yield {"image": part.images, "label": part.labels, "mask": positions < split.num_examples}
+
+    @property
+    def _share(self):
+        """This process's number of images in a batch."""
+        return self._config.batch_size // self._layout.processes
+
+    def _own(self, start):
+        """The positions that are this process's in the batch that begins at `start`."""
+        process = jax.process_index() if self._layout.processes > 1 else 0
+        first = start + process * self._share
+        return np.arange(first, first + self._share)
+
+    def _ahead(self, batches, number=2):
+        """Puts batches on the devices while the one before is in use."""
+        waiting = collections.deque()
+        for batch in batches:
+            waiting.append(parallel.spread(batch, self._layout.devices))
+            if len(waiting) > number:
+                yield waiting.popleft()
+        yield from waiting

@@ -1,0 +1,211 @@
+"""A run under way: its state, its records and its checkpoints."""
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from dropbn import data, models
+from dropbn.data import sampling
+from dropbn.errors import DropbnError
+from dropbn.nn import initializers
+from dropbn.train import checkpoint, divergence, parallel, steps, workdir
+from dropbn.train.plan import Plan
+
+
+@dataclasses.dataclass(eq=False)
+class Run:
+    """A run under way.
+
+    Attributes:
+      config: its config.
+      state: on the host, as of the last look at it; finite.
+      totals: the sums of the steps of the epoch so far.
+      saved: the step of the last checkpoint; 0 if there is none.
+      accuracy: what the best checkpoint is chosen by, at the end of an epoch; else None.
+      failure: what ended it.
+      checkpoints: the opened checkpoints.
+      log: where its numbers go.
+      about: what its checkpoints say of it.
+    """
+
+    config: ml_collections.ConfigDict
+    state: steps.TrainState
+    totals: dict[str, float]
+    saved: int
+    checkpoints: Any
+    log: workdir.Log
+    about: dict
+    accuracy: float | None = None
+    failure: DropbnError | None = None
+
+    @property
+    def step(self) -> int:
+        return int(self.state.step)
+
+    def look(self, state: steps.TrainState, sums: list[dict]) -> bool:
+        """Takes over what steps have brought, and returns True, if all of it is finite."""
+        losses = [part["loss"] + part.get("penalty", 0) for part in sums]
+        if not (np.isfinite(losses).all() and divergence.is_finite(state.variables)):
+            return False
+        self.state, self.accuracy = state, None
+        self.totals = _added(self.totals, sums)
+        self.log.scalars({"step": self.step, "train/loss_lately": _means(_added({}, sums))["loss"]})
+        return True
+
+    def record(self, epoch: float, sums: dict[str, list[dict]], steps_per_second: float) -> dict:
+        """Writes and returns the record of an epoch that has ended.
+
+        Args:
+          epoch: epochs since the start of training.
+          sums: of each measured split, "train" being training images in test mode.
+          steps_per_second: the speed.
+
+        Raises:
+          DropbnError: a loss is not finite: the last step's update may have been the one that diverged.
+        """
+        scores = {split: _means(_added({}, found)) for split, found in sums.items()}
+        if not np.isfinite(sum(found["loss"] for found in scores.values())):
+            raise self.diverged(self.step, "the loss")
+        self.accuracy = scores["validation" if "validation" in scores else "test"]["accuracy"]
+        record = {
+            "step": self.step,
+            "epoch": epoch,
+            **{f"train/{key}": value for key, value in _means(self.totals).items()},
+            "train/accuracy_test_mode": scores.pop("train")["accuracy"],
+            **{f"{split}/{key}": value for split, found in scores.items() for key, value in found.items()},
+            "images_per_second": steps_per_second * self.config.batch_size,
+        }
+        self.totals = {}
+        self.log.record(record)
+        return record
+
+    def save(self) -> None:
+        """Saves the state in the background."""
+        about = self.about | {"totals": self.totals}
+        checkpoint.save(self.checkpoints, self.step, self.state, self.accuracy, about)
+        self.saved = self.step
+
+    def diverged(self, step: int, what: str) -> DropbnError:
+        """The error for `what` was not finite at a step."""
+        last_good = (
+            f"the last good checkpoint is that of step {self.saved}"
+            if self.saved
+            else "there is no checkpoint yet"
+        )
+        return DropbnError(
+            f"{what[0].upper()}{what[1:]} is not finite at step {step}; {last_good}. Lower "
+            "optimizer.learning_rate, or give it an optimizer.warmup."
+        )
+
+
+@contextlib.contextmanager
+def opened(
+    config, directory, checkpoint_dir: str, dataset: data.Dataset, plan: Plan, progress
+) -> Iterator[Run]:
+    """Opens the run of a config in a workdir, at its newest checkpoint that can be read.
+
+    Args:
+      config: the config.
+      directory: the workdir.
+      checkpoint_dir: see `workdir.claim`.
+      dataset: the data.
+      plan: of the config.
+      progress: is told of checkpoints that cannot be read.
+
+    Raises:
+      DropbnError: what `training.train_and_evaluate` says.
+    """
+    initial = initial_state(config, dataset, plan)  # It refuses orders that do not fit the images.
+    shared = plan.layout.processes > 1
+    writes = parallel.is_first() or not shared
+    if shared and not writes:  # One process makes the workdir, the others find it.
+        parallel.wait_for_all(f"{directory} is claimed")
+    try:
+        directory = workdir.claim(directory, config, checkpoint_dir)
+    finally:
+        if shared and writes:
+            parallel.wait_for_all(f"{directory} is claimed")
+    about = {"config": workdir.digest(config), "dataset": dataset.fingerprint}
+    with (
+        workdir.lock(directory) if writes else contextlib.nullcontext(),
+        checkpoint.manager(workdir.checkpoints(directory), shared=shared) as checkpoints,
+    ):
+        if checkpoints.all_steps():
+            state, saved, notes = checkpoint.resume(checkpoints, jax.eval_shape(lambda: initial), shared)
+            for note in notes:
+                progress.note(note)
+            _refuse_others(directory, saved, about)
+            totals, step = saved["totals"], int(state.step)
+        else:
+            _refuse_lost_checkpoints(directory, plan)
+            state, totals, step = initial, {}, 0
+        if step >= plan.steps_per_epoch and not workdir.read_metrics(directory):
+            raise DropbnError(
+                f"The run in {directory} stands at step {step}, but its metrics.jsonl was removed: choose "
+                "another --workdir."
+            )
+        with workdir.log(directory, step) if writes else contextlib.nullcontext(_SILENT) as log:
+            yield Run(config, state, totals, step, checkpoints, log, about)
+
+
+# Of a process whose records another one writes.
+_SILENT = workdir.Log(lambda record: None, lambda record: None)
+
+
+def _refuse_others(directory, saved, about):
+    """Raises if a checkpoint was saved by a run of another config, or on other data."""
+    if saved["config"] != about["config"]:
+        raise DropbnError(f"The checkpoints of {directory} are of a run of another config.")
+    before, now = saved["dataset"], about["dataset"]
+    changed = [
+        f"{split}: {before.get(split, 'none')} when the checkpoint was saved, {now.get(split, 'none')} now"
+        for split in sorted(before.keys() | now.keys())
+        if before.get(split) != now.get(split)
+    ]
+    if changed:
+        raise DropbnError(
+            f"The dataset has changed since the run in {directory} began: bring the old one back, or choose "
+            "another --workdir.\n  " + "\n  ".join(changed)
+        )
+
+
+def _refuse_lost_checkpoints(directory, plan):
+    """Starting over would overwrite the records of a run that had come far beyond its first checkpoint."""
+    records = workdir.read_metrics(directory)
+    # A kill may leave records without a checkpoint while the first is being written, but not the second.
+    if records and records[-1]["step"] >= 2 * plan.checkpoint_every + plan.steps_per_epoch:
+        raise DropbnError(
+            f"{directory} has records up to step {records[-1]['step']} but no checkpoint: its checkpoints "
+            "were removed. Choose another --workdir, or remove this one to start over."
+        )
+
+
+def initial_state(config, dataset: data.Dataset, plan: Plan) -> steps.TrainState:
+    """The state before the first step, with the initial weights of `config.model.init`."""
+    model = models.create(config.model)
+    state = steps.create_state(model, plan.tx, config.seed, dataset.train.image_shape)
+    if config.model.init != "lsuv":
+        return state
+    images = dataset.plain(config.batch_size).images
+    images = sampling.normalize(images, dataset.mean, dataset.std)
+    params = initializers.lsuv(model, state.variables, images)["params"]
+    return state.replace(params=params, opt_state=plan.tx.init(params))
+
+
+def _added(totals, sums):
+    """Totals and a run's sums together."""
+    totals = dict(totals)
+    for part in sums:
+        for name, value in part.items():
+            totals[name] = totals.get(name, 0.0) + float(value)
+    return totals
+
+
+def _means(totals):
+    names = {"loss": "loss", "correct": "accuracy", "penalty": "penalty"}
+    return {names[name]: value / totals["count"] for name, value in totals.items() if name != "count"}
