@@ -16,7 +16,7 @@ import PIL.Image
 from benchmarks import networks, side_by_side
 from benchmarks.side_by_side import Row
 from configs import base
-from dropbn import cli, data
+from dropbn import data, runtime
 from dropbn.data import splits
 from dropbn.nn import noise
 from dropbn.train import feeds, parallel, plan, programs, runs, steps
@@ -27,7 +27,7 @@ PHOTOS, SIDE, BATCH = 32, 224, 8
 
 def rows() -> list[Row]:
     """The input's share of a step, and the rate of the streamed path beside the device's."""
-    cli.prepare()
+    runtime.prepare()
     return [*_resident(), *_streamed()]
 
 

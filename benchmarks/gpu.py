@@ -20,7 +20,7 @@ import optax
 from benchmarks import networks, side_by_side
 from benchmarks.side_by_side import Entrant, Row
 from configs import base
-from dropbn import cli, models
+from dropbn import models, runtime
 from dropbn.study import cost
 from dropbn.train import steps
 
@@ -94,7 +94,7 @@ def ours(settings):
 
 def dropbn(settings):
     """Entrant: `STEPS` of dropbn's training steps in one dispatch."""
-    cli.prepare()
+    runtime.prepare()
     step, state, batch = ours(settings)
     images = len(batch["label"])
     facts = {"images": STEPS * images, "flops": cost.flops(step, state, batch) / images, "peak": _peak()}
@@ -119,7 +119,7 @@ def _rounds(step, state, batch, scan=True):
 
 def options():
     """Entrant whose facts are the rows of the options."""
-    cli.prepare()
+    runtime.prepare()
 
     def runs(keys="threefry2x32", scan=True, **changes):
         jax.config.update("jax_default_prng_impl", keys)
@@ -149,7 +149,7 @@ def options():
 
 def members():
     """Entrant whose facts are the rows of members in one program."""
-    cli.prepare()
+    runtime.prepare()
     step, state, batch = ours(networks.PRERESNET._replace(rate=0.3, dtype="bfloat16"))
     stacked = jax.tree.map(lambda leaf: jnp.stack([jnp.asarray(leaf)] * MEMBER_COUNT), state)
     racing = {

@@ -20,7 +20,7 @@ from jax.experimental import topologies
 
 from benchmarks import gpu, networks, scaling, side_by_side
 from benchmarks.side_by_side import Row
-from dropbn import cli
+from dropbn import runtime
 
 _BANDWIDTH = scaling.MACHINES["8 H100"].memory
 _SMALL = 1e6
@@ -71,14 +71,14 @@ class Kernel(NamedTuple):
 def rows(names=tuple(gpu.NETWORKS)) -> list[Row]:
     """Bytes and kernels of a step of every network, dropbn's and that of plain Flax."""
     jax.config.update("jax_platforms", "cpu")  # A GPU that is there is left alone.
-    cli.prepare()
+    runtime.prepare()
     found = []
     for name in names:
         settings = gpu.NETWORKS[name]
         found += _rows(f"{name}: dropbn", *gpu.ours(settings))
         if settings is not None:
             step, state = networks.plain(settings)
-            with jax.threefry_partitionable(True):  # JAX's default, which `cli.prepare` has changed.
+            with jax.threefry_partitionable(True):  # JAX's default, which `runtime.prepare` has changed.
                 found += _rows(f"{name}: plain Flax", step, state, networks.images(settings.batch_size))
     return found
 

@@ -13,7 +13,7 @@ import jax
 
 from benchmarks import networks, side_by_side, train_step
 from benchmarks.side_by_side import Row
-from dropbn import cli
+from dropbn import runtime
 from dropbn.nn import noise
 
 AMOUNTS = {"dropout": 0.3, "gaussian": 0.3, "uout": 0.5}
@@ -23,7 +23,7 @@ TARGET = {"cpu": 1.08, "gpu": 1.03}
 
 def rows() -> list[Row]:
     """Time and memory of a step with each noise, relative to none and to `flax.linen.Dropout`."""
-    cli.prepare()
+    runtime.prepare()
     settings = networks.PRERESNET
     kinds = {kind: settings._replace(kind=kind, rate=amount) for kind, amount in AMOUNTS.items()}
     runs, memory = {"none": _run(settings)}, {}

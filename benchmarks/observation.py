@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import networks, side_by_side
 from benchmarks.side_by_side import Entrant, Row
-from dropbn import cli, models
+from dropbn import models, runtime
 from dropbn.diagnose import modes, observation
 from dropbn.diagnose.batches import Batches
 
@@ -31,7 +31,7 @@ RIVALS = {"shift.measure": "PyTorch hooks", "recalibrate": "PyTorch update_bn"}
 
 def dropbn(settings: networks.Settings):
     """Entrant whose facts are the seconds of dropbn's passes: "evaluation" and the keys of `SOURCES`."""
-    cli.prepare()
+    runtime.prepare()
     model = models.create(networks.config(settings))
     images = [jax.device_put(networks.images(settings.batch_size)["image"]) for _ in range(BATCHES)]
     variables = model.init(jax.random.key(1), images[0][:2])

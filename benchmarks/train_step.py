@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks import networks, side_by_side
 from benchmarks.side_by_side import Entrant, Row
-from dropbn import cli
+from dropbn import runtime
 from dropbn.study import cost
 
 NETWORKS = (networks.PRERESNET, networks.WRN)
@@ -36,7 +36,7 @@ def devices(number: int) -> dict[str, str]:
 
 def dropbn(settings: networks.Settings, number: int, steps: int = 1):
     """Entrant: `steps` of dropbn's training steps on `number` devices."""
-    cli.prepare()
+    runtime.prepare()
     step, state, batch = networks.ours_on_devices(settings, number)
     facts = {"parameters": networks.size(state.params) // number}
 

@@ -1,4 +1,4 @@
-"""The error that tells a user what was wrong, where, and what to do."""
+"""The errors: a request that is refused, and a run that was told to stop."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,6 +6,14 @@ from collections.abc import Iterable
 
 class DropbnError(ValueError):
     """A request that dropbn refuses. Its message is a sentence for the user, not for a debugger."""
+
+
+class Preempted(SystemExit):
+    """A run was stopped by SIGTERM after it was saved. If nobody catches it, the process ends with status 0."""
+
+    def __init__(self, message: str):
+        super().__init__(0)
+        self.message = message
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> DropbnError:

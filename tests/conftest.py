@@ -21,9 +21,9 @@ import hypothesis
 import jax
 import pytest
 
-from dropbn import cli
+from dropbn import runtime
 
-cli.convolve_on_all_cores()
+runtime.convolve_on_all_cores()
 jax.config.update("jax_threefry_partitionable", False)
 absl.logging.set_verbosity(absl.logging.ERROR)
 hypothesis.settings.register_profile("dropbn", deadline=None, derandomize=True, max_examples=50)

@@ -12,8 +12,8 @@ import jax
 import ml_collections
 
 from dropbn.data import files
+from dropbn.errors import Preempted
 from dropbn.train import loop
-from dropbn.train.preemption import Preempted
 from dropbn.train.progress import Progress
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dropbn import cli
+from dropbn import runtime
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN, EVAL = "train.py --workdir={run} ", "eval.py "
@@ -97,18 +97,18 @@ def test_a_run_does_not_wait_for_what_it_has_no_use_for():
 
 
 def test_convolutions_go_to_eigen_where_the_user_says_nothing(monkeypatch):
-    name = cli._XLA_FLAG.partition("=")[0]
+    name = runtime._XLA_FLAG.partition("=")[0]
     for given, wanted in (
-        ("", cli._XLA_FLAG),
-        ("--xla_dump_to=x", f"--xla_dump_to=x {cli._XLA_FLAG}"),
+        ("", runtime._XLA_FLAG),
+        ("--xla_dump_to=x", f"--xla_dump_to=x {runtime._XLA_FLAG}"),
         (f"{name}=DOT", f"{name}=DOT"),
     ):
         monkeypatch.setenv("XLA_FLAGS", given)
-        cli.convolve_on_all_cores()
+        runtime.convolve_on_all_cores()
         assert os.environ["XLA_FLAGS"] == wanted
     monkeypatch.setenv("XLA_FLAGS", "")
-    monkeypatch.setattr(cli.jaxlib.version, "__version_info__", (0, 13))
-    cli.convolve_on_all_cores()
+    monkeypatch.setattr(runtime.jaxlib.version, "__version_info__", (0, 13))
+    runtime.convolve_on_all_cores()
     assert os.environ["XLA_FLAGS"] == ""
 
 
@@ -121,12 +121,12 @@ def test_compiled_programs_are_kept_where_only_the_user_writes(mode, tmp_path, m
     for age, path in ((3, passing), (2, kept), (1, newest)):
         path.write_bytes(bytes(10))
         os.utime(path, (1e9 - age,) * 2)
-    monkeypatch.setattr(cli, "_CACHE_BYTES", 25)
+    monkeypatch.setattr(runtime, "_CACHE_BYTES", 25)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
     set_to = {}
-    monkeypatch.setattr(cli.jax.config, "update", set_to.__setitem__)
-    cli._keep_compiled()
+    monkeypatch.setattr(runtime.jax.config, "update", set_to.__setitem__)
+    runtime._keep_compiled()
     private = mode == 0o700
     assert set_to.get("jax_compilation_cache_dir") == (str(directory) if private else None)
     assert passing.exists() is not private
@@ -135,15 +135,15 @@ def test_compiled_programs_are_kept_where_only_the_user_writes(mode, tmp_path, m
 
 def test_a_cache_directory_is_made_for_the_user_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
-    directory = cli._private_directory()
+    directory = runtime._private_directory()
     assert directory == tmp_path / "new" / "dropbn" / "xla"
     assert directory.stat().st_mode & 0o777 == 0o700
     monkeypatch.setenv("XDG_CACHE_HOME", str(directory / "file"))
     (directory / "file").touch()
-    assert cli._private_directory() is None
+    assert runtime._private_directory() is None
 
 
 def test_a_cache_that_the_user_has_chosen_stays(monkeypatch):
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "elsewhere")
-    monkeypatch.setattr(cli.jax.config, "update", lambda *given: pytest.fail(f"{given}"))
-    cli._keep_compiled()
+    monkeypatch.setattr(runtime.jax.config, "update", lambda *given: pytest.fail(f"{given}"))
+    runtime._keep_compiled()

@@ -18,9 +18,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, Preempted
 from dropbn.train import checkpoint, evaluation, feeds, loop, losses, programs, runs, workdir
-from dropbn.train.preemption import Preempted
 from dropbn.train.progress import Progress
 
 ROOT = pathlib.Path(__file__).parent.parent

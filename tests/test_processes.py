@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from dropbn import data
+from dropbn.errors import Preempted
 from dropbn.train import checkpoint, evaluation, loop, parallel, preemption, workdir
 from dropbn.train.plan import abstract_state, make_plan
 from dropbn.train.progress import Progress
@@ -145,7 +146,7 @@ def test_groups_streams_and_resumed_runs_of_processes(mlp_config, tmp_path, grou
         _alone(config, tmp_path / "one" / name, 4)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preemption, "watched", lambda shared: contextlib.nullcontext(lambda step: step == 6))
-        with pytest.raises(preemption.Preempted):
+        with pytest.raises(Preempted):
             _alone(configs["from one to two"], tmp_path / "two" / "from one to two", 1)
     jobs = [
         {
@@ -172,8 +173,8 @@ def test_groups_streams_and_resumed_runs_of_processes(mlp_config, tmp_path, grou
 # train.py, which here takes a process for dead after 5 seconds, not 30.
 IMPATIENT = """
 import runpy
-from dropbn import doorway
-doorway._HEARTBEAT_SECONDS = 5
+from dropbn import cli
+cli._HEARTBEAT_SECONDS = 5
 runpy.run_path("train.py", run_name="__main__")
 """
 

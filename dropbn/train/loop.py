@@ -8,7 +8,7 @@ import time
 import jax
 
 from dropbn import data, models
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, Preempted
 from dropbn.nn import noise
 from dropbn.train import divergence, feeds, preemption, programs, runs, steps, workdir
 from dropbn.train.plan import Plan, make_plan
@@ -142,7 +142,7 @@ def _train(together, datasets, plan, progress):
                         run.save()
                 saved = step
             if stopped:
-                raise preemption.Preempted(f"stopped by SIGTERM at step {step} of {plan.total_steps}, saved")
+                raise Preempted(f"stopped by SIGTERM at step {step} of {plan.total_steps}, saved")
 
 
 def _look(together, program, layout, state, sums, hyper, again):

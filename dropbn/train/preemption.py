@@ -8,14 +8,6 @@ from collections.abc import Callable, Iterator
 from jax.experimental import multihost_utils
 
 
-class Preempted(SystemExit):
-    """A run was stopped by SIGTERM after it was saved. Uncaught it ends the process with status 0."""
-
-    def __init__(self, message: str):
-        super().__init__(0)
-        self.message = message
-
-
 @contextlib.contextmanager
 def watched(shared: bool) -> Iterator[Callable[[int], bool]]:
     """Watches for SIGTERM.
