@@ -1,0 +1,36 @@
+"""The console script: `dropbn COMMAND ...`, or `python -m dropbn COMMAND ...`."""
+
+import importlib
+import sys
+
+from dropbn.errors import DropbnError, unknown
+
+# command -> (the module whose `run` it calls, what it does).
+COMMANDS = {
+    "lint": ("dropbn.diagnose.lint.command", "check a model's noise and batch normalization before training"),
+    "study": ("dropbn.study.command", "train every cell of a paper's table with several seeds"),
+    "report": ("dropbn.page.command", "make one HTML page of a run or a study"),
+    "prepare": ("dropbn.data.prepare", "download and prepare a dataset"),
+    "module-studies": ("dropbn.study.module_studies", "measure the module tests of Kim et al. (2023)"),
+}
+
+
+def main() -> None:
+    """Runs the command that the first argument names; the others are the command's own."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("--help", "-h", "help"):
+        print("usage: dropbn COMMAND ...\n")
+        for command, (_, purpose) in COMMANDS.items():
+            print(f"  {command:<15} {purpose}")
+        print(
+            "\ndropbn COMMAND --help shows a command's flags. Training and evaluation are train.py and eval.py."
+        )
+        return
+    if name not in COMMANDS:
+        sys.exit(f"error: {unknown('command', name, COMMANDS)}")
+    sys.argv = [f"dropbn {name}", *arguments]
+    importlib.import_module(COMMANDS[name][0]).run()
+
+
+if __name__ == "__main__":
+    main()
