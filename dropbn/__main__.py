@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from dropbn.errors import DropbnError, unknown
+from dropbn.errors import unknown
 
 # command -> (the module whose `run` it calls, what it does).
 COMMANDS = {
