@@ -8,6 +8,6 @@ import pytest
 
 @pytest.mark.parametrize("name", ["gap", "lint", "modes", "recalibrate", "shift", "surgery", "theory"])
 def test_examples(name):
-    module = importlib.import_module(f"dropbn.{name}")
+    module = importlib.import_module(f"dropbn.diagnose.{name}")
     failed, attempted = doctest.testmod(module)
     assert attempted and not failed

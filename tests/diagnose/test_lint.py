@@ -22,7 +22,7 @@ from dropbn.diagnose.noise_flow import arithmetic
 from dropbn.errors import DropbnError
 from dropbn.nn import noise
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _on_the_way(report):

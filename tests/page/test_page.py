@@ -20,7 +20,7 @@ from dropbn.errors import DropbnError
 from dropbn.page import report
 from dropbn.page.tables import table_of_rows
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 NASTY = "<script>alert(\"1\")</script> & 'Ünïcode' σ² </table>"
 VOID = {"meta", "link", "img", "wbr"}
 

@@ -24,7 +24,7 @@ from dropbn.page import report
 from dropbn.train import evaluation, feeds, loop, parallel, programs, steps, workdir
 from dropbn.train.plan import make_plan
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 TINY = (
     "--config.model.depth=8",
     "--config.model.width=4",

@@ -22,7 +22,7 @@ from dropbn.errors import DropbnError, Preempted
 from dropbn.train import checkpoint, evaluation, feeds, loop, losses, programs, runs, workdir
 from dropbn.train.progress import Progress
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 STEPS_PER_EPOCH = 22
 
 

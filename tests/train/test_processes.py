@@ -21,7 +21,7 @@ from dropbn.train import checkpoint, evaluation, loop, parallel, preemption, wor
 from dropbn.train.plan import abstract_state, make_plan
 from dropbn.train.progress import Progress
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def _port():

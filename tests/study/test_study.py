@@ -22,7 +22,7 @@ from dropbn.errors import DropbnError
 from dropbn.study import board, claims, command, cost, finished_runs, jobs, members, table
 from dropbn.train import checkpoint, evaluation, feeds, loop, parallel, plan, programs, workdir
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 TINY = (
     "--config.model.width=4",
     "--config.duration=2 epochs",

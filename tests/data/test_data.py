@@ -19,7 +19,7 @@ from dropbn import data
 from dropbn.data import prepare, sampling, stock
 from dropbn.errors import DropbnError
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
