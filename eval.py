@@ -25,13 +25,12 @@ cli.define_processes()
 
 def main():
     from dropbn import plots
-    from dropbn.page import report
-    from dropbn.train import evaluation, parallel
+    from dropbn.train import evaluation, parallel, summary
 
     workdirs = _WORKDIRS.value
     for workdir in parallel.own(workdirs):
         found = evaluation.evaluate(workdir, _CHECKPOINT.value, _RECALIBRATE.value, _SAMPLES.value)
-        report.print_evaluation(found, workdir)
+        summary.print_evaluation(found, workdir)
         print(f"Written to {workdir}/eval: report.json, shift.csv, shift.png, flips.png")
     parallel.wait_for_all("every run is evaluated")
     if len(workdirs) > 1 and parallel.is_first():

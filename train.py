@@ -23,8 +23,7 @@ def main():
 
     from dropbn import data, models
     from dropbn.diagnose import lint
-    from dropbn.page import report
-    from dropbn.train import evaluation, loop
+    from dropbn.train import evaluation, loop, summary
 
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{_name(flags.FLAGS['config'].config_filename)}"
@@ -34,7 +33,7 @@ def main():
         print(line)
     state, records = loop.train_and_evaluate(config, workdir, dataset, _CHECKPOINTS.value)
     shift = evaluation.measure_shift(config, dataset, state)
-    report.print_run(records, shift, workdir)
+    summary.print_run(records, shift, workdir)
 
 
 def _name(config_filename):

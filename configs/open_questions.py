@@ -1,6 +1,6 @@
 """What the sources leave open or only assert, each as a small experiment on digits.
 
-    python -m dropbn.study.command --config=configs/open_questions.py:all --workdir=runs/open_questions
+    python -m dropbn study --config=configs/open_questions.py:all --workdir=runs/open_questions
     python train.py --config=configs/open_questions.py:bn_scale,sqrt2
     python train.py --config=configs/open_questions.py:pooling,after_avgpool,seed=3
     python train.py --config=configs/open_questions.py:one_image,dropout,data=cifar10
@@ -53,8 +53,8 @@ def _accuracy_and_shift(*pairs):
     return {"accuracy": pairs, "shift": pairs}
 
 
-# "compare": metric of dropbn.study.claims -> the pairs of arms whose comparison answers the question; (): the first
-# arm and every other one. "asserted": (arm with more, arm with less, metric, difference, source).
+# "compare": metric of dropbn.study.claims -> the pairs of arms whose comparison answers the question; (): the
+# first arm and every other one. "asserted": (arm with more, arm with less, metric, difference, source).
 QUESTIONS = {
     "bn_scale": {
         "asks": "Does a BN scale that begins at sqrt(2) before ReLU train faster? A forum post asks; its "

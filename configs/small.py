@@ -1,8 +1,8 @@
 """The papers' claims at a size that a laptop decides, on scikit-learn's digits and a part of CIFAR-10.
 
-    python -m dropbn.study.command --config=configs/small.py:digits --workdir=runs/digits_study
-    python -m dropbn.study.command --config=configs/small.py:digits_few --workdir=runs/few_study --seeds=20
-    python -m dropbn.study.command --config=configs/small.py:cifar10 --workdir=runs/cifar_study --seeds=5
+    python -m dropbn study --config=configs/small.py:digits --workdir=runs/digits_study
+    python -m dropbn study --config=configs/small.py:digits_few --workdir=runs/few_study --seeds=20
+    python -m dropbn study --config=configs/small.py:cifar10 --workdir=runs/cifar_study --seeds=5
     python train.py --config=configs/small.py:preresnet8,digits,place=P5,seed=3
 
 The first word of a cell is a network (`NETWORKS`), the second a dataset; then place, rate (0.2) or beta, kind
@@ -125,7 +125,8 @@ def claims(table):
     return found
 
 
-# Claims: (column with more, column with less, metric of dropbn.study.claims, the paper's difference, source, sign).
+# Claims: (column with more, column with less, metric of dropbn.study.claims, the paper's difference, source,
+# sign).
 def _li(more, less, metric, paper, place, sign=1):
     return (more, less, metric, paper, f"Li et al. 2018, {place}, PreResNet-110, CIFAR-10", sign)
 

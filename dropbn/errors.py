@@ -9,7 +9,7 @@ class DropbnError(ValueError):
 
 
 class Preempted(SystemExit):
-    """A run was stopped by SIGTERM after it was saved. If nobody catches it, the process ends with status 0."""
+    """A run was stopped by SIGTERM after it was saved. Uncaught it ends the process with status 0."""
 
     def __init__(self, message: str):
         super().__init__(0)

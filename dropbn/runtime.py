@@ -1,7 +1,7 @@
 """Settings of the process that every command shares. The library never touches them.
 
-Each is a trick of its own: what it brings stands in benchmarks/notes.md, and it can be deleted when JAX, XLA or the
-C library no longer need it.
+Each is a trick of its own: what it brings stands in benchmarks/notes.md, and it can be deleted when JAX, XLA
+or the C library no longer need it.
 """
 
 import contextlib

@@ -6,7 +6,7 @@ import importlib
 import pytest
 
 
-@pytest.mark.parametrize("name", ["gap", "lint", "modes", "recalibrate", "shift", "surgery", "theory"])
+@pytest.mark.parametrize("name", ["gap", "lint.report", "modes", "recalibrate", "shift", "surgery", "theory"])
 def test_examples(name):
     module = importlib.import_module(f"dropbn.diagnose.{name}")
     failed, attempted = doctest.testmod(module)

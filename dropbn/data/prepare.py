@@ -1,6 +1,6 @@
 """Downloads and prepares a stock dataset once.
 
-    python -m dropbn.data.prepare cifar10 [DIR]
+    python -m dropbn prepare cifar10 [DIR]
 
 All but digits need TensorFlow for that (`pip install tensorflow-cpu`); reading them does not. The archives of
 imagenet2012 have to lie in DIR/downloads/manual first: they are not downloaded by anybody's program.
@@ -15,7 +15,7 @@ from dropbn.errors import DropbnError
 def main(arguments: list[str]) -> None:
     """Prepares the dataset named on the command line."""
     if len(arguments) not in (1, 2):
-        sys.exit("usage: python -m dropbn.data.prepare NAME [DIR]")
+        sys.exit("usage: python -m dropbn prepare NAME [DIR]")
     try:
         builder = stock.prepare(*arguments)
     except DropbnError as error:
@@ -27,5 +27,6 @@ def main(arguments: list[str]) -> None:
     print(f"{arguments[0]} is prepared in {builder.data_dir}")
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command `dropbn prepare`."""
     main(sys.argv[1:])

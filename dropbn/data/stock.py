@@ -67,7 +67,7 @@ def _open(name, directory):
             raise DropbnError(
                 f"Dataset {name!r} is not prepared in {prepared.data_dir}. Prepare it once, with TensorFlow "
                 "(reading it needs none):\n"
-                f"  pip install tensorflow-cpu && python -m dropbn.data.prepare {name}{at}"
+                f"  pip install tensorflow-cpu && python -m dropbn prepare {name}{at}"
             )
         opened = {
             ours: prepared.as_data_source(split=theirs)

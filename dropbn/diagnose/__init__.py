@@ -9,8 +9,8 @@
 - `theory`: closed forms of the shift.
 - `registry`: how a layer type of your own is registered.
 
-Import a module: `from dropbn.diagnose import shift`. Nothing here knows the models, the data or the training of this
-project; for a run of `train.py` use `eval.py`.
+Import a module: `from dropbn.diagnose import shift`. Nothing here knows the models, the data or the training
+of this project; for a run of `train.py` use `eval.py`.
 """
 
 __all__ = ["gap", "lint", "modes", "recalibrate", "registry", "shift", "surgery", "theory"]

@@ -78,8 +78,8 @@ class Gap(Result):
     Attributes:
       shares: of the gap; its rows hold the cause, the rows of the table `before` and `after`, the `accuracy`
         that is lost between them (before - after), the `loss` that is gained (after - before), and the
-        standard errors of both, `error` and `loss_error`: see `dropbn.diagnose.scores`. The error is None where it is
-        not known, such as that of statistics from one batch.
+        standard errors of both, `error` and `loss_error`: see `dropbn.diagnose.scores`. The error is None
+        where it is not known, such as that of statistics from one batch.
       remedies: what each remedy brings on test images, a `dropbn.diagnose.remedies.Remedies`.
       advice: which remedy to take, and what training may change about the largest share.
       flips: the training images that are right with noise on and batch statistics, and wrong in test mode, as

@@ -72,9 +72,9 @@ class Recalibration(Result):
     """New statistics, and what they change in every BN layer, in network order.
 
     Each row holds, variances being averages over the layer's channels:
-      layer: path of the BN module, as in `dropbn.diagnose.shift.Shift`, but one row for all calls of a layer, which
-        is marked "[2 calls]" where a forward pass calls it twice. Moving averages move at every call, exact
-        moments are those of the union of the calls' inputs.
+      layer: path of the BN module, as in `dropbn.diagnose.shift.Shift`, but one row for all calls of a layer,
+        which is marked "[2 calls]" where a forward pass calls it twice. Moving averages move at every call.
+        Exact moments are those of the union of the calls' inputs.
       count: values per channel behind the new statistics; None for "li2018_moving".
       old_var, new_var: running variance before and after (biased, as Flax keeps it).
       ratio: new_var / old_var; of a recipe with dropout off, the shift that is repaired.
@@ -124,8 +124,8 @@ def recalibrate(
     - "li2018": Li et al. (2018, section 4) before their Table 3: evaluation mode, moving averages of batch
       means and variances. They do not say whether the layers before use the old or the moving statistics
       during a pass; here they use the old, as in their measurement of the shift.
-    - "li2018_moving": the other reading: `dropbn.diagnose.modes.LI_ADJUST`, batch after batch, each normalized with
-      what those before it have moved. A BN that is frozen on purpose stays.
+    - "li2018_moving": the other reading: `dropbn.diagnose.modes.LI_ADJUST`, batch after batch, each
+      normalized with what those before it have moved. A BN that is frozen on purpose stays.
     - "li2018_torch": the likeliest code of Li et al., an inference: a PyTorch model in eval mode whose BN
       layers are in train mode, because PyTorch's BN cannot move its statistics while it normalizes with them.
       Dropout is off, BN uses the batch, and its mean and variance move. Studies call these statistics
@@ -137,10 +137,10 @@ def recalibrate(
       batches B. With `noise=True` as their code leaves it, which estimates the variance of training, shift
       included; with noise off, the default here, without it.
 
-    - "closed_form": see `dropbn.diagnose.noise_flow.variance_without_noise`. Running means stay, because noise leaves them
-      alone. It corrects layers that noise reaches directly, or from a BN through an activation and one weight
-      layer (and on into a skip); of the others it says why not. Each layer is corrected for its own noise,
-      with the inputs of training. But a corrected layer puts out more: half of what BN had normalised was
+    - "closed_form": see `dropbn.diagnose.noise_flow.variance_without_noise`. Running means stay, because
+      noise leaves them alone. It corrects layers that noise reaches directly, or from a BN through an
+      activation and one weight layer (and on into a skip); of the others it says why not. Each layer is
+      corrected for its own noise, with the inputs of training. But a corrected layer puts out more: half of what BN had normalised was
       noise, which the next weights averaged out, and the signal in its place they do not. So layers further
       on come to see larger variances than they remember, the more the deeper the network, and this recipe may
       do harm where

@@ -7,11 +7,11 @@
 >>> behind = surgery.move(gentle, {"layers_1": "layers_2"})
 
 The result is called as the model is and has its variables, so a checkpoint of the one loads into the other;
-it may be operated on again, and `dropbn.diagnose.modes` switches its noise. Noises are what `registry.NOISES` holds,
-named by their path in the model, joined by "/". One with neither a `rate` nor a `beta` (attention, a random
-activation) can be turned off, and is left alone otherwise. A name that only training reaches is known if the
-model's flag has one of the names that `dropbn.diagnose.modes` sets. Methods other than `__call__` are not offered. A
-block under `nn.jit` is traced anew at every call: put the whole step under `jax.jit`.
+it may be operated on again, and `dropbn.diagnose.modes` switches its noise. Noises are what `registry.NOISES`
+holds, named by their path in the model, joined by "/". One with neither a `rate` nor a `beta` (attention, a
+random activation) can be turned off, and is left alone otherwise. A name that only training reaches is known
+if the model's flag has one of the names that `dropbn.diagnose.modes` sets. Methods other than `__call__` are
+not offered. A block under `nn.jit` is traced anew at every call: put the whole step under `jax.jit`.
 """
 
 import contextlib

@@ -1,14 +1,14 @@
 """Trains every cell of a paper's table with several seeds, and sets it beside the paper's values.
 
-    python -m dropbn.study.command --config=configs/li2018.py:table3 --workdir=runs/table3 --seeds=5
-    python -m dropbn.study.command --config=configs/kim2023.py:table1 --workdir=runs/quick --quick --only=cifar100
-    python -m dropbn.study.command --config=configs/small.py:digits --workdir=runs/digits_study --dry_run
+    python -m dropbn study --config=configs/li2018.py:table3 --workdir=runs/table3 --seeds=5
+    python -m dropbn study --config=configs/kim2023.py:table1 --workdir=runs/quick --quick --only=cifar100
+    python -m dropbn study --config=configs/small.py:digits --workdir=runs/digits_study --dry_run
 
 A member is a cell and a seed; its run is kept in W/members/<cell>/seed<N> as train.py would keep it. Finished
 members are skipped and half-done ones go on from their checkpoint, so the same command goes on after any
 interruption. A member that fails is reported, its error is kept in error.txt beside the run, and the others
 go on. At the end W/table.csv, table.json, table.md and W/figures hold what was found, and
-`python -m dropbn.page.report --workdir=W` makes a page of it.
+`python -m dropbn report --workdir=W` makes a page of it.
 
 W/members.csv has the numbers of every member with commit, versions and device, W/correct.csv the test images
 that each has right. Members that are in these files count as finished, so that a copy of them is enough to go
@@ -46,7 +46,7 @@ from dropbn.train.plan import structure
 _MOST_COMPILED = 8
 
 
-def run(todo: Sequence[Job], board: Board) -> dict[str, str]:
+def train(todo: Sequence[Job], board: Board) -> dict[str, str]:
     """Trains members and summarizes their runs.
 
     Args:
@@ -176,7 +176,7 @@ def main(overrides: Sequence[str]) -> int:
         with Board(len(chosen), finished, sum(job.flops for job in todo), console) as board:
             for member, error in failed.items():
                 board.ended(member, f"cannot run: {error}")
-            failed |= run(jobs.of_this_process(todo), board)
+            failed |= train(jobs.of_this_process(todo), board)
     parallel.wait_for_all("the members are trained")
     if parallel.is_first():
         failed = _errors(chosen) | failed
@@ -240,10 +240,11 @@ def _command(given, overrides):
     words = [f"--config={given.config}", "--workdir=W", f"--seeds={given.seeds}", *overrides]
     words += ["--quick"] * given.quick + [f"--only={given.only}"] * bool(given.only)
     words += ["--parallel=data"] * (given.parallel == "data")
-    return shlex.join(["python", "-m", "dropbn.study.command", *words])
+    return shlex.join(["python", "-m", "dropbn", "study", *words])
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """The command `dropbn study`."""
     flags.DEFINE_string(
         "config", None, "A study's config file and one of its tables, FILE:TABLE.", required=True
     )

@@ -1,7 +1,7 @@
 """The two module tests of Kim et al. (2023), measured beside their closed forms.
 
-    python -m dropbn.study.module_studies --figure=1 [--values=21] [--batch=100000] [--widths=128,256,512,1024,2048]
-    python -m dropbn.study.module_studies --figure=3 [--values=21] [--batch=100000]   [--seed=0] [--out=DIR]
+    python -m dropbn module-studies --figure=1 [--values=21] [--batch=100000] [--widths=128,256,512,1024,2048]
+    python -m dropbn module-studies --figure=3 [--values=21] [--batch=100000]   [--seed=0] [--out=DIR]
 
 Figure 1: noise after a weight layer or before it, by the mean of the weights (the paper: --values=201).
 Figure 3: the branch of a residual block and the block, by the deviation of its input (the paper: 961, even).
@@ -236,8 +236,8 @@ def _variance(x):
     return x.var(0).mean()
 
 
-if __name__ == "__main__":
-    # Here, so that an import defines no flags.
+def run() -> None:
+    """The command `dropbn module-studies`."""
     flags.DEFINE_enum("figure", None, ["1", "3"], "Which figure of Kim et al. (2023).", required=True)
     flags.DEFINE_integer("values", 21, "How many means of the weights, or deviations of x_0.", lower_bound=2)
     flags.DEFINE_integer("batch", 100_000, "Samples in the batch.", lower_bound=2)

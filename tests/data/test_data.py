@@ -112,7 +112,7 @@ def test_the_command_that_prepares_a_dataset(tmp_path, capsys, monkeypatch):
 
     for arguments, error, message in (
         (["cifar1"], None, "Did you mean 'cifar10'"),
-        ([], None, "usage: python -m dropbn.data.prepare"),
+        ([], None, "usage: python -m dropbn prepare"),
         (["cifar10", str(tmp_path)], OSError("no network"), "cifar10 cannot be prepared: no network"),
         (["cifar10", str(tmp_path)], ImportError(name="tensorflow"), "needs tensorflow: pip install"),
     ):

@@ -18,6 +18,7 @@ from lint_models import CASES, SHARED
 
 from dropbn import models
 from dropbn.diagnose import lint, modes, shift, surgery
+from dropbn.diagnose.lint.command import _load
 from dropbn.diagnose.noise_flow import arithmetic
 from dropbn.errors import DropbnError
 from dropbn.nn import noise
@@ -340,7 +341,7 @@ def _command(directory, *arguments):
         "good = Net(0.0)\n"
         "text = str\n"
     )
-    command = [sys.executable, "-m", "dropbn.diagnose.lint", *arguments]
+    command = [sys.executable, "-m", "dropbn", "lint", *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=directory, env=environment, capture_output=True, text=True)
 
@@ -376,4 +377,4 @@ def test_refusals():
         ("no_such_module:net", "gives no model: ModuleNotFoundError"),
     ):
         with pytest.raises(DropbnError, match=match):
-            lint._load(target)
+            _load(target)

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from dropbn import __version__
 from dropbn.errors import DropbnError
-from dropbn.page import report
+from dropbn.page.command import write_page
 from dropbn.page.tables import table_of_rows
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -73,7 +73,7 @@ class Document(html.parser.HTMLParser):
 
 
 def _document(workdir):
-    return Document(report.write_page(workdir).read_text(encoding="utf-8"))
+    return Document(write_page(workdir).read_text(encoding="utf-8"))
 
 
 def _image(path):
@@ -108,7 +108,7 @@ def study(tmp_path):
     table = {
         "title": f"Title {NASTY}",
         "config": "configs/small.py:digits",
-        "command": "python -m dropbn.study.command --workdir='a study'",
+        "command": "python -m dropbn study --workdir='a study'",
         "metric": "test accuracy, %",
         "seeds": [0, 1, 2],
         "device": "2-core x86 CPU",
@@ -168,7 +168,7 @@ def test_a_study_shows_all_it_holds(study):
     order = ["What was run", "Verdicts", "Claims", "Results", "Figures", "Failed members"]
     assert found.texts["h2"] == order
     terms = dict(zip(found.texts["dt"], found.texts["dd"], strict=True))
-    assert terms["command"] == "python -m dropbn.study.command --workdir='a study'"
+    assert terms["command"] == "python -m dropbn study --workdir='a study'"
     assert terms["seeds"] == "0, 1, 2" and terms["versions"] == "python 3.11.9, jax 0.10.2"
     assert terms["date"] == "2026-11-21" and terms["device"] == "2-core x86 CPU"
     counts = [" ".join(text.split()) for text in found.texts["li"]]
@@ -261,7 +261,7 @@ def test_a_run_shows_all_it_holds(run):
     drawn = base64.b64decode(curve["src"].removeprefix("data:image/svg+xml;base64,"))
     assert xml.etree.ElementTree.fromstring(drawn).tag.endswith("svg")
     assert found.texts["figcaption"] == ["By epoch: accuracy in %.", "Figure 1. The shift of every BN layer."]
-    assert report.write_page(run).read_bytes() == report.write_page(run).read_bytes()
+    assert write_page(run).read_bytes() == write_page(run).read_bytes()
 
 
 def test_a_run_that_is_not_evaluated_or_has_only_begun(run):
@@ -349,38 +349,38 @@ def test_means_and_half_widths_as_they_are_set(values, widths, texts):
 
 def test_refusals_leave_the_old_page(tmp_path, study):
     with pytest.raises(DropbnError, match=r"neither a study .* nor a run"):
-        report.write_page(tmp_path)
+        write_page(tmp_path)
     with pytest.raises(DropbnError, match=r"neither a study .* nor a run"):
-        report.write_page(tmp_path / "missing")
+        write_page(tmp_path / "missing")
     (tmp_path / "members").mkdir()
-    with pytest.raises(DropbnError, match=rf"`python -m dropbn\.study .* --workdir={tmp_path}`"):
-        report.write_page(tmp_path)
-    before = report.write_page(study).read_bytes()
+    with pytest.raises(DropbnError, match=rf"`python -m dropbn study .* --workdir={tmp_path}`"):
+        write_page(tmp_path)
+    before = write_page(study).read_bytes()
     (study / "table.json").write_text('{"rows": [')
     with pytest.raises(DropbnError, match=r"table\.json is not valid JSON"):
-        report.write_page(study)
+        write_page(study)
     assert (study / "report.html").read_bytes() == before
     (study / "table.json").write_text("[]")
     with pytest.raises(DropbnError, match="holds no object"):
-        report.write_page(study)
+        write_page(study)
     (study / "table.json").write_text("{}")
     for output in (study / "figures", study / "missing" / "page.html"):
         with pytest.raises(DropbnError, match="Cannot write to"):
-            report.write_page(study, output)
+            write_page(study, output)
     assert not list(tmp_path.rglob("*.tmp"))
     (tmp_path / "config.json").write_text('{"some": "file"}')
     with pytest.raises(DropbnError, match="holds no run of dropbn"):
-        report.write_page(tmp_path)
+        write_page(tmp_path)
 
 
 def test_the_command(study):
     output = study / "ä page.html"
-    command = [sys.executable, "-m", "dropbn.page.report", f"--workdir={study}", f"--output={output}"]
+    command = [sys.executable, "-m", "dropbn", "report", f"--workdir={study}", f"--output={output}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     kilobytes = f"{output.stat().st_size / 1000:,.0f}"
     assert done.stdout == f"Written to {output} ({kilobytes} kB)\n"
-    assert output.read_bytes() == report.write_page(study).read_bytes()
+    assert output.read_bytes() == write_page(study).read_bytes()
     (study / "table.json").rename(study / "members")
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
@@ -412,7 +412,7 @@ console.log("clicked");
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
 def test_a_browser_sorts_and_has_nothing_to_complain_about(study, tmp_path):
     clicked = tmp_path / "clicked.html"
-    text = report.write_page(study).read_text(encoding="utf-8")
+    text = write_page(study).read_text(encoding="utf-8")
     clicked.write_text(text.replace("</body>", CLICKS + "</body>"), encoding="utf-8")
     flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
     flags += ["--enable-logging=stderr", "--virtual-time-budget=2000", "--window-size=390,800"]

@@ -107,7 +107,7 @@ def test_figure_3_in_small():
 def _command(cwd, *flags):
     root = pathlib.Path(__file__).parents[2]
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(root)}
-    command = [sys.executable, "-m", "dropbn.study.module_studies", *flags]
+    command = [sys.executable, "-m", "dropbn", "module-studies", *flags]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 

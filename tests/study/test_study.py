@@ -46,7 +46,7 @@ def _members(directory, *cells, seeds=1, overrides=()):
 def _run(chosen, together=False):
     todo, refused = jobs.create(chosen, together)
     with board.Board(len(todo), 0, 1.0) as shown:
-        return refused | command.run(todo, shown)
+        return refused | command.train(todo, shown)
 
 
 def _records(member):
@@ -310,7 +310,8 @@ def test_a_failing_member_does_not_stop_the_others(tmp_path, capsys):
 def _command(directory, *flags):
     words = [
         "-m",
-        "dropbn.study.command",
+        "dropbn",
+        "study",
         "--config=configs/small.py:digits",
         f"--workdir={directory}",
         "--seeds=3",
@@ -405,7 +406,7 @@ def test_a_table_by_hand(tmp_path):
 
     claim = claims.Claim("plain above noisy", "plain", "noisy", "accuracy", "a source", 3.0)
     facts = {
-        "command": "python -m dropbn.study.command",
+        "command": "python -m dropbn study",
         "seeds": [0, 1],
         "failed": [],
         "unfinished": 1,
@@ -474,7 +475,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize(("flags", "message"), MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_end_in_a_sentence(flags, message, tmp_path):
-    command = [sys.executable, "-m", "dropbn.study.command", f"--workdir={tmp_path}/w", *flags.split()]
+    command = [sys.executable, "-m", "dropbn", "study", f"--workdir={tmp_path}/w", *flags.split()]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode in (1, 2) and message in done.stderr, done.stderr
     assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
@@ -492,7 +493,8 @@ def test_a_dry_run_trains_nothing(tmp_path):
     command = [
         sys.executable,
         "-m",
-        "dropbn.study.command",
+        "dropbn",
+        "study",
         f"--workdir={tmp_path}/w",
         "--dry_run",
         "--quick",

@@ -20,8 +20,7 @@ import rich.console
 from dropbn import data
 from dropbn.errors import DropbnError
 from dropbn.nn import noise
-from dropbn.page import report
-from dropbn.train import evaluation, feeds, loop, parallel, programs, steps, workdir
+from dropbn.train import evaluation, feeds, loop, parallel, programs, steps, summary, workdir
 from dropbn.train.plan import make_plan
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -266,8 +265,8 @@ def test_a_network_without_norms_trains_and_evaluates(tiny_config, tmp_path):
     assert found.shift.rows == [] and len(found.gap.rows) == 4
     console = rich.console.Console(width=120, markup=False)
     with console.capture() as printed:
-        report.print_run(records, found.shift, "runs/[bn relu]", console)
-        report.print_evaluation(found, "runs/x", console)
+        summary.print_run(records, found.shift, "runs/[bn relu]", console)
+        summary.print_evaluation(found, "runs/x", console)
     assert "--workdir='runs/[bn relu]'" in printed.get()
     assert "Most shifted" not in printed.get()
 

@@ -1,35 +1,14 @@
-"""What is wrong with the noises and batch normalizations of a Linen model, told before it is trained.
+"""What lint looks for: a rule is a function from the facts about a model to its findings."""
 
-    python -m dropbn.diagnose.lint package.module:build_model --input=2,32,32,3
-
-traces the model, computes nothing, follows every noise to the batch normalizations that it reaches
-(`dropbn.diagnose.noise_flow`), and reports what `RULES` say. The same from Python: `check(model, x)`, and in a test
-`assert_no_shift(model, x)`.
-"""
-
-import dataclasses
-import importlib
-import inspect
 import math
-import re
-import sys
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import flax.linen as nn
-import jax
 import numpy as np
-import rich.box
-import rich.console
-import rich.table
-import rich.text
-from absl import flags
 
 from dropbn.diagnose import noise_flow, theory
-from dropbn.diagnose.noise_flow import Flow, Flows, Way, marks
+from dropbn.diagnose.noise_flow import Flow, Flows, Way
 from dropbn.diagnose.noise_flow.marks import Marked
-from dropbn.errors import DropbnError
-from dropbn.results import Result
 
 # The ratio that advice aims at.
 _GOOD = 0.95
@@ -43,120 +22,6 @@ class Facts(NamedTuple):
     num_steps: int | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Report(Result):
-    """Findings, the severe ones first.
-
-    Each row holds:
-      code: of the rule, a key of `RULES`.
-      severity: "error", "warning" or "info".
-      noise, norm: paths of the layers, "" where none is concerned.
-      way: "directly", "through weights" or "into a skip", of a noise that reaches a BN.
-      amount: rate or beta of the noise; None where it is not known.
-      ratio: real / moving variance to be expected at the BN; None where it is not known.
-      assumption: what the ratio supposes.
-      advice: what to do.
-    """
-
-    def errors(self, below: float | None = None) -> list[dict]:
-        """The errors; with `below` only those whose ratio is below it or not known."""
-        rows = [row for row in self.rows if row["severity"] == "error"]
-        return [row for row in rows if below is None or row["ratio"] is None or row["ratio"] < below]
-
-    def __rich__(self):
-        if not self.rows:
-            return rich.text.Text(f"{self.title}: nothing found")
-        table = rich.table.Table(title=self.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
-        for column, side in (("", "left"), ("layer", "left"), ("finding", "left"), ("ratio", "right")):
-            table.add_column(column, justify=side, overflow="fold")
-        for row in self.rows:
-            layer = " -> ".join(filter(None, (row["noise"], row["norm"])))
-            ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
-            finding = f"{RULES[row['code']].title}{', ' + row['way'] if row['way'] else ''}"
-            table.add_row(*map(rich.text.Text, (f"{row['severity']} {row['code']}", layer, finding, ratio)))
-        worst = {row["code"]: row for row in reversed(self.rows)}
-        lines = []
-        for code in sorted(worst):
-            row = worst[code]
-            about = f"The ratio is {row['assumption']}. " if row["assumption"] else ""
-            lines.append(rich.text.Text(f"{code}  {about}{row['advice']}"))
-        return rich.console.Group(table, *lines)
-
-    def summary(self) -> list[str]:
-        """A line for every code: how often, and one example."""
-        lines = []
-        for code in dict.fromkeys(row["code"] for row in self.rows):
-            rows = [row for row in self.rows if row["code"] == code]
-            first = min(rows, key=lambda row: 1.0 if row["ratio"] is None else row["ratio"])
-            ratio = "" if first["ratio"] is None else f", ratio {first['ratio']:.2f}"
-            layers = " -> ".join(filter(None, (first["noise"], first["norm"])))
-            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-            lines.append(f"{first['severity']} {code} {RULES[code].title}: {layers}{ratio}{more}")
-        return lines
-
-
-def check(
-    model: nn.Module,
-    *inputs,
-    variables: dict | None = None,
-    num_steps: int | None = None,
-    rngs: dict | None = None,
-    **kwargs,
-) -> Report:
-    """Reports what `RULES` find in a model.
-
-    The ratio beside a finding is that of the BN's input without the noise to the variance that BN remembers
-    with it. With trained `variables` it comes from their weights and statistics, otherwise from the closed
-    forms under a unit Gaussian out of every BN and weights of mean zero; `assumption` says which.
-
-    Args:
-      model: any Linen module; see `dropbn.diagnose.modes` for what can be reached.
-      *inputs: examples of its inputs, arrays or `jax.ShapeDtypeStruct`s; only their shapes matter.
-      variables: its variables.
-      num_steps: how many steps it is going to be trained, for DBN301.
-      rngs: random keys by stream, by default one for "dropout".
-      **kwargs: further arguments of its `__call__`.
-
-    Returns:
-      A `Report`, which rich prints as a table.
-
-    Raises:
-      DropbnError: the model cannot be traced with these inputs.
-
-    >>> import jax.numpy as jnp
-    >>> class Net(nn.Module):
-    ...     @nn.compact
-    ...     def __call__(self, x, train):
-    ...         x = nn.Dropout(0.5)(nn.Dense(8)(x), deterministic=not train)
-    ...         return nn.BatchNorm()(x, use_running_average=not train)
-    >>> [(row["code"], row["norm"], row["ratio"]) for row in check(Net(), jnp.ones((2, 4))).errors()]
-    [('DBN101', 'BatchNorm_0', 0.5)]
-    """
-    marked = marks.trace(model, *inputs, variables=variables, rngs=rngs, **kwargs)
-    facts = Facts(marked, noise_flow.follow(marked), num_steps)
-    rows = [
-        {"code": code, "severity": rule.severity} | finding
-        for code, rule in RULES.items()
-        for finding in rule.find(facts)
-    ]
-    rows.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
-    counts = f"{len(marked.noises)} noises, {len(marked.norms)} batch normalizations"
-    return Report(rows, f"{type(inspect.unwrap(model)).__name__}: {counts}")
-
-
-def assert_no_shift(model: nn.Module, *inputs, below: float = 1.0, **options) -> None:
-    """For a test: raises AssertionError if `check` finds an error whose ratio is below `below`.
-
-    Args:
-      model, *inputs, **options: see `check`.
-      below: the smallest ratio that is accepted.
-    """
-    errors = check(model, *inputs, **options).errors(below)
-    lines = [f"{row['noise']} -> {row['norm']}: {row['way']}, ratio {row['ratio']}" for row in errors]
-    assert not errors, "Noise shifts the variance of batch normalizations:\n" + "\n".join(lines)
-
-
-_SEVERITIES = ("error", "warning", "info")
 _WAYS = {Way.DIRECT: "directly", Way.WEIGHTS: "through weights", Way.SKIP: "into a skip"}
 
 
@@ -367,54 +232,3 @@ def _advice(s2, ratio, way):
 
 def _is_untrained(norm):
     return norm.var is not None and not np.any(norm.mean) and np.all(norm.var == 1)
-
-
-def _load(target: str) -> nn.Module:
-    """The model that "package.module:name" names: a module, or a function that makes one."""
-    if not re.fullmatch(r"[\w.]+:[\w.]+", target):
-        raise DropbnError(f"'{target}' is no package.module:build_model.")
-    module, _, names = target.partition(":")
-    try:
-        found = importlib.import_module(module)
-        for name in names.split("."):
-            found = getattr(found, name)
-        model = found if isinstance(found, nn.Module) else found()
-    except DropbnError:
-        raise
-    except Exception as error:
-        raise DropbnError(f"'{target}' gives no model: {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise DropbnError(f"'{target}' gives a {type(model).__name__}, not a Linen module.")
-    return model
-
-
-def main(target: str) -> int:
-    """Lints a model from the command line; returns the exit status."""
-    given = flags.FLAGS
-    inputs = []
-    for text in given.input:
-        shape, _, dtype = text.partition(":")
-        if not re.fullmatch(r"\d+(,\d+)*", shape):
-            raise DropbnError(f"--input={text} is no shape such as 2,32,32,3 or 2,16:int32.")
-        inputs.append(jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))), dtype or "float32"))
-    if not inputs:
-        raise DropbnError("Give the shape of the model's input, as in --input=2,32,32,3.")
-    report = check(_load(target), *inputs, num_steps=given.num_steps)
-    if given.format == "json":
-        print(report.to_json())
-    else:
-        rich.console.Console(highlight=False).print(report)
-    return 1 if report.errors(given.fail_below) else 0
-
-
-if __name__ == "__main__":
-    from dropbn import cli
-
-    flags.DEFINE_multi_string(
-        "input", [], "Shape of an input, and :dtype if not float32; once for each input."
-    )
-    flags.DEFINE_enum("format", "table", ["table", "json"], "How findings are printed.")
-    flags.DEFINE_float("fail_below", None, "Errors count for the exit status if their ratio is below this.")
-    flags.DEFINE_integer("num_steps", None, "Steps of the training to come.", lower_bound=1)
-    sys.path.insert(0, "")
-    cli.run(main, arguments=["package.module:build_model"], failure=2)

@@ -1,6 +1,6 @@
-"""What a run and its evaluation print, and the page of a workdir.
+"""The command `dropbn report`: the page of a workdir.
 
-    python -m dropbn.page.report --workdir=W [--output=FILE]
+    python -m dropbn report --workdir=W [--output=FILE]
 
 writes all that a study's or a run's workdir has found into one HTML file (`dropbn.page`).
 """
@@ -9,57 +9,12 @@ import json
 import pathlib
 import shlex
 
-import rich.console
 from absl import flags
 
-from dropbn import page
-from dropbn.diagnose.shift import Shift
+from dropbn import cli, page
 from dropbn.errors import DropbnError
+from dropbn.train import summary
 from dropbn.train import workdir as workdirs
-from dropbn.train.evaluation import Evaluation
-
-
-def print_run(records: list[dict], shift: Shift, workdir, console=None) -> None:
-    """The closing summary of a training run: final numbers, most shifted layers, what to run next."""
-    console = console or rich.console.Console(highlight=False, markup=False)
-    final = records[-1]
-    validated = "validation/accuracy" in final
-    chosen_by, label = (
-        ("validation/accuracy", "at best validation") if validated else ("test/accuracy", "best")
-    )
-    best = max(records, key=lambda record: record[chosen_by])["test/accuracy"]
-    console.print(f"\nAfter {final['epoch']:.4g} epochs ({final['step']} steps):")
-    console.print(
-        f"  test accuracy                       {final['test/accuracy']:.2%}   ({label} {best:.2%})"
-    )
-    console.print(f"  training accuracy, in train mode    {final['train/accuracy']:.2%}")
-    console.print(f"  the same, test mode, plain images   {final['train/accuracy_test_mode']:.2%}")
-    if shift.rows:
-        console.print("Most shifted BN layers, by real / moving variance (1 is no shift):")
-    for row in shift.most_shifted(3):
-        console.print(f"  {row['layer']:<35} {row['ratio']:.3f}")
-    command = _evaluating(workdir)
-    console.print(f"Results are in {workdir}. Look closer:\n  {command}\n", soft_wrap=True)
-
-
-def print_evaluation(found: Evaluation, workdir, console=None) -> None:
-    """The tables of an evaluation."""
-    console = console or rich.console.Console(highlight=False, markup=False)
-    console.print(f"\n{workdir}, checkpoint of step {found.checkpoint_step}\n")
-    console.print(found.gap)
-    console.print()
-    for table in (found.recalibrated, found.sampled):
-        if table:
-            console.print(table)
-    console.print(found.shift)
-    if found.shift.rows:
-        pooled, li2018 = (
-            min(row["ratio"] for row in shift.rows) for shift in (found.shift, found.shift_li2018)
-        )
-        console.print(
-            f"Lowest ratio {pooled:.3f} (pooled), {li2018:.3f} by the estimator of Li et al. 2018. Variances "
-            "are biased (1/m), as Flax keeps them."
-        )
 
 
 def write_page(workdir, output=None) -> pathlib.Path:
@@ -83,7 +38,7 @@ def write_page(workdir, output=None) -> pathlib.Path:
     elif (directory / "config.json").exists():
         text = _run_page(directory)
     elif (directory / "members").exists():
-        command = f"python -m dropbn.study.command --config=FILE:TABLE --workdir={shlex.quote(str(workdir))}"
+        command = f"python -m dropbn study --config=FILE:TABLE --workdir={shlex.quote(str(workdir))}"
         raise DropbnError(f"{workdir} holds a study without a table yet; run `{command}`, which writes it.")
     else:
         raise DropbnError(f"{workdir} holds neither a study (no table.json) nor a run (no config.json).")
@@ -103,11 +58,7 @@ def _run_page(directory):
         raise DropbnError(f"{directory / 'metrics.jsonl'} is not valid JSON: {error}.") from error
     figures = sorted(path.relative_to(directory).as_posix() for path in (directory / "eval").glob("*.png"))
     evaluation, images = _read_json(directory / "eval" / "report.json"), _images(directory, figures)
-    return page.run(str(directory), config, records, evaluation, images, _evaluating(directory))
-
-
-def _evaluating(workdir):
-    return f"python eval.py --workdir={shlex.quote(str(workdir))}"
+    return page.run(str(directory), config, records, evaluation, images, summary.evaluating(directory))
 
 
 def _read_json(file):
@@ -142,9 +93,8 @@ def main() -> None:
     print(f"Written to {path} ({path.stat().st_size / 1000:,.0f} kB)")
 
 
-if __name__ == "__main__":
-    from dropbn import cli
-
+def run() -> None:
+    """The command `dropbn report`."""
     flags.DEFINE_string("workdir", None, "A study's workdir, or a run's.", required=True)
     flags.DEFINE_string("output", None, "The file to write; by default report.html in the workdir.")
     cli.run(main)

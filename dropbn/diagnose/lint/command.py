@@ -1,0 +1,67 @@
+"""The command `dropbn lint`."""
+
+import importlib
+import re
+import sys
+
+import flax.linen as nn
+import jax
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+from absl import flags
+
+from dropbn import cli
+from dropbn.diagnose.lint.report import check
+from dropbn.errors import DropbnError
+
+
+def _load(target: str) -> nn.Module:
+    """The model that "package.module:name" names: a module, or a function that makes one."""
+    if not re.fullmatch(r"[\w.]+:[\w.]+", target):
+        raise DropbnError(f"'{target}' is no package.module:build_model.")
+    module, _, names = target.partition(":")
+    try:
+        found = importlib.import_module(module)
+        for name in names.split("."):
+            found = getattr(found, name)
+        model = found if isinstance(found, nn.Module) else found()
+    except DropbnError:
+        raise
+    except Exception as error:
+        raise DropbnError(f"'{target}' gives no model: {type(error).__name__}: {error}") from error
+    if not isinstance(model, nn.Module):
+        raise DropbnError(f"'{target}' gives a {type(model).__name__}, not a Linen module.")
+    return model
+
+
+def main(target: str) -> int:
+    """Lints a model from the command line; returns the exit status."""
+    given = flags.FLAGS
+    inputs = []
+    for text in given.input:
+        shape, _, dtype = text.partition(":")
+        if not re.fullmatch(r"\d+(,\d+)*", shape):
+            raise DropbnError(f"--input={text} is no shape such as 2,32,32,3 or 2,16:int32.")
+        inputs.append(jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))), dtype or "float32"))
+    if not inputs:
+        raise DropbnError("Give the shape of the model's input, as in --input=2,32,32,3.")
+    report = check(_load(target), *inputs, num_steps=given.num_steps)
+    if given.format == "json":
+        print(report.to_json())
+    else:
+        rich.console.Console(highlight=False).print(report)
+    return 1 if report.errors(given.fail_below) else 0
+
+
+def run() -> None:
+    """The command `dropbn lint`."""
+    flags.DEFINE_multi_string(
+        "input", [], "Shape of an input, and :dtype if not float32; once for each input."
+    )
+    flags.DEFINE_enum("format", "table", ["table", "json"], "How findings are printed.")
+    flags.DEFINE_float("fail_below", None, "Errors count for the exit status if their ratio is below this.")
+    flags.DEFINE_integer("num_steps", None, "Steps of the training to come.", lower_bound=1)
+    sys.path.insert(0, "")
+    cli.run(main, arguments=["package.module:build_model"], failure=2)

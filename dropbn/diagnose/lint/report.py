@@ -1,0 +1,130 @@
+"""What the rules find in a model, as rows."""
+
+import dataclasses
+import inspect
+
+import flax.linen as nn
+import rich.box
+import rich.console
+import rich.table
+import rich.text
+
+from dropbn.diagnose import noise_flow
+from dropbn.diagnose.lint.rules import RULES, Facts
+from dropbn.diagnose.noise_flow import marks
+from dropbn.results import Result
+
+_SEVERITIES = ("error", "warning", "info")
+
+
+@dataclasses.dataclass(frozen=True)
+class Report(Result):
+    """Findings, the severe ones first.
+
+    Each row holds:
+      code: of the rule, a key of `RULES`.
+      severity: "error", "warning" or "info".
+      noise, norm: paths of the layers, "" where none is concerned.
+      way: "directly", "through weights" or "into a skip", of a noise that reaches a BN.
+      amount: rate or beta of the noise; None where it is not known.
+      ratio: real / moving variance to be expected at the BN; None where it is not known.
+      assumption: what the ratio supposes.
+      advice: what to do.
+    """
+
+    def errors(self, below: float | None = None) -> list[dict]:
+        """The errors; with `below` only those whose ratio is below it or not known."""
+        rows = [row for row in self.rows if row["severity"] == "error"]
+        return [row for row in rows if below is None or row["ratio"] is None or row["ratio"] < below]
+
+    def __rich__(self):
+        if not self.rows:
+            return rich.text.Text(f"{self.title}: nothing found")
+        table = rich.table.Table(title=self.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+        for column, side in (("", "left"), ("layer", "left"), ("finding", "left"), ("ratio", "right")):
+            table.add_column(column, justify=side, overflow="fold")
+        for row in self.rows:
+            layer = " -> ".join(filter(None, (row["noise"], row["norm"])))
+            ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
+            finding = f"{RULES[row['code']].title}{', ' + row['way'] if row['way'] else ''}"
+            table.add_row(*map(rich.text.Text, (f"{row['severity']} {row['code']}", layer, finding, ratio)))
+        worst = {row["code"]: row for row in reversed(self.rows)}
+        lines = []
+        for code in sorted(worst):
+            row = worst[code]
+            about = f"The ratio is {row['assumption']}. " if row["assumption"] else ""
+            lines.append(rich.text.Text(f"{code}  {about}{row['advice']}"))
+        return rich.console.Group(table, *lines)
+
+    def summary(self) -> list[str]:
+        """A line for every code: how often, and one example."""
+        lines = []
+        for code in dict.fromkeys(row["code"] for row in self.rows):
+            rows = [row for row in self.rows if row["code"] == code]
+            first = min(rows, key=lambda row: 1.0 if row["ratio"] is None else row["ratio"])
+            ratio = "" if first["ratio"] is None else f", ratio {first['ratio']:.2f}"
+            layers = " -> ".join(filter(None, (first["noise"], first["norm"])))
+            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+            lines.append(f"{first['severity']} {code} {RULES[code].title}: {layers}{ratio}{more}")
+        return lines
+
+
+def check(
+    model: nn.Module,
+    *inputs,
+    variables: dict | None = None,
+    num_steps: int | None = None,
+    rngs: dict | None = None,
+    **kwargs,
+) -> Report:
+    """Reports what `RULES` find in a model.
+
+    The ratio beside a finding is that of the BN's input without the noise to the variance that BN remembers
+    with it. With trained `variables` it comes from their weights and statistics, otherwise from the closed
+    forms under a unit Gaussian out of every BN and weights of mean zero; `assumption` says which.
+
+    Args:
+      model: any Linen module; see `dropbn.diagnose.modes` for what can be reached.
+      *inputs: examples of its inputs, arrays or `jax.ShapeDtypeStruct`s; only their shapes matter.
+      variables: its variables.
+      num_steps: how many steps it is going to be trained, for DBN301.
+      rngs: random keys by stream, by default one for "dropout".
+      **kwargs: further arguments of its `__call__`.
+
+    Returns:
+      A `Report`, which rich prints as a table.
+
+    Raises:
+      DropbnError: the model cannot be traced with these inputs.
+
+    >>> import jax.numpy as jnp
+    >>> class Net(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x, train):
+    ...         x = nn.Dropout(0.5)(nn.Dense(8)(x), deterministic=not train)
+    ...         return nn.BatchNorm()(x, use_running_average=not train)
+    >>> [(row["code"], row["norm"], row["ratio"]) for row in check(Net(), jnp.ones((2, 4))).errors()]
+    [('DBN101', 'BatchNorm_0', 0.5)]
+    """
+    marked = marks.trace(model, *inputs, variables=variables, rngs=rngs, **kwargs)
+    facts = Facts(marked, noise_flow.follow(marked), num_steps)
+    rows = [
+        {"code": code, "severity": rule.severity} | finding
+        for code, rule in RULES.items()
+        for finding in rule.find(facts)
+    ]
+    rows.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
+    counts = f"{len(marked.noises)} noises, {len(marked.norms)} batch normalizations"
+    return Report(rows, f"{type(inspect.unwrap(model)).__name__}: {counts}")
+
+
+def assert_no_shift(model: nn.Module, *inputs, below: float = 1.0, **options) -> None:
+    """For a test: raises AssertionError if `check` finds an error whose ratio is below `below`.
+
+    Args:
+      model, *inputs, **options: see `check`.
+      below: the smallest ratio that is accepted.
+    """
+    errors = check(model, *inputs, **options).errors(below)
+    lines = [f"{row['noise']} -> {row['norm']}: {row['way']}, ratio {row['ratio']}" for row in errors]
+    assert not errors, "Noise shifts the variance of batch normalizations:\n" + "\n".join(lines)
