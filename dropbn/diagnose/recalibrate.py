@@ -140,11 +140,10 @@ def recalibrate(
     - "closed_form": see `dropbn.diagnose.noise_flow.variance_without_noise`. Running means stay, because
       noise leaves them alone. It corrects layers that noise reaches directly, or from a BN through an
       activation and one weight layer (and on into a skip); of the others it says why not. Each layer is
-      corrected for its own noise, with the inputs of training. But a corrected layer puts out more: half of what BN had normalised was
-      noise, which the next weights averaged out, and the signal in its place they do not. So layers further
-      on come to see larger variances than they remember, the more the deeper the network, and this recipe may
-      do harm where
-      the others do not: compare before you keep it.
+      corrected for its own noise, with the inputs of training. But a corrected layer puts out more: half of
+      what BN had normalised was noise, which the next weights averaged out, and the signal in its place they
+      do not. So layers further on come to see larger variances than they remember, the more the deeper the
+      network, and this recipe may do harm where the others do not: compare before you keep it.
 
     Args:
       model: any Linen module; see `dropbn.diagnose.modes` for what can be reached.
