@@ -389,7 +389,7 @@ def test_differences_without_a_spread(x, p):
 DESIGNS = {
     "digits": ((0.987, 0.978), 2, 0.6, 0.1, 0.4),  # as no dropout and (a) on digits
     "apart": ((0.90, 0.88), 2, 0.5, 0.1, 1),
-    "equal": ((0.90, 0.90), 2, 0.5, 0, 1),
+    "equal": ((0.90, 0.90), 2, 0.5, 0.1, 1),
     "cifar": ((0.62, 0.48), 1.5, 0.6, 0.15, 1),
     "rare": ((0.989, 0.989), 3, 0.3, 0.05, 0.6),
 }
