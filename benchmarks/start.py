@@ -51,8 +51,9 @@ _FLAX = "import flax.linen, optax"
 # What a user of a library imports: the modules that serve any Linen model.
 IMPORTS = {
     "flax": _FLAX,
-    "dropbn": f"{_FLAX}; from dropbn import noise, modes, shift, gap, recalibrate, lint, surgery",
-    "dropbn's training": f"{_FLAX}; from dropbn import training",
+    "dropbn": f"{_FLAX}; from dropbn.nn import noise; "
+    "from dropbn.diagnose import modes, shift, gap, recalibrate, lint, surgery",
+    "dropbn's training": f"{_FLAX}; from dropbn.train import loop",
 }
 
 

@@ -1,7 +1,12 @@
 """dropbn: what happens when dropout meets batch normalization, in JAX and Flax Linen.
 
-Import the module you need, for example ``from dropbn import noise, order, shift``.
-This file imports nothing heavy.
+- `dropbn.nn`: layers for dropout and batch normalization.
+- `dropbn.models`: the papers' networks.
+- `dropbn.diagnose`: the variance shift of any Flax Linen model, measured, explained and repaired.
+- `dropbn.data`, `dropbn.train`, `dropbn.study`, `dropbn.page`: behind `train.py`, `eval.py` and `dropbn`.
+
+Import the module you need: ``from dropbn.nn import noise``, ``from dropbn.diagnose import shift``. This file
+imports nothing heavy.
 """
 
 from dropbn.errors import DropbnError

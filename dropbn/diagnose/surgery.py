@@ -1,7 +1,8 @@
 """Change the noise, or its place, in a Linen model one did not write.
 
 >>> import flax.linen as nn
->>> from dropbn import noise, surgery
+>>> from dropbn.diagnose import surgery
+>>> from dropbn.nn import noise
 >>> model = nn.Sequential([nn.Dense(4), nn.Dropout(0.5, deterministic=False), nn.BatchNorm(False)])
 >>> gentle = surgery.swap_noise(model, to=noise.Uout(0.1))
 >>> behind = surgery.move(gentle, {"layers_1": "layers_2"})
