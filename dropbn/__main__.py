@@ -25,7 +25,8 @@ def main() -> None:
         print("\ndropbn COMMAND --help shows a command's flags. train.py trains, eval.py evaluates a run.")
         return
     if name not in COMMANDS:
-        sys.exit(f"error: {unknown('command', name, COMMANDS)}")
+        print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
+        sys.exit(2)
     sys.argv = [f"dropbn {name}", *arguments]
     importlib.import_module(COMMANDS[name][0]).run()
 

@@ -1,5 +1,6 @@
 """train.py and eval.py as a user runs them: what goes wrong is one sentence and changes nothing."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -9,7 +10,7 @@ import sys
 
 import pytest
 
-from dropbn import runtime
+from dropbn import __main__, runtime
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN, EVAL = "train.py --workdir={run} ", "eval.py "
@@ -88,6 +89,19 @@ def test_without_noise_neither_command_sees_a_shift(mlp_flags, tmp_path):
     assert len(summary) == 1 and len(ratios) == 2
     for ratio in (*map(float, summary), *ratios):
         assert 0.97 < ratio < 1.03
+
+
+def test_the_console_script_names_its_commands(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["dropbn"])
+    __main__.main()
+    printed = capsys.readouterr().out
+    assert all(f"  {command} " in printed for command in __main__.COMMANDS)
+    for module, _ in __main__.COMMANDS.values():
+        assert callable(importlib.import_module(module).run)
+    monkeypatch.setattr(sys, "argv", ["dropbn", "lnt"])
+    with pytest.raises(SystemExit) as stop:
+        __main__.main()
+    assert stop.value.code == 2 and "Did you mean 'lint'?" in capsys.readouterr().err
 
 
 def test_a_run_does_not_wait_for_what_it_has_no_use_for():
