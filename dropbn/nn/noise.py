@@ -212,7 +212,7 @@ class GaussianDropout(Noise):
         return _odds(self.rate)
 
     def multiplier(self, rng, shape):
-        return 1.0 + jnp.sqrt(jnp.asarray(self.s2, jnp.float32)) * draws.normal(rng, shape)
+        return 1.0 + jnp.sqrt(self.s2) * draws.normal(rng, shape)
 
 
 class Uout(Noise):
@@ -250,7 +250,7 @@ class Uout(Noise):
         return self.beta**2 / 3
 
     def multiplier(self, rng, shape):
-        return 1.0 + jnp.asarray(self.beta, jnp.float32) * (2 * draws.uniform(rng, shape) - 1)
+        return 1.0 + self.beta * (2 * draws.uniform(rng, shape) - 1)
 
 
 KINDS = {"dropout": Dropout, "gaussian": GaussianDropout, "uout": Uout}
