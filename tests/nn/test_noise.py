@@ -58,6 +58,48 @@ def test_dropout_draws_the_masks_of_flax(dtype, broadcast_dims):
         np.testing.assert_array_equal(traced == 0, theirs == 0)
 
 
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("partitionable", [False, True])
+def test_the_masks_are_those_of_flax_in_every_configuration(x64, impl, partitionable):
+    class Model(nn.Module):
+        layer: type
+
+        @nn.compact
+        def __call__(self, x):
+            return self.layer(0.3, name="inner")(x, deterministic=False)
+
+    with jax.enable_x64(x64), jax.threefry_partitionable(partitionable):
+        keys = {"dropout": jax.random.key(7, impl=impl)}
+        for dtype in (jnp.bfloat16, jnp.float16, jnp.float32, *[jnp.float64] * x64):
+            x = jnp.ones((40, 50), dtype)
+            ours, theirs = (Model(layer).apply({}, x, rngs=keys) for layer in (noise.Dropout, nn.Dropout))
+            assert ours.dtype == theirs.dtype == dtype
+            np.testing.assert_array_equal(ours == 0, theirs == 0)
+            one_ulp = float(jnp.finfo(dtype).eps)
+            np.testing.assert_allclose(ours.astype(float), theirs.astype(float), rtol=one_ulp)
+            for layer in (noise.GaussianDropout(0.3), noise.Uout(0.3)):
+                y = layer.apply({}, x, rngs=keys, deterministic=False)
+                assert y.dtype == dtype and jnp.isfinite(y).all() and y.std() > 0
+
+
+def test_traced_amounts_outside_their_range_do_as_the_docstrings_say():
+    x = jax.random.normal(jax.random.key(0), (50,))
+
+    def of(kind, amount, **flags):
+        return jax.jit(lambda amount: kind(amount, **flags).apply({}, x, False, KEY["dropout"]))(amount)
+
+    np.testing.assert_allclose(of(noise.Dropout, -0.5), x / 1.5, rtol=1e-6)
+    np.testing.assert_array_equal(of(noise.Dropout, 1.5), 0)
+    assert jnp.isnan(of(noise.Dropout, 1.5, restore="sqrt_keep")).all()
+    assert jnp.isinf(of(noise.GaussianDropout, 1.0)).all()
+    for rate in (-0.5, 1.5):
+        assert jnp.isnan(of(noise.GaussianDropout, rate)).all()
+    # m - 1 has the other sign, and nothing else is different.
+    np.testing.assert_allclose(of(noise.Uout, -0.5) + of(noise.Uout, 0.5), 2 * x, rtol=1e-5)
+    assert (of(noise.Uout, 3.0) / x < 0).any()
+
+
 @pytest.mark.parametrize(("layer", "s2"), FAMILY, ids=lambda v: type(v).__name__)
 def test_identity_in_test_mode_and_without_noise(layer, s2):
     x = jax.random.normal(jax.random.key(0), (5, 3))
