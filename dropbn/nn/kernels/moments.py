@@ -81,7 +81,7 @@ def both_sums(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Ar
 
 @both_sums.defjvp
 def _derivative(axes, primals, tangents):
-    # The derivative of `lax.reduce` would be a tree of slices.
+    # JAX's derivative of `lax.reduce` is a tree of slices, and fails where one of the two has no tangent.
     return both_sums(*primals, axes), tuple(tangent.sum(axes) for tangent in tangents)
 
 
