@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dropbn import activations, convolution, layers, noise, norm
+from dropbn.nn import activations, layers, noise, norm
+from dropbn.nn.kernels import convolution
 
 KEY = jax.random.key(3)
 IMAGES, CHANNELS = (8, 2, 3, 4), (4,)
