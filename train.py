@@ -21,15 +21,16 @@ cli.define_processes()
 def main():
     import jax
 
-    from dropbn import data, models
+    from dropbn import data
     from dropbn.diagnose import lint
     from dropbn.train import evaluation, loop, summary
+    from dropbn.train.plan import make_plan
 
     config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{_name(flags.FLAGS['config'].config_filename)}"
     dataset = data.load(config.data)
     image = jax.ShapeDtypeStruct((2, *dataset.train.image_shape), "float32")
-    for line in lint.check(models.create(config.model), image).summary():
+    for line in lint.check(make_plan(config, dataset).model, image).summary():
         print(line)
     state, records = loop.train_and_evaluate(config, workdir, dataset, _CHECKPOINTS.value)
     shift = evaluation.measure_shift(config, dataset, state)

@@ -67,9 +67,14 @@ def create(config, amount=None, axis_name: str | None = None) -> Network:
 
     Raises:
       DropbnError: a name, order, place, depth or noise that does not exist or does not fit; a noise that no
-        order has a place for.
+        order has a place for; fewer outputs than one.
     """
     block, head = orders(config)
+    if config.num_classes < 1:
+        raise DropbnError(
+            f"model.num_classes={config.num_classes}: give the number of outputs. 0 stands for as many as "
+            "the data has classes, which dropbn.train.plan.make_plan(config, dataset) fills in."
+        )
     if config.dtype not in DTYPES:
         raise unknown("dtype", config.dtype, DTYPES)
     default_amount = noise.amount(config.noise)

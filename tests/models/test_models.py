@@ -109,6 +109,12 @@ def test_all_tested():
     assert {row[0] for row in COUNTS} == set(models.FAMILIES)
 
 
+@pytest.mark.parametrize("make", [models.create, models.describe])
+def test_a_network_without_outputs_is_refused(make):
+    with pytest.raises(DropbnError, match="num_classes=0: give the number of outputs"):
+        make(_model(classes=0))
+
+
 @pytest.mark.parametrize("place", [*places.BRANCH_PLACES, *places.HEAD_PLACES])
 def test_every_place_leaves_the_parameters_and_adds_noise(place):
     if place in ("H1", "H2"):
