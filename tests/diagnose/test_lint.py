@@ -43,10 +43,10 @@ MISSES = {
 
 
 @functools.cache
-def _found(name):
+def _report(name):
     """What lint finds in a labelled network."""
     [case] = [case for case in CASES if case.name == name]
-    return _on_the_way(lint.check(case.model, jax.ShapeDtypeStruct(case.shape, jnp.float32)))
+    return lint.check(case.model, jax.ShapeDtypeStruct(case.shape, jnp.float32))
 
 
 @pytest.mark.xdist_group("labelled")
@@ -54,9 +54,9 @@ def _found(name):
 def test_labelled_networks(case):
     missed = MISSES.get(case.name)
     wanted = {("info", "into a skip", *missed)} if missed else case.findings
-    assert _found(case.name) == wanted
+    assert _on_the_way(_report(case.name)) == wanted
     assert (wanted == case.findings) == (missed is None)
-    shared = {row["norm"] for row in found.rows if row["code"] == "DBN303"}
+    shared = {row["norm"] for row in _report(case.name).rows if row["code"] == "DBN303"}
     assert shared == SHARED.get(case.name, set())
 
 
@@ -93,7 +93,7 @@ def test_precision_and_recall_are_what_the_docs_say():
 
     numbers, sentences = [], []
     for severity, what in (("error", "the errors"), ("info", "noise into a skip")):
-        found = pairs(lambda case: _found(case.name), severity)
+        found = pairs(lambda case: _on_the_way(_report(case.name)), severity)
         labelled = pairs(lambda case: case.findings, severity)
         numbers.append(len(labelled))
         precision, recall = (len(found & labelled) / len(of) for of in (found, labelled))
