@@ -226,7 +226,7 @@ def _text(row, key):
         return f"{value:.2g}"
     # A claim's only interval is that of its difference.
     half = row.get(f"{key}_interval", row.get("interval") if key == "difference" else None)
-    decimals = 3 if "shift" in (key, row.get("metric")) else 2
+    decimals = 3 if {key, row.get("metric")} & {"shift", "loss", "test_loss"} else 2
     if error := value if key.startswith("se_") else half:  # At least one digit of it is seen.
         decimals = min(max(decimals, -math.floor(math.log10(error))), 6)
     return f"{value:.{decimals}f}" + ("" if half is None else f" +- {half:.{decimals}f}")
