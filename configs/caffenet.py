@@ -28,6 +28,7 @@ before, dropout 0.2 against 0.5 and 0, orthogonal against LSUV, else every cell 
 
 from configs import base
 from dropbn.errors import DropbnError
+from dropbn.study import cells
 
 _SOLVER = {
     "data.image_size": 128,
@@ -63,7 +64,7 @@ NETWORKS = {
             "model.bn.group_size": 32,
             "optimizer.weight_decay": 2e-4,
         },
-        "quick": {"model.depth": 10, "model.width": 5, "model.bn.group_size": 0, **base.PHOTOS},
+        "quick": {"model.depth": 10, "model.width": 5, "model.bn.group_size": 0, **cells.PHOTOS},
     },
 }
 WORDS = {
@@ -81,7 +82,7 @@ def get_config(arg="caffenet,imagenet2012"):
         raise DropbnError(
             "The benchmark's dropout stands after fc6 and fc7; bn=before or bn=after places BN."
         )
-    config = base.cell(",".join(words), NETWORKS, places=("before", "after"), words=WORDS)
+    config = cells.cell(base.get_config(), ",".join(words), NETWORKS, places=("before", "after"), words=WORDS)
     config.model.bn.use_scale = config.model.bn.use_bias = "affine" in arg.split(",")
     return config
 
@@ -92,12 +93,12 @@ METRIC = "accuracy"  # what the tables count, in %
 
 def sweep(table):
     """The cells of a table: [{"arg": for get_config, "paper": top-1 accuracy in %, "adjusted": None}]."""
-    return base.cells(TABLES, table)
+    return cells.of_table(TABLES, table)
 
 
 def claims(table):
-    """What a table claims: see `base.claims`."""
-    return base.claims(
+    """What a table claims: see `cells.claims`."""
+    return cells.claims(
         TABLES, table, source="caffenet-benchmark", networks=NAMES, metric=METRIC, plain="no BN"
     )
 

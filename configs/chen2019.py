@@ -17,6 +17,7 @@ third-party implementations use.
 
 from configs import base, kim2023
 from dropbn.errors import unknown
+from dropbn.study import cells
 
 ORDERS = {
     "preactivation": "[bn relu conv bn relu conv | conv]",
@@ -28,7 +29,7 @@ NETWORKS = {name: kim2023.NETWORKS[name] for name in ("preresnet50", "preresnet1
 
 
 def get_config(arg="preresnet110,cifar10,order=relu_ic_conv"):
-    config = base.cell(arg, NETWORKS, places=(), words={"order": "model.block"})
+    config = cells.cell(base.get_config(), arg, NETWORKS, places=(), words={"order": "model.block"})
     order = config.model.block or "preactivation"
     if order not in ORDERS:
         raise unknown("order", order, ORDERS)

@@ -32,6 +32,7 @@ dropout off). `claims(table)` says what follows.
 """
 
 from configs import base
+from dropbn.study import cells
 
 _DENSENET = {
     "model.name": "densenet",
@@ -67,7 +68,7 @@ NETWORKS = {
             "optimizer.schedule": "step",
             "optimizer.decay_at": ("100 epochs", "125 epochs"),
         },
-        "quick": {"model.depth": 11, "model.width": 4, **base.PHOTOS},
+        "quick": {"model.depth": 11, "model.width": 4, **cells.PHOTOS},
     },
     "densenet40": {"fields": _DENSENET | {"model.depth": 40}, "quick": _QUICK},
     "densenet100": {"fields": _DENSENET, "quick": _QUICK},
@@ -75,7 +76,7 @@ NETWORKS = {
 
 
 def get_config(arg="vgg,cifar10"):
-    return base.cell(arg, NETWORKS, places=(), words={"init": "model.init"})
+    return cells.cell(base.get_config(), arg, NETWORKS, places=(), words={"init": "model.init"})
 
 
 NAMES = {"vgg": "VGG", "densenet40": "DenseNet-40", "densenet100": "DenseNet-100"}
@@ -84,17 +85,17 @@ METRIC = "error"  # what the tables count, in %
 
 def sweep(table):
     """The cells of a table: [{"arg": for get_config, "paper": test error in %, "adjusted": or None}]."""
-    return base.cells(TABLES, table)
+    return cells.of_table(TABLES, table)
 
 
 def claims(table):
-    """What a table claims: see `base.claims`.
+    """What a table claims: see `cells.claims`.
 
     The paper re-estimates variances alone, with dropout off. A study's runs have Li's recipe
     ("adjusted_accuracy") and "dropout_off" ("recalibrated_accuracy"); the latter, which takes the means again
     too, stands for the paper's.
     """
-    return base.claims(
+    return cells.claims(
         TABLES,
         table,
         source="Hendrycks & Gimpel 2016",

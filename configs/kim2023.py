@@ -42,6 +42,7 @@ has no other cell beside it.
 
 from configs import base
 from dropbn.models import preresnet
+from dropbn.study import cells
 
 _CIFAR = {
     "data.crop_padding": 4,
@@ -85,7 +86,7 @@ def _network(name, depth, width, training, quick_depth=8, quick_width=4):
     quick = {"model.depth": quick_depth, "model.width": quick_width}
     return {
         "fields": {"model.name": name, "model.depth": depth, "model.width": width, **training},
-        "quick": quick | (base.PHOTOS if "data.image_size" in training else {}),
+        "quick": quick | (cells.PHOTOS if "data.image_size" in training else {}),
     }
 
 
@@ -128,7 +129,7 @@ NETWORKS = {
 
 def get_config(arg="preresnet110,cifar10"):
     positions = [*(f"P{i}" for i in range(8)), "P6+P7", "G1", *(f"H{i}" for i in range(1, 7)), "G2"]
-    return base.cell(arg, NETWORKS, places=tuple(positions), rate=0.2)
+    return cells.cell(base.get_config(), arg, NETWORKS, places=tuple(positions), rate=0.2)
 
 
 NAMES = {
@@ -150,12 +151,12 @@ METRIC = "accuracy"  # what the tables count, in %
 
 def sweep(table):
     """The cells of a table: [{"arg": for get_config, "paper": test accuracy in %, "adjusted": None}]."""
-    return base.cells(TABLES, table)
+    return cells.of_table(TABLES, table)
 
 
 def claims(table):
-    """What a table claims: see `base.claims`."""
-    return base.claims(TABLES, table, source="Kim et al. 2023", networks=NAMES, metric=METRIC)
+    """What a table claims: see `cells.claims`."""
+    return cells.claims(TABLES, table, source="Kim et al. 2023", networks=NAMES, metric=METRIC)
 
 
 _POSITIONS = ("", *(f",place=P{i}" for i in range(8)))
@@ -171,7 +172,7 @@ TABLES = {
         "columns": _POSITIONS,
         # Guideline 1 beside: after the branch's last BN (P5, P6) rather than right before it (P4).
         "pairs": (
-            *base.against_first(_POSITIONS),
+            *cells.against_first(_POSITIONS),
             (",place=P5", ",place=P4"),
             (",place=P6", ",place=P4"),
         ),

@@ -34,6 +34,7 @@ is their training. Ours are 224-pixel crops, 90 epochs of batch 256, learning ra
 
 from configs import base
 from dropbn.models import preresnet
+from dropbn.study import cells
 
 _SMALL = {"data.crop_padding": 4, "data.flip": True, "optimizer.schedule": "step"}
 
@@ -102,7 +103,7 @@ NETWORKS = {
     },
     "preresnet200": {
         "fields": {"model.name": "preresnet_imagenet", "model.depth": 200, "model.width": 64, **_IMAGENET},
-        "quick": {"model.depth": 14, "model.width": 4, **base.PHOTOS},
+        "quick": {"model.depth": 14, "model.width": 4, **cells.PHOTOS},
     },
     "resnext101": {
         "fields": {
@@ -112,7 +113,7 @@ NETWORKS = {
             "model.cardinality": 64,
             **_IMAGENET,
         },
-        "quick": {"model.depth": 14, "model.width": 1, "model.cardinality": 2, **base.PHOTOS},
+        "quick": {"model.depth": 14, "model.width": 1, "model.cardinality": 2, **cells.PHOTOS},
     },
     "senet154": {
         "fields": {
@@ -122,7 +123,7 @@ NETWORKS = {
             "model.cardinality": 64,
             **_IMAGENET,
         },
-        "quick": {"model.depth": 14, "model.width": 2, "model.cardinality": 2, **base.PHOTOS},
+        "quick": {"model.depth": 14, "model.width": 2, "model.cardinality": 2, **cells.PHOTOS},
     },
 }
 NAMES = {
@@ -139,17 +140,17 @@ CIFAR_NETWORKS = ("preresnet110", "resnext29", "wrn28_10", "densenet_bc")
 
 
 def get_config(arg="preresnet110,cifar10"):
-    return base.cell(arg, NETWORKS, places=("a", "b", "last"))
+    return cells.cell(base.get_config(), arg, NETWORKS, places=("a", "b", "last"))
 
 
 def sweep(table):
     """The cells of a table: [{"arg": for get_config, "paper": test error in %, "adjusted": or None}]."""
-    return base.cells(TABLES, table)
+    return cells.of_table(TABLES, table)
 
 
 def claims(table):
-    """What a table claims: see `base.claims`."""
-    return base.claims(TABLES, table, source="Li et al. 2018", networks=NAMES, metric=METRIC)
+    """What a table claims: see `cells.claims`."""
+    return cells.claims(TABLES, table, source="Li et al. 2018", networks=NAMES, metric=METRIC)
 
 
 def _rates(place):
@@ -214,7 +215,7 @@ TABLES = {
     "figure4": {
         "networks": CIFAR_NETWORKS,
         "columns": tuple(column for place in "ab" for column in _rates(place)),
-        "pairs": (*base.against_first(_rates("a")), *base.against_first(_rates("b"))),
+        "pairs": (*cells.against_first(_rates("a")), *cells.against_first(_rates("b"))),
         "labels": {",place=a": "no dropout", ",place=b": "no dropout"},
         "paper": {
             "cifar10": (

@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from dropbn.errors import DropbnError, unknown
+from dropbn.study import cells
 
 _LENET = {
     "model.name": "lenet",
@@ -235,7 +236,7 @@ def get_config(arg="bn_scale,one") -> ConfigDict:
     config = base.get_config()
     config.update_from_flattened_dict(question["fields"] | question["arms"][given[1]])
     for word in given[2:]:
-        base.set_word(config, word, {"seed": "seed", "data": "data.name"}, {"duration": "2 steps"})
+        cells.set_word(config, word, {"seed": "seed", "data": "data.name"}, {"duration": "2 steps"})
     return config
 
 
@@ -262,5 +263,5 @@ def claims(question):
 
 
 def _claim(question, more, less, metric, paper, source, sign):
-    sides = (base.Side(arm, f"{question},{arm}", metric) for arm in (more, less))
-    return base.claim(*sides, question, source, paper=paper, sign=sign)
+    sides = (cells.Side(arm, f"{question},{arm}", metric) for arm in (more, less))
+    return cells.claim(*sides, question, source, paper=paper, sign=sign)

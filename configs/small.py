@@ -24,6 +24,7 @@ accurate cell has the larger test loss.
 """
 
 from configs import base, kim2023
+from dropbn.study import cells
 
 _COSINE = {"model.name": "preresnet", "model.width": 16, "optimizer.schedule": "cosine"}
 _QUICK = {
@@ -75,7 +76,7 @@ PLACES = ("a", "b", "last", "ic", *(f"P{i}" for i in range(8)), "H4", "H5", "G1+
 
 def get_config(arg="preresnet8,digits"):
     words = {"kind": "model.noise.kind", "block": "model.block"}
-    config = base.cell(arg, NETWORKS, places=PLACES, rate=0.2, words=words)
+    config = cells.cell(base.get_config(), arg, NETWORKS, places=PLACES, rate=0.2, words=words)
     if config.data.subset_seed >= 0:
         config.data.subset_seed = config.get_ref("seed")  # Every seed draws its own images.
     return config
@@ -101,7 +102,7 @@ _KIM = dict(zip(("", *POSITIONS), kim2023.TABLES["table1"]["paper"]["cifar10"][1
 
 def sweep(table):
     """The cells of a table: [{"arg": for get_config, "paper": accuracy in % or None, "adjusted": too}]."""
-    return base.cells(TABLES, table, blank=True)
+    return cells.of_table(TABLES, table, blank=True)
 
 
 def claims(table):
@@ -114,14 +115,14 @@ def claims(table):
     """
     sweep(table)  # Refuses a table that does not exist.
     (network,), (dataset,) = TABLES[table]["networks"], TABLES[table]["paper"]
-    where, found = f"{NAMES[network]}, {base.DATASETS[dataset]}", []
+    where, found = f"{NAMES[network]}, {cells.DATASETS[dataset]}", []
     for more, less, metric, paper, source, *sign in TABLES[table]["claims"]:
         metrics = (metric, "accuracy" if metric.endswith("accuracy") else metric)
         sides = (
-            base.Side(base.label(column), f"{network},{dataset}{column}", of)
+            cells.Side(cells.label(column), f"{network},{dataset}{column}", of)
             for column, of in zip((more, less), metrics, strict=True)
         )
-        found.append(base.claim(*sides, where, source, paper=paper, sign=sign[0] if sign else 1))
+        found.append(cells.claim(*sides, where, source, paper=paper, sign=sign[0] if sign else 1))
     return found
 
 
