@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dropbn import plots
-from dropbn.study import claims, placements
+from dropbn.study import claims, estimates, placements
 from dropbn.study.finished_runs import Cell
 from dropbn.study.li2018_figures import error_bars, shift_curves, training_curves, weights
 
@@ -113,9 +113,9 @@ def positions(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
     color = plots.COLORS[0]
     for i, cell in enumerate(found.values()):
         if len(differences := claims.paired(cell, plain, "accuracy")):
-            plots.bars(left, [i], [claims.interval(differences)], 0.6, color=color)
+            plots.bars(left, [i], [estimates.interval(differences)], 0.6, color=color)
         if shifts := list(cell.values("shift").values()):
-            plots.bars(right, [i], [claims.interval(shifts)], 0.6, 1, color=color)
+            plots.bars(right, [i], [estimates.interval(shifts)], 0.6, 1, color=color)
         if None not in (cell.paper, plain.paper):
             difference = cell.paper - plain.paper
             left.plot(i, -difference if metric == "error" else difference, **plots.PAPER)
@@ -153,7 +153,7 @@ def bn_places(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
         bars = {words: bars[words] for words in drawn if words in bars}
         for k, (words, cell) in enumerate(bars.items()):
             at = i + (k - (len(bars) - 1) / 2) * width
-            mean, half = claims.interval(list(cell.values("accuracy").values()))
+            mean, half = estimates.interval(list(cell.values("accuracy").values()))
             plots.bars(axes, [at], [(mean, half)], 0.9 * width, color=_BN_COLORS[words])
             if cell.paper is not None:
                 height = 100 - cell.paper if metric == "error" else cell.paper

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dropbn import plots
-from dropbn.study import claims, papers, placements
+from dropbn.study import estimates, papers, placements
 from dropbn.study.finished_runs import Cell
 
 _PLAIN = "0.25"  # the color of no noise
@@ -85,7 +85,7 @@ def error_bars(cells: list[Cell]) -> Figure | None:
         axes.grid(axis="x", visible=False)
         axes.set_title(_PLACES[place], loc="left", fontsize="medium")
         axes.set_xticks(sorted(errors.keys() | theirs.keys()))
-        intervals = [claims.interval(values) for values in errors.values()]
+        intervals = [estimates.interval(values) for values in errors.values()]
         plots.bars(axes, errors, intervals, 0.055, color=plots.COLORS[0])
         axes.plot(list(theirs), list(theirs.values()), **plots.PAPER)
     return plots.finish(figure, _title(figure, cells), {"ours": plots.COLORS[0], _PAPER: plots.PAPER})

@@ -9,7 +9,7 @@ import rich.console
 
 from dropbn.errors import DropbnError, headline
 from dropbn.results import Result
-from dropbn.study import claims, finished_runs
+from dropbn.study import claims, estimates, finished_runs
 from dropbn.train import workdir
 
 ABOUT_CLAIMS = (
@@ -67,7 +67,7 @@ def row(
     }
     found = {"cell": cell.arg, "seeds": len(cell.members)}
     for name, values in numbers.items():
-        found[name], found[f"{name}_interval"] = claims.interval(values) if values else (None, None)
+        found[name], found[f"{name}_interval"] = estimates.interval(values) if values else (None, None)
         if name == "value" and comparable:
             both = cell.paper is not None and values
             found |= {"paper": cell.paper, "difference": found["value"] - cell.paper if both else None}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dropbn.errors import DropbnError
-from dropbn.study import claims, finished_runs
+from dropbn.study import claims, estimates, finished_runs
 from dropbn.study.claims import Claim
 from dropbn.study.finished_runs import Cell, largest_shift
 
@@ -26,11 +26,11 @@ from dropbn.study.finished_runs import Cell, largest_shift
     ],
 )
 def test_intervals_by_hand(values, level, mean, half_width):
-    assert claims.interval(values, level) == pytest.approx((mean, half_width), abs=1e-6)
+    assert estimates.interval(values, level) == pytest.approx((mean, half_width), abs=1e-6)
 
 
 def test_one_value_has_no_interval():
-    assert claims.interval([0.25]) == (0.25, None)
+    assert estimates.interval([0.25]) == (0.25, None)
 
 
 def test_an_interval_holds_the_truth_as_often_as_it_says():
@@ -39,13 +39,13 @@ def test_an_interval_holds_the_truth_as_often_as_it_says():
     The normal's 1.96 in place of t's 2.78 would hold it in 88 %.
     """
     samples = np.random.default_rng(0).normal(0.3, 2, (4000, 5))
-    intervals = [claims.interval(sample) for sample in samples]
+    intervals = [estimates.interval(sample) for sample in samples]
     holds = np.mean([abs(mean - 0.3) <= half_width for mean, half_width in intervals])
     assert holds == pytest.approx(0.95, abs=5 * (0.95 * 0.05 / 4000) ** 0.5)
 
 
 def _decide(differences, sign, level=0.95):
-    return claims.decide(claims.estimate(differences), sign, level=level)
+    return claims.decide(estimates.estimate(differences), sign, level=level)
 
 
 def test_without_a_difference_few_claims_are_decided():
@@ -282,7 +282,7 @@ def test_seeds_and_images_against_explicit_sums():
         for s, i in itertools.product(range(seeds), range(images))
     ]
     ms_rest = sum(r**2 for r in rest) / ((seeds - 1) * (images - 1))
-    found = claims.estimate(x)
+    found = estimates.estimate(x)
     assert (found.mean, found.seeds, found.images) == (pytest.approx(grand), 4, 7)
     shares = (found.of_seeds, found.of_images, found.of_rest)
     assert shares == pytest.approx([ms / 28 for ms in (ms_seeds, ms_images, ms_rest)])
@@ -306,7 +306,9 @@ def test_the_variance_over_seeds_and_images_is_unbiased():
     """V_s / S + V_i / I + V_r / (S I) = 0.5 + 0.25 + 0.05 in 4000 samples, known to five standard errors."""
     rng = np.random.default_rng(4)
     drawn = [
-        claims.estimate(rng.normal(0, 2**0.5, (4, 1)) + rng.normal(0, 5**0.5, 20) + rng.normal(0, 2, (4, 20)))
+        estimates.estimate(
+            rng.normal(0, 2**0.5, (4, 1)) + rng.normal(0, 5**0.5, 20) + rng.normal(0, 2, (4, 20))
+        )
         for _ in range(4000)
     ]
     totals = np.array([one.of_seeds + one.of_images - one.of_rest for one in drawn])
@@ -317,10 +319,10 @@ def test_the_variance_over_seeds_and_images_is_unbiased():
 
 def test_a_share_below_the_residual_leaves_the_other_alone():
     x = np.array([[100.0, 0, 0, 0, 0, 100], [100, 0, 0, 0, 100, 0], [100, 0, 0, 100, 0, 0]])
-    found = claims.estimate(x)  # All seeds are equally accurate.
+    found = estimates.estimate(x)  # All seeds are equally accurate.
     assert found.of_seeds == pytest.approx(0) and found.of_seeds < found.of_rest
     assert found.variance() == (found.of_images, found.image_freedom)
-    turned = claims.estimate(x.T)
+    turned = estimates.estimate(x.T)
     assert turned.variance() == (turned.of_seeds, 5) and turned.of_seeds == pytest.approx(found.of_images)
 
 
@@ -342,7 +344,7 @@ def test_accuracies_are_compared_by_seed_and_image():
     expected = [[0, 100, 100, -100], [100, 0, 100, 0]]
     np.testing.assert_array_equal(claims.paired(b, a, "accuracy"), expected)
     row = _judge(B_ABOVE_A, a, b)
-    mean, half = claims.interval(expected)
+    mean, half = estimates.interval(expected)
     assert (row["difference"], row["interval"], row["seeds"]) == (37.5, half, 2) and mean == 37.5
     assert row["over"] == "seeds and images"
     # Seeds have 25 and 50 points; images 50, 50, 100, -50, whose variance is 11875 / 3.
@@ -381,8 +383,8 @@ def test_without_common_images_accuracies_are_compared_over_seeds(other):
     ],
 )
 def test_differences_without_a_spread(x, p):
-    assert claims.estimate(x).p() == p and _decide(x, 1) == "undecided"
-    assert claims.estimate(x).needed(1.0) == (None, None)
+    assert estimates.estimate(x).p() == p and _decide(x, 1) == "undecided"
+    assert estimates.estimate(x).needed(1.0) == (None, None)
 
 
 # accuracies of both cells, standard deviations of images, of images in a cell, of seeds, of the rest
@@ -416,7 +418,7 @@ def _covered(design, seeds, images, draws):
             for accuracy in accuracies
         ]
         x = np.subtract(*right, dtype=np.float32)
-        found = [claims.interval(values) for values in (x, x.mean(1))]
+        found = [estimates.interval(values) for values in (x, x.mean(1))]
         holds.append([abs(mean - (more - less)) <= half for mean, half in found])
     return np.mean(holds, 0)
 
@@ -518,14 +520,14 @@ def test_of_many_true_zeros_seldom_any_is_decided():
     ],
 )
 def test_smaller_than_in_the_paper(differences, paper, verdict):
-    found = claims.estimate(differences)
+    found = estimates.estimate(differences)
     assert claims.decide(found, 1, paper) == verdict
-    turned = claims.estimate([-d for d in differences])
+    turned = estimates.estimate([-d for d in differences])
     assert claims.decide(turned, -1, None if paper is None else -paper) == verdict
 
 
 def test_an_adjusted_p_takes_the_sign_and_leaves_the_size():
-    found = claims.estimate([1, 2, 3, 4, 5])  # p = 0.013
+    found = estimates.estimate([1, 2, 3, 4, 5])  # p = 0.013
     assert claims.decide(found, 1, 4.0, p=0.06) == "undecided"
     assert claims.decide(found, 1, 5.0, p=0.06) == "smaller here"
 
@@ -533,7 +535,7 @@ def test_an_adjusted_p_takes_the_sign_and_leaves_the_size():
 @pytest.mark.parametrize(("spread", "seeds"), [(0.3, 3), (1, 10), (3, 73)])
 def test_seeds_needed_by_simulation(spread, seeds):
     """For a difference of 1 at a power of 80 %, of 20,000 samples: known to 5 sqrt(0.16 / 20,000) = 1.4 %."""
-    seen = claims.estimate(spread * np.array([-1, 0, 1]))
+    seen = estimates.estimate(spread * np.array([-1, 0, 1]))
     assert seen.needed(1.0) == (seeds, None)
 
     def told(number):
@@ -551,19 +553,19 @@ _T975 = {1: 12.7062, 2: 4.30265, 8: 2.30600, 9: 2.26216, 71: 1.99394, 72: 1.9934
 def test_seeds_needed_on_these_images_by_simulation():
     """Normal effects of known size: 4000 samples know 80 % to 5 sqrt(0.16 / 4000) = 3.2 %."""
     variances = {"of_seeds": 0.5, "of_images": 0.04, "of_rest": 0.01}
-    seen = claims.Estimate(0.0, 5, 60, **variances, image_freedom=59)
+    seen = estimates.Estimate(0.0, 5, 60, **variances, image_freedom=59)
     seeds, images = seen.needed(1.0)
     assert images is None and 5 < seeds < 40
     rng, told = np.random.default_rng(7), 0
     for _ in range(4000):
         x = 1 + rng.normal(0, (5 * 0.49) ** 0.5, (seeds, 1)) + rng.normal(0, (60 * 0.03) ** 0.5, 60)
-        told += claims.estimate(x + rng.normal(0, (300 * 0.01) ** 0.5, (seeds, 60))).p() <= 0.05
+        told += estimates.estimate(x + rng.normal(0, (300 * 0.01) ** 0.5, (seeds, 60))).p() <= 0.05
     assert told / 4000 == pytest.approx(0.8, abs=0.032)
 
 
 def test_images_needed_where_their_share_is_too_large():
     """With seeds without end: I V (z_0.975 + z_0.8)^2 / difference^2, V = 0.3 being that of 360 images."""
-    seen = claims.Estimate(0.0, 5, 360, 0.2, 0.32, 0.02, 359)
+    seen = estimates.Estimate(0.0, 5, 360, 0.2, 0.32, 0.02, 359)
     seeds, images = seen.needed(1.0)
     assert seeds is None and images == pytest.approx(360 * 0.3 * (1.959964 + 0.841621) ** 2, rel=0.003)
     assert seen.at(10**8, images).power(1.0) >= 0.8 > seen.at(10**8, images - 1).power(1.0)
@@ -585,9 +587,9 @@ def test_what_is_needed_is_said_of_what_is_undecided():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: claims.interval([]), "wants a value a seed"),
-        (lambda: claims.interval([[1], [0]]), "of two images or more"),
-        (lambda: claims.interval([1, 2], 95), "level of an interval is between 0 and 1"),
+        (lambda: estimates.interval([]), "wants a value a seed"),
+        (lambda: estimates.interval([[1], [0]]), "of two images or more"),
+        (lambda: estimates.interval([1, 2], 95), "level of an interval is between 0 and 1"),
         (lambda: _decide([1, 2], 2), "sign of a claim is 1, -1 or 0"),
         (lambda: claims.judge([B_ABOVE_A._replace(metric="acuracy")], []), "Did you mean 'accuracy'"),
     ],
