@@ -205,7 +205,7 @@ def provenance(config) -> dict[str, str]:
 @functools.cache
 def _commit():
     """The commit of this checkout, with "+" where files differ from it; outside of one, the version."""
-    here = pathlib.Path(__file__).resolve().parents[1]
+    here = pathlib.Path(dropbn.__file__).resolve().parents[1]
 
     def git(*words):
         return subprocess.run(

@@ -188,6 +188,17 @@ def test_published_files_that_cannot_be_read(tmp_path, name, text):
         finished_runs.published(tmp_path)
 
 
+def test_a_member_names_the_commit_that_trained_it():
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a checkout")
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    wanted = git("rev-parse", "HEAD")[:12] + "+" * bool(changed)
+    assert finished_runs.provenance(small.get_config())["commit"] == wanted
+
+
 @pytest.mark.parametrize("images", [0, 1, 7, 8, 9, 800])
 def test_bits_are_packed_and_unpacked(images):
     right = np.random.default_rng(images).random(images) < 0.7
