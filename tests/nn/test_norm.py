@@ -11,7 +11,7 @@ import pytest
 
 from dropbn.errors import DropbnError
 from dropbn.nn import norm
-from dropbn.nn.kernels import moments
+from dropbn.nn.kernels import batch_norm, moments
 
 
 def _variables(channels):
@@ -113,7 +113,7 @@ def test_derivatives_are_those_of_the_formula(derivatives):
         along = tuple(jnp.asarray(rng.normal(size=leaf.shape)) for leaf in arguments)
         found, wanted = (
             jax.jit(functools.partial(derivatives, _loss(normalize, weights)))(arguments, along)
-            for normalize in (norm.normalize, _formula)
+            for normalize in (batch_norm.normalize, _formula)
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), found, wanted)
 
@@ -126,7 +126,7 @@ def test_shard_map_sums_its_gradients():
 
     def slope(across, *given):
         def loss(*given):
-            return jnp.sin(norm.normalize(across, 1e-3, *given)[0]).sum()
+            return jnp.sin(batch_norm.normalize(across, 1e-3, *given)[0]).sum()
 
         def penalty(*given):
             return jnp.square(jax.grad(loss)(*given)).sum()
@@ -197,7 +197,7 @@ def test_groups_that_do_not_fit_are_refused():
 def test_who_observes_the_input_too_shares_its_moments():
     def reductions(observe):
         def both(x):
-            y, *_ = norm.normalize(None, 1e-5, x[None], jnp.ones(3), jnp.zeros(3))
+            y, *_ = batch_norm.normalize(None, 1e-5, x[None], jnp.ones(3), jnp.zeros(3))
             return y, observe(x)
 
         compiled = jax.jit(both).lower(jnp.ones((8, 4, 4, 3))).compile()
