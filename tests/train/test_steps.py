@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dropbn import models, steps
+from dropbn import models
+from dropbn.train import steps
 
 
 def test_a_step_descends_the_loss_and_the_sparsity_penalty(mlp_config):
