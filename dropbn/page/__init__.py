@@ -46,7 +46,7 @@ def study(table: dict, images: dict[str, bytes | None]) -> str:
       The HTML.
     """
     # The verdict goes behind the claim: a phone shows two columns at once.
-    claims = [{"claim": c["claim"], "verdict": c["verdict"], **c} for c in claim_rows(table)]
+    claims = claim_rows(table)
     rows = table.get("rows", [])
     captions = {figure["file"]: figure["caption"] for figure in table.get("figures", [])}
     sections = {

@@ -171,10 +171,14 @@ def about_rows(rows: list[dict], metric: str) -> str:
 
 
 def claim_rows(found: dict) -> list[dict]:
-    """The claims of a table.json; "paper" is headed by what it is of where values are not comparable."""
+    """The claims of a table.json, what a reader looks for first.
+
+    "paper" is headed by what it is of where values are not comparable.
+    """
     head = "paper" if found.get("comparable", True) else _OTHER
+    first = ("claim", "verdict", "difference", "interval", "paper")
     return [
-        {head if key == "paper" else key: value for key, value in row.items()}
+        {head if key == "paper" else key: row[key] for key in dict.fromkeys((*first, *row)) if key in row}
         for row in found.get("claims", [])
     ]
 

@@ -184,10 +184,10 @@ def test_a_study_shows_all_it_holds(study):
     assert found.texts["footer"] == [f"Made by dropbn {__version__}."]
 
     claims, results, failed = found.tables
-    assert claims["heads"] == ["claim", "verdict", "source", "metric", "paper", "difference", "seeds"]
-    row = ["P5 is best", "undecided", "Kim & al.", "ratio", "1.5", "0.12 ± 0.50", "5"]
+    assert claims["heads"] == ["claim", "verdict", "difference", "paper", "source", "metric", "seeds"]
+    row = ["P5 is best", "undecided", "0.12 ± 0.50", "1.5", "Kim & al.", "ratio", "5"]
     assert [text for text, _ in claims["rows"][0]] == row
-    assert [text for text, _ in claims["rows"][-1]] == [NASTY, "not run", "", "ratio", "–", "–", "0"]
+    assert [text for text, _ in claims["rows"][-1]] == [NASTY, "not run", "–", "–", "", "ratio", "0"]
     assert "value: test accuracy, %; shift: the largest max(r, 1/r)" in results["caption"]
     assert results["heads"] == ["cell", "seeds", "value", "paper", "shift"]  # None is adjusted.
     assert [text for text, _ in results["rows"][0]] == ["net,digits", "5", "9.50 ± 0.25", "94.77", "1.012"]
@@ -292,8 +292,8 @@ def test_what_a_study_of_another_network_heads_its_claims_with(study):
     file = study / "table.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"comparable": False}))
     claims = _document(study).tables[0]
-    assert claims["heads"][4:6] == ["paper (other network and data)", "difference"]
-    assert [text for text, _ in claims["rows"][0]][4:6] == ["1.5", "0.12 ± 0.50"]
+    assert claims["heads"][2:4] == ["difference", "paper (other network and data)"]
+    assert [text for text, _ in claims["rows"][0]][2:4] == ["0.12 ± 0.50", "1.5"]
     assert "intervals, which are not adjusted for the number of claims" in claims["caption"]
 
 

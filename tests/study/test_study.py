@@ -442,15 +442,16 @@ def test_a_table_by_hand(tmp_path):
         .startswith("cell,seeds,value,value_interval,paper")
     )
     # One claim is its own family. t = 9.5 / 0.5 of one degree of freedom: p = 1 - 2 atan(t) / pi = 0.0335.
-    assert "| 3.00 | 9.50 +- 6.35 | seeds, images unknown | 2 | 0.50 | 0.033 | 0.033 | 0.033 | conf" in text
+    assert "| plain above noisy | confirmed | 9.50 +- 6.35 | 3.00 | a source | accuracy |" in text
+    assert "| seeds, images unknown | 2 | 0.50 | 0.033 | 0.033 | 0.033 |" in text
     assert "intervals, which are not adjusted for the number of claims" in text
-    assert "| metric | paper | difference |" in text
+    assert "| claim | verdict | difference | paper | source | metric |" in text
 
     other = tmp_path / "other"
     table.collect(other, "A title", "accuracy", [plain, noisy], False, {"plain": 96.5}, [claim], **facts)
     text = (other / "table.md").read_text()
     assert "| cell | seeds | value | adjusted | shift |" in text and "96.50" not in text
-    assert "| metric | paper (other network and data) | difference |" in text
+    assert "| difference | paper (other network and data) | source | metric |" in text
     assert "paper" not in (other / "table.csv").read_text()
 
 
