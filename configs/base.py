@@ -93,4 +93,4 @@ def get_config() -> ConfigDict:
     # epoch and for the tables of eval.py; 0: all of them.
     evaluation.train_examples = 10_000
 
-    return config
+    return config.lock()  # A file that sets a field which is not here is refused.

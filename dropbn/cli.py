@@ -12,7 +12,7 @@ import jax
 from absl import app, flags
 
 from dropbn import runtime
-from dropbn.errors import DropbnError, Preempted
+from dropbn.errors import DropbnError, Preempted, unknown
 
 # A process that has been silent for so long is taken for dead, and the others end.
 _HEARTBEAT_SECONDS = 30
@@ -112,8 +112,22 @@ def parsing():
         # the key, quoted once or twice, and on a second line the nearest one.
         text = str(error.args[0] if error.args else error)
         plain = text.replace("\\n", "\n").replace("\\'", "'").strip("'\"")
+        if new := re.match(r'Key "(\w+)" does not exist and cannot be added', plain):
+            _exit(f"the config file sets a new field. {unknown('field', new[1], _fields(plain))}", 2)
+        if "Traceback" in text:  # of a config file: its own line is the last that is not of a library.
+            lines = [
+                line
+                for line in re.findall(r'File "(.+)", line (\d+)', text)
+                if "site-packages" not in line[0]
+            ]
+            _exit(f"{', line '.join(lines[-1])}: {text.strip().splitlines()[-1]}", 2)
         key = re.match(r"(\w+)'?(?:\n(.*))?$", plain)
         _exit(f"the config has no field '{key[1]}'. {key[2] or ''}".strip() if key else text, 2)
+
+
+def _fields(text):
+    """The fields of a group, of which ml_collections prints a dictionary without its own groups' fields."""
+    return re.findall(r"'(\w+)': ", re.sub(r"\{[^{}]*\}(?=.*\})", "", text))
 
 
 def _parse(argv):

@@ -45,6 +45,32 @@ def test_mistakes_end_in_a_sentence(command, status, message, tmp_path):
     assert not run.exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("config.optimizer.lr = 0.5", "Unknown field 'lr'. Known: learning_rate, momentum, nesterov"),
+        ("config.model.noise.rat = 0.5", "Unknown field 'rat'. Did you mean 'rate'?"),
+        ("config.learning_rate = 0.5", "Unknown field 'learning_rate'. Known: seed, batch_size"),
+        ("config.model.noise.rate = 'x'", "own.py, line 4: TypeError: Could not override field 'rate'"),
+        ("config.model.nois.rate = 0.5", "nois"),
+    ],
+)
+def test_a_config_file_sets_fields_that_exist(line, message, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text(
+        f"from configs import base\ndef get_config():\n    config = base.get_config()\n    {line}\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "train.py", f"--config={file}", f"--workdir={tmp_path}/run"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and message in done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_then_eval_from_any_directory(mlp_flags, tmp_path):
     """The main job in small, with overrides, from another directory and into a path with a space."""
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
