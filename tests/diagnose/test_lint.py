@@ -312,7 +312,7 @@ def test_noise_moves_to_the_last_bn_and_the_checkpoint_still_loads():
         (nn.Dropout(0.1, name="a"), nn.Dense(3), nn.BatchNorm(), nn.Dropout(0.2, name="b"), nn.BatchNorm())
     )
     gathered = lint.check(surgery.move_to_last_bn(plain, x), x)
-    assert gathered.errors() == [] and gathered.title == "Chain: 1 noises, 2 batch normalizations"
+    assert gathered.errors() == [] and gathered.title == "Chain: 1 noise, 2 batch normalizations"
 
 
 def test_a_frozen_norm_remembers_no_noise():

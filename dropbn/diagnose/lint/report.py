@@ -57,15 +57,15 @@ class Report(Result):
         return rich.console.Group(table, *lines)
 
     def summary(self) -> list[str]:
-        """A line for every code: how often, and one example."""
-        lines = []
+        """A heading, and a line for every code: how often, and one example. No lines if nothing is found."""
+        lines = ["Lint finds about this network, before training:"] if self.rows else []
         for code in dict.fromkeys(row["code"] for row in self.rows):
             rows = [row for row in self.rows if row["code"] == code]
             first = min(rows, key=lambda row: 1.0 if row["ratio"] is None else row["ratio"])
             ratio = "" if first["ratio"] is None else f", ratio {first['ratio']:.2f}"
             layers = " -> ".join(filter(None, (first["noise"], first["norm"])))
             more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-            lines.append(f"{first['severity']} {code} {RULES[code].title}: {layers}{ratio}{more}")
+            lines.append(f"  {code} ({first['severity']}) {RULES[code].title}: {layers}{ratio}{more}")
         return lines
 
 
@@ -114,8 +114,12 @@ def check(
         for finding in rule.find(facts)
     ]
     rows.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
-    counts = f"{len(marked.noises)} noises, {len(marked.norms)} batch normalizations"
+    counts = f"{_count(marked.noises, 'noise')}, {_count(marked.norms, 'batch normalization')}"
     return Report(rows, f"{type(inspect.unwrap(model)).__name__}: {counts}")
+
+
+def _count(layers, noun):
+    return f"{len(layers)} {noun}{'' if len(layers) == 1 else 's'}"
 
 
 def assert_no_shift(model: nn.Module, *inputs, below: float = 1.0, **options) -> None:
