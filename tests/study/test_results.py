@@ -1,0 +1,38 @@
+"""What docs/results says follows from the members that are committed beside it, without training."""
+
+import pathlib
+
+import pytest
+
+from configs import open_questions, small
+from dropbn.results import Result
+from dropbn.study import claims, finished_runs, table
+
+RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "directory"),
+    [
+        (small, "digits", "digits"),
+        (small, "digits_few", "digits_few"),
+        (open_questions, "all", "open_questions"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_committed_members_give_the_committed_table(module, name, directory):
+    published = finished_runs.published(RESULTS / directory)
+    listed = module.sweep(name)
+    assert published.keys() == {cell["arg"] for cell in listed}
+    cells = [finished_runs.cell(cell["arg"], cell["paper"], [], published[cell["arg"]]) for cell in listed]
+    finished_runs.refuse_several_editions(cells)
+    comparable = getattr(module, "COMPARABLE", True)
+    rows = [
+        table.row(cell, "accuracy", told.get("adjusted"), comparable)
+        for cell, told in zip(cells, listed, strict=True)
+    ]
+    assert Result(rows).to_csv() == (RESULTS / directory / "table.csv").read_text()
+    judged = {"claims": claims.judge(module.claims(name), cells), "comparable": comparable}
+    text = (RESULTS / directory / "table.md").read_text()
+    for row in table.formatted(table.claim_rows(judged)):
+        assert f"| {' | '.join(value.replace('|', chr(92) + '|') for value in row.values())} |" in text
