@@ -24,7 +24,7 @@ VERDICTS = {
 
 
 class Metric(NamedTuple):
-    """How a number of `evidence.NUMBERS` is spoken of.
+    """How a number of `numbers.NUMBERS` is spoken of.
 
     Attributes:
       quantity: what it is called in a sentence.

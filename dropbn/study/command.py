@@ -38,6 +38,7 @@ from dropbn.errors import DropbnError, headline
 from dropbn.study import finished_runs, jobs, members, table
 from dropbn.study.board import Board
 from dropbn.study.jobs import Job
+from dropbn.study.numbers import largest_shift
 from dropbn.train import evaluation, loop, parallel, workdir
 from dropbn.train.plan import structure
 
@@ -99,7 +100,7 @@ def _summarize(job, state):
     summary["provenance"] = finished_runs.provenance(member.config)
     finished_runs.write(member.directory, summary)
     shift, adjusted = (
-        finished_runs.largest_shift(summary["shift"]),
+        largest_shift(summary["shift"]),
         summary["recalibrated"].get("li2018_torch"),
     )
     more = f", adjusted {adjusted:.2%}   largest shift {shift:.3f}" if shift and adjusted is not None else ""

@@ -21,6 +21,7 @@ import numpy as np
 
 import dropbn
 from dropbn.errors import DropbnError
+from dropbn.study.numbers import NUMBERS
 from dropbn.train import workdir
 
 # A commit that changes what a run finds raises it: a table refuses members of several editions.
@@ -32,7 +33,7 @@ class Finished(NamedTuple):
 
     Attributes:
       seed: its seed.
-      numbers: its numbers by name, of `NUMBERS`, without those that it lacks.
+      numbers: its numbers by name, of `numbers.NUMBERS`, without those that it lacks.
       correct: whether each test image is right, bool (images,), by what BN's statistics are: "running", as
         trained, and the recipes of `summary["recalibrated"]`.
       provenance: of `provenance`, as text; {} where the run keeps none.
@@ -64,96 +65,8 @@ class Cell(NamedTuple):
     members: list[Finished]
 
     def values(self, number: str) -> dict[int, float]:
-        """seed -> a number of `NUMBERS`, of the members that have it."""
+        """seed -> a number of `numbers.NUMBERS`, of the members that have it."""
         return {m.seed: m.numbers[number] for m in self.members if number in m.numbers}
-
-
-def largest_shift(rows: list[dict] | None) -> float | None:
-    """The largest max(r, 1 / r) over BN layers of shift ratio r (Li et al. 2018, Fig. 4); None without BN.
-
-    Args:
-      rows: of `dropbn.diagnose.shift.Shift`, each with "ratio"; none for a network without BN.
-    """
-    return max((max(row["ratio"], 1 / row["ratio"]) for row in rows or ()), default=None)
-
-
-def _percent(share):
-    return None if share is None else 100 * share
-
-
-def _of_summary(key):
-    return lambda summary, records: summary.get(key)
-
-
-def _share(key):
-    return lambda summary, records: _percent(summary.get(key))
-
-
-def _recalibrated(recipe):
-    return lambda summary, records: _percent(summary.get("recalibrated", {}).get(recipe))
-
-
-def _last(key):
-    return lambda summary, records: records[-1].get(key) if records else None
-
-
-def _train_gap(summary, records):
-    noisy, plain = summary.get("train_accuracy"), summary.get("train_accuracy_test_mode")
-    return None if None in (noisy, plain) else 100 * (noisy - plain)
-
-
-def _curve(records, key):
-    """(steps, mean training losses) of the epochs; the objective is the loss and the penalty."""
-    found = [
-        (record["step"], record["train/loss"] + (key == "objective") * record.get("train/penalty", 0))
-        for record in records
-        if "train/loss" in record
-    ]
-    return np.array(found).reshape(-1, 2).T
-
-
-def _after(part, key):
-    """The mean loss of the epoch in which 1 / part of the steps is reached."""
-
-    def read(summary, records):
-        steps, losses = _curve(records, key)
-        return float(losses[np.searchsorted(steps, steps[-1] / part)]) if steps.size else None
-
-    return read
-
-
-def _steps_to(level, key):
-    """The steps until the least loss so far, linear between epochs, is at a level; all if it stays above."""
-
-    def read(summary, records):
-        steps, losses = _curve(records, key)
-        return float(np.interp(-level, -np.minimum.accumulate(losses), steps)) if steps.size else None
-
-    return read
-
-
-# The numbers of a run: name -> (summary, records) -> the number, None where the run has none. Accuracies are
-# in %, losses in nats.
-NUMBERS = {
-    "accuracy": _share("accuracy"),
-    "test_loss": _of_summary("loss"),
-    "adjusted_accuracy": _recalibrated("li2018_torch"),
-    "literally_adjusted_accuracy": _recalibrated("li2018"),
-    "recalibrated_accuracy": _recalibrated("dropout_off"),
-    "shift": lambda summary, records: largest_shift(summary.get("shift")),
-    "shift_li2018": lambda summary, records: largest_shift(summary.get("shift_li2018")),
-    "train_accuracy": _share("train_accuracy"),
-    "train_accuracy_test_mode": _share("train_accuracy_test_mode"),
-    "train_gap": _train_gap,
-    "loss": _last("train/loss"),
-    "penalty": _last("train/penalty"),
-    "loss_after_a_tenth": _after(10, "loss"),
-    "loss_after_a_third": _after(3, "loss"),
-    "steps_to_loss_0.1": _steps_to(0.1, "loss"),
-    "objective_after_a_tenth": _after(10, "objective"),
-    "objective_after_a_third": _after(3, "objective"),
-    "steps_to_objective_0.6": _steps_to(0.6, "objective"),
-}
 
 
 def member(seed: int, records: list[dict], summary: dict) -> Finished:

@@ -10,7 +10,8 @@ import pytest
 from dropbn.errors import DropbnError
 from dropbn.study import claims, estimates, finished_runs
 from dropbn.study.claims import Claim
-from dropbn.study.finished_runs import Cell, largest_shift
+from dropbn.study.finished_runs import Cell
+from dropbn.study.numbers import largest_shift
 
 
 @pytest.mark.parametrize(
