@@ -271,16 +271,21 @@ def amount(config) -> float:
     """The amount that a config's noise uses: `beta` for uout, `rate` for dropout and gaussian.
 
     Args:
-      config: has `kind`, `rate` and `beta` (`config.model.noise`); the field its kind does not use is
-        ignored.
+      config: has `kind`, `rate` and `beta` (`config.model.noise`).
 
     Raises:
-      DropbnError: an unknown kind, or an amount outside its range.
+      DropbnError: an unknown kind, an amount outside its range, or one that is 0 where the field that the
+        kind does not use is not.
     """
     if config.kind not in KINDS:
         raise unknown("noise", config.kind, KINDS)
-    value = config.beta if config.kind == "uout" else config.rate
-    return KINDS[config.kind](value).amount
+    used, other = ("beta", "rate") if config.kind == "uout" else ("rate", "beta")
+    if not config[used] and config[other]:
+        raise DropbnError(
+            f"model.noise.kind={config.kind!r} uses {used}, which is 0, and not {other}={config[other]}: "
+            f"give model.noise.{used}, or another kind."
+        )
+    return KINDS[config.kind](config[used]).amount
 
 
 def _is_number(value) -> bool:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from dropbn.errors import DropbnError
 from dropbn.nn import noise
 
@@ -203,3 +204,13 @@ def test_broadcast_dims_drop_whole_channels():
     per_channel = np.asarray(y).reshape(8, 16, 16).transpose(0, 2, 1).reshape(-1, 16)
     assert (per_channel == per_channel[:, :1]).all()
     assert 0 < (per_channel[:, 0] == 0).mean() < 1
+
+
+@pytest.mark.parametrize(("kind", "used", "other"), [("uout", "beta", "rate"), ("gaussian", "rate", "beta")])
+def test_an_amount_that_the_kind_does_not_use_is_refused(kind, used, other):
+    config = base.get_config().model.noise
+    config.kind, config[other] = kind, 0.5
+    with pytest.raises(DropbnError, match=f"uses {used}, which is 0, and not {other}=0.5"):
+        noise.amount(config)
+    config[used] = 0.25
+    assert noise.amount(config) == 0.25
