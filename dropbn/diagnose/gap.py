@@ -3,24 +3,24 @@
 On the way from train mode to test mode seven things change. The table has a row on either side of each, so
 that every share of the gap is a difference of two named rows, and the shares add up to the gap:
 
-==================  ==========================  ==========================
-cause               before                      after
-==================  ==========================  ==========================
-small-batch noise   on, batch, train            on, settled by call, train
-shared statistics   on, settled by call, train  on, settled, train
-dropout noise       on, settled, train          off, recalibrated, train
-variance shift      off, recalibrated, train    off, settled, train
-lagging statistics  off, settled, train         off, running, train
-augmentation        off, running, train         off, running, train plain
-generalisation      off, running, train plain   off, running, test
-==================  ==========================  ==========================
+==================  ============================  ============================
+cause               before                        after
+==================  ============================  ============================
+small-batch noise   on, batch, train              on, converged by call, train
+shared statistics   on, converged by call, train  on, converged, train
+dropout noise       on, converged, train          off, recalibrated, train
+variance shift      off, recalibrated, train      off, converged, train
+lagging statistics  off, converged, train         off, running, train
+augmentation        off, running, train           off, running, train plain
+generalisation      off, running, train plain     off, running, test
+==================  ============================  ============================
 
-The names are of the noise, of BN's statistics and of the data. `settled` statistics are what the running ones
-would settle to if training went on with these weights: averages over the training batches of their means and
-variances in train mode. `recalibrated` ones are the same averages with the noise off. Where a forward pass
-calls a BN several times, `settled by call` statistics are those of each call, and `settled` ones their
-average by Flax's weights; elsewhere the two are the same and have one row. So the statistics of two
-neighbours differ by one thing only.
+The names are of the noise, of BN's statistics and of the data. `converged` statistics are what the running
+ones would converge to if training went on with these weights: averages over the training batches of their
+means and variances in train mode. `recalibrated` ones are the same averages with the noise off. Where a
+forward pass calls a BN several times, `converged by call` statistics are those of each call, and `converged`
+ones their average by Flax's weights; elsewhere the two are the same and have one row. So the statistics of
+two neighbours differ by one thing only.
 
 This is one order of switches. In another order the shares would be others, and they are of training images:
 a share is not what its repair brings. `Gap.remedies` says that, measured on test images.
@@ -43,7 +43,7 @@ from dropbn.diagnose.scores import Scorer, classify, difference
 from dropbn.errors import DropbnError
 from dropbn.results import Result
 
-_PLAIN, _BY_CALL = "train plain", "settled by call"
+_PLAIN, _BY_CALL = "train plain", "converged by call"
 _TRAINING = {
     "small-batch noise": "The network does better with the statistics of its own batch than with any that "
     "are remembered. Larger batches, or statistics synced over devices, make the two more alike. So do "
@@ -71,7 +71,7 @@ class Gap(Result):
 
     Each row holds:
       noise: "on" or "off".
-      batch_norm: "running", "batch", "settled by call", "settled" or "recalibrated".
+      batch_norm: "running", "batch", "converged by call", "converged" or "recalibrated".
       data: "train", "train plain" or "test".
       accuracy, loss: means over the images; accuracy is None where the score gives none.
 
@@ -226,25 +226,25 @@ def explain(
 def _sources(model, variables, train, has_noise, has_norm, rngs, kwargs):
     """BN's source -> (the variables, those with statistics of each part of the training batches, or None)."""
 
-    def settled(noise, batches, rngs):
+    def converged(noise, batches, rngs):
         observer = observation.Observer(model, variables, batches, Mode(noise, "batch", False), rngs, kwargs)
         by_call = observation.settled_by_call(observer, variables)
-        found = {"settled": observation.with_statistics(variables, observation.averaged(observer, by_call))}
+        found = {"converged": observation.with_statistics(variables, observation.averaged(observer, by_call))}
         if any(layer.calls > 1 for layer in observer.layers.values()):
             found[_BY_CALL] = observation.with_statistics_by_call(observer, variables, by_call)
         return found
 
     def with_parts(noise):
         # Parts with the same masks would hide what depends on the masks.
-        parts = [settled(noise, part, modes.fold_in(rngs, i)) for i, part in enumerate(train.parts(PARTS))]
-        whole = settled(noise, train, rngs)
+        parts = [converged(noise, part, modes.fold_in(rngs, i)) for i, part in enumerate(train.parts(PARTS))]
+        whole = converged(noise, train, rngs)
         return {source: (whole[source], [part[source] for part in parts]) for source in whole}
 
     sources = {"running": (variables, None)}
     if has_norm:
         sources |= {"batch": (variables, None)} | with_parts(has_noise)
         if has_noise:
-            sources["recalibrated"] = with_parts(False)["settled"]
+            sources["recalibrated"] = with_parts(False)["converged"]
     return sources
 
 
@@ -268,12 +268,12 @@ def _way(has_noise, sources, has_plain):
         causes = ("small-batch noise", "shared statistics")
         way += [
             (cause, (has_noise, by, "train"))
-            for cause, by in zip(causes, [*by_call, "settled"], strict=False)
+            for cause, by in zip(causes, [*by_call, "converged"], strict=False)
         ]
     if has_noise:
         way.append(("dropout noise", (False, "recalibrated" if has_norm else "running", "train")))
     if has_noise and has_norm:
-        way.append(("variance shift", (False, "settled", "train")))
+        way.append(("variance shift", (False, "converged", "train")))
     if has_norm:
         way.append(("lagging statistics", (False, "running", "train")))
     if has_plain:

@@ -25,8 +25,8 @@ class Evaluation(NamedTuple):
     """What `evaluate` found.
 
     Attributes:
-      gap: accuracy and loss for noise {off, on} x BN {running, batch, settled, recalibrated} x {train, test}
-        images, the shares of the gap, what each remedy brings, and the flipped images.
+      gap: accuracy and loss for noise {off, on} x BN {running, batch, converged, recalibrated} x
+        {train, test} images, the shares of the gap, what each remedy brings, and the flipped images.
       shift: the shift of every BN layer, exact population moments.
       shift_li2018: the same by the estimator of Li et al. (2018, section 4).
       recalibrated: accuracy and loss in test mode before and after recalibration, where it was asked for.

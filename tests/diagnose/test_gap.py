@@ -62,7 +62,7 @@ def test_a_variance_shift_alone():
     # What repairs it is tested with the remedies, in test_remedies.py.
     lost = next(row for row in found.shares.rows if row["cause"] == "variance shift")
     size = f"{100 * lost['accuracy']:.1f} +- {100 * lost['error']:.1f} points"
-    where = "from (off, recalibrated, train) to (off, settled, train)"
+    where = "from (off, recalibrated, train) to (off, converged, train)"
     assert f"The largest share of the gap is variance shift: {size} {where}." in found.advice
     assert _cell(found, "off", "recalibrated", "test")["accuracy"] > 0.98
 
@@ -71,8 +71,8 @@ _BIG = {"variance shift", "the whole gap"}
 
 
 def test_lagging_statistics_alone():
-    settled_off = Energy(rate=0.0)
-    for model, var in ((settled_off, 3 * ENERGY), (Energy(rate=0.01), 3 * ENERGY)):
+    without_noise = Energy(rate=0.0)
+    for model, var in ((without_noise, 3 * ENERGY), (Energy(rate=0.01), 3 * ENERGY)):
         found = gap.explain(model, _variables(var), TRAIN, TRAIN)
         assert max(_shares(found), key=_shares(found).get) in ("lagging statistics", "the whole gap")
         assert "The largest share of the gap is lagging statistics" in found.advice
@@ -165,7 +165,7 @@ def test_every_cell_on_training_images_is_the_models_own(trained):
     assert len(found.rows) == 16
     for noise, name in ((False, "off"), (True, "on")):
         cells = {"batch": _by_hand(variables, batches, noise)[0]}
-        sources = {"running": variables["batch_stats"], "settled": _by_hand(variables, batches, True)[1]}
+        sources = {"running": variables["batch_stats"], "converged": _by_hand(variables, batches, True)[1]}
         sources["recalibrated"] = _by_hand(variables, batches, False)[1]
         for source, stats in sources.items():
             given = {**variables, "batch_stats": stats}
@@ -291,7 +291,7 @@ def test_without_noise_no_share_is_given_to_it(trained):
     causes = [row["cause"] for row in found.shares.rows]
     assert causes == ["small-batch noise", "lagging statistics", "generalisation", "the whole gap"]
     assert {(row["noise"], row["batch_norm"]) for row in found.rows} == {
-        ("off", source) for source in ("running", "batch", "settled")
+        ("off", source) for source in ("running", "batch", "converged")
     }
     assert found.advice.startswith("No noise was found, so no share of the gap is given to noise. No remedy")
     assert "largest share" not in found.advice

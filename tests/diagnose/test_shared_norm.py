@@ -346,4 +346,4 @@ def test_the_gap_gives_shared_statistics_a_share_of_their_own():
     assert shares["shared statistics"] == pytest.approx(lost, abs=1e-9) and lost > 0.4
     assert "largest share of the gap is shared statistics" in found.advice
     assert "A BN for each domain" in found.advice
-    assert {row["batch_norm"] for row in found.rows} == {"running", "batch", "settled by call", "settled"}
+    assert {row["batch_norm"] for row in found.rows} == {"running", "batch", "converged by call", "converged"}

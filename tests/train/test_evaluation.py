@@ -54,7 +54,7 @@ def test_the_report_has_the_promised_fields(run, found):
     assert report["config"] == json.loads(json.dumps(config.to_dict()))
     assert report["checkpoint_step"] == int(state.step) == 66
     cells = [(row["noise"], row["batch_norm"], row["data"]) for row in report["modes"]]
-    sources = ("running", "batch", "settled", "recalibrated")
+    sources = ("running", "batch", "converged", "recalibrated")
     wanted = list(itertools.product(("off", "on"), sources, ("train", "test")))
     assert cells == [wanted[0], ("off", "running", "train plain"), *wanted[1:]]
     assert [row["cause"] for row in report["gap"]][4:6] == ["augmentation", "generalisation"]
