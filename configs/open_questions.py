@@ -12,7 +12,8 @@ its arms; then seed, data (another dataset, whose images are in memory), and `qu
 `claims(question)` lists the comparisons that answer it.
 
 Most networks are a small `lenet`, whose orders hold noise, BN and pooling. Where a question is about the
-variance, look at the shift of eval.py's report; where about one image against a batch, at its table of modes.
+variance, look at the shift of eval.py's report; where about one image against a batch, at its evaluation
+grid.
 """
 
 from ml_collections import ConfigDict

@@ -21,13 +21,11 @@ import flax.linen as nn
 
 from dropbn.diagnose import modes, recalibrate
 from dropbn.diagnose.batches import Batches
-from dropbn.diagnose.scores import Difference, Scorer, difference
+from dropbn.diagnose.scores import Difference, Scorer, difference, parts_of
 from dropbn.errors import DropbnError
 from dropbn.results import Result
 
-# Into how many parts the training batches are cut to see how much depends on which images they are.
-PARTS = 4
-_BY_BATCH = modes.Mode(noise=False, batch_norm="batch", update=False)
+_BATCH_STATISTICS = modes.Mode(noise=False, batch_norm="batch", update=False)
 _PRECISE = {True: "precise BN with noise", False: "precise BN"}
 
 
@@ -52,7 +50,7 @@ class Remedies(Result):
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __rich__(self):
-        # Test mode as it is stands in the table of modes.
+        # Test mode as it is stands in the evaluation grid.
         return self.without("accuracy_before", "loss_before", "call").__rich__()
 
     @property
@@ -84,10 +82,10 @@ def compare(
     variables: dict,
     train: Batches,
     test: Scorer,
-    *,
-    num_samples: int = 0,
-    rngs: dict | None = None,
-    kwargs: dict | None = None,
+    has_noise: bool,
+    num_samples: int,
+    rngs: dict,
+    kwargs: dict,
 ) -> Remedies:
     """Tries every remedy that fits the model.
 
@@ -96,42 +94,24 @@ def compare(
       variables: its trained variables; they are not changed.
       train: the training batches that statistics are taken from.
       test: scores the test images.
+      has_noise: whether the model draws noise in training.
       num_samples: the draws of `modes.sample`; 0 where the outputs are no logits of classes.
-      rngs: random keys by stream, by default key 0 for "dropout".
+      rngs: random keys by stream.
       kwargs: further arguments of the model's `__call__`.
     """
-    rngs, kwargs = modes.default_rngs(rngs), kwargs or {}
-
-    def recalibrated(**recipe):
-        def scores(batches, rngs):
-            new = recalibrate.recalibrate(
-                model, variables, batches, inputs=train.inputs, rngs=rngs, **recipe, **kwargs
-            )
-            return test({**variables, "batch_stats": new.batch_stats}, modes.TEST)[0], new.num_images
-
-        whole, images = scores(train, rngs)
-        # Parts with the same masks would hide what depends on the masks.
-        parts = [scores(part, modes.fold_in(rngs, i)) for i, part in enumerate(train.parts(PARTS))]
-        share = sum(of_part for _, of_part in parts) / max(len(parts), 1) / images
-        return whole._replace(parts=tuple(part for part, _ in parts), share=share)
-
-    def sampled():
-        given = {"num_samples": num_samples, "inputs": test.batches.inputs, "rngs": rngs}
-        return test.of_probabilities(modes.sample(model, variables, test.batches, **given, **kwargs).mean)
-
-    noise = bool(modes.noises(model, variables, train.inputs(train.first), **kwargs))
-    tried = {}  # remedy -> (its call, the scores that it makes)
+    given = (model, variables, train, test, rngs, kwargs)
+    tried = {}  # remedy -> (its call, what scores it)
     if variables.get("batch_stats"):
-        precise = {"recipe": "precise_bn"} | ({"noise": True} if noise else {})
-        for name, recipe in {"recalibrated statistics": {}, _PRECISE[noise]: precise}.items():
-            given = "".join(f", {key}={value!r}" for key, value in recipe.items())
-            call = f"recalibrate.recalibrate(model, variables, train_batches{given})"
-            tried[name] = call, functools.partial(recalibrated, **recipe)
-        call = f"modes.apply(model, variables, x, mode=modes.{_BY_BATCH})"
-        tried["batch statistics"] = call, lambda: test(variables, _BY_BATCH)[0]
-    if noise and num_samples:
+        precise = {"recipe": "precise_bn"} | ({"noise": True} if has_noise else {})
+        for name, recipe in {"recalibrated statistics": {}, _PRECISE[has_noise]: precise}.items():
+            options = "".join(f", {key}={value!r}" for key, value in recipe.items())
+            call = f"recalibrate.recalibrate(model, variables, train_batches{options})"
+            tried[name] = call, functools.partial(_recalibrated, *given, recipe)
+        call = f"modes.apply(model, variables, x, mode=modes.{_BATCH_STATISTICS})"
+        tried["batch statistics"] = call, lambda: test(variables, _BATCH_STATISTICS)[0]
+    if has_noise and num_samples:
         call = f"modes.sample(model, variables, test_batches, num_samples={num_samples})"
-        tried[f"mean of {num_samples} draws"] = call, sampled
+        tried[f"mean of {num_samples} draws"] = call, functools.partial(_sampled, *given, num_samples)
     before, _ = test(variables, modes.TEST)
     rows, failed = [], {}
     for name, (call, scores) in tried.items():
@@ -139,9 +119,29 @@ def compare(
             rows.append(_row(name, call, before, scores(), len(tried)))
         except DropbnError as error:  # such as a dead layer, which has no statistics to take
             failed[name] = str(error)
-    return Remedies(
-        rows, "What each remedy brings on test images (least: lower 95 % bound of the gain)", failed
-    )
+    title = "What each remedy brings on test images (least: lower 95 % bound of the gain)"
+    return Remedies(rows, title, failed)
+
+
+def _recalibrated(model, variables, train, test, rngs, kwargs, recipe):
+    """The scores with statistics taken again, also from each part of the training batches."""
+
+    def scores(batches, rngs):
+        new = recalibrate.recalibrate(
+            model, variables, batches, inputs=train.inputs, rngs=rngs, **recipe, **kwargs
+        )
+        return test({**variables, "batch_stats": new.batch_stats}, modes.TEST)[0], new.num_images
+
+    whole, images = scores(train, rngs)
+    parts = [scores(part, keys) for part, keys in parts_of(train, rngs)]
+    share = sum(of_part for _, of_part in parts) / max(len(parts), 1) / images
+    return whole._replace(parts=tuple(part for part, _ in parts), share=share)
+
+
+def _sampled(model, variables, _, test, rngs, kwargs, num_samples):
+    """The scores of the mean over draws of the noise."""
+    given = {"num_samples": num_samples, "inputs": test.batches.inputs, "rngs": rngs}
+    return test.of_probabilities(modes.sample(model, variables, test.batches, **given, **kwargs).mean)
 
 
 def _row(name, call, before, after, tried):

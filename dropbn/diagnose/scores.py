@@ -24,6 +24,7 @@ from dropbn.diagnose.batches import Batches
 from dropbn.errors import DropbnError
 
 _LEVEL = 0.05  # of chance, for all differences that are compared together
+_PARTS = 4  # of the training batches
 
 
 class Scores(NamedTuple):
@@ -105,6 +106,12 @@ def difference(before: Scores, after: Scores, key: str, *, paired: bool = True) 
     variance = sum(v for v, _ in terms)
     spread = sum(v**2 / degrees for v, degrees in terms)
     return Difference(value, float(variance**0.5), float(variance**2 / spread) if spread else np.inf)
+
+
+def parts_of(train: Batches, rngs: dict) -> list[tuple[Batches, dict]]:
+    """(batches, random keys by stream) of each part of the training batches."""
+    # Parts with the same masks would hide what depends on the masks.
+    return [(part, modes.fold_in(rngs, i)) for i, part in enumerate(train.parts(_PARTS))]
 
 
 def _over_images(values, batch):

@@ -1,4 +1,4 @@
-"""Evaluation of a run: the table of modes and its causes, the shift of every BN layer, repairs."""
+"""Evaluation of a run: the evaluation grid, the causes of the gap, the shift of every BN layer, repairs."""
 
 import functools
 import json
@@ -183,9 +183,9 @@ def _correct(config, dataset, variables, model):
 
 def _report(found):
     """What report.json holds: rows of every table."""
-    report = {"modes": found.gap.rows, "gap": found.gap.shares.rows}
+    report = {"evaluation_grid": found.gap.rows, "gap": found.gap.shares.rows}
     report |= {"remedies": found.gap.remedies.rows, "advice": found.gap.advice}
-    report |= {"flips": found.gap.flipped, "flipped_images": found.gap.flips.rows}
+    report |= {"flips": found.gap.flips.share, "flipped_images": found.gap.flips.rows}
     report |= {key: getattr(found, key).rows for key in ("shift", "shift_li2018")}
     report |= {key: getattr(found, key).rows for key in ("recalibrated", "sampled") if getattr(found, key)}
     return report | {"config": found.config, "checkpoint_step": found.checkpoint_step}
@@ -204,7 +204,7 @@ def measure_shift(config, dataset: data.Dataset, state: steps.TrainState, estima
 
 
 def explain_run(config, dataset: data.Dataset, state: steps.TrainState) -> gap.Gap:
-    """The table of modes, why they differ, and the flips; see `dropbn.diagnose.gap`."""
+    """The evaluation grid, why its rows differ, and the flips; see `dropbn.diagnose.gap`."""
     seen = _as_in_training(config, dataset)
     return gap.explain(
         model_of_groups(config),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from linen_models import Scanned
 
-from dropbn.diagnose import gap, modes
+from dropbn.diagnose import gap, modes, shares
 from dropbn.errors import DropbnError
 
 NUMBER = 400
@@ -188,7 +188,7 @@ def test_shares_add_up_and_their_errors_are_of_images_and_of_statistics(trained)
     variables, batches, found = trained
     *causes, whole = found.shares.rows
     absent = ("shared statistics", "augmentation")
-    assert [row["cause"] for row in causes] == [cause for cause in gap._TRAINING if cause not in absent]
+    assert [row["cause"] for row in causes] == [cause for cause in shares.CAUSES if cause not in absent]
     for key in ("accuracy", "loss"):
         assert sum(row[key] for row in causes) == pytest.approx(whole[key], abs=1e-9)
     before, after = causes[0]["before"], causes[-1]["after"]
@@ -219,7 +219,7 @@ def test_augmentation_is_a_cause_between_as_trained_and_plain(trained):
         for given in (batches, plain)
     ]
     causes = [row["cause"] for row in found.shares.rows[:-1]]
-    assert causes == [cause for cause in gap._TRAINING if cause != "shared statistics"]
+    assert causes == [cause for cause in shares.CAUSES if cause != "shared statistics"]
     row = found.shares.rows[4]
     assert (row["before"], row["after"]) == ("off, running, train", "off, running, train plain")
     difference = right[0].astype(float) - right[1]
@@ -259,7 +259,7 @@ def test_a_score_of_losses_alone():
     row = found.remedies.rows[0]
     assert row["loss_before"] == pytest.approx(np.mean((energy / 2) ** 2), rel=1e-4)
     assert row["gain"] == pytest.approx(row["loss_before"], rel=1e-3)
-    assert row["accuracy"] is None and found.rows[0]["accuracy"] is None and found.flipped is None
+    assert row["accuracy"] is None and found.rows[0]["accuracy"] is None and found.flips.share is None
     gain = f"{row['gain']:.3g} +- {row['error']:.3g}"
     assert f"exceeds its error is that of recalibrated statistics: {gain} (loss " in found.advice
     assert "The largest share of the gap is variance shift" in found.advice
@@ -276,14 +276,18 @@ def test_flips_and_their_figure(trained, tmp_path):
     assert len(flipped) > 6 and {row["image"] for row in found.flips.rows} == set(flipped)
     gains = [row["loss_test_mode"] - row["loss_train_mode"] for row in found.flips.rows]
     assert gains == sorted(gains, reverse=True)
-    for image, response, row in zip(found.images, found.responses, found.flips.rows, strict=False):
+    for image, response, row in zip(
+        found.flips.images, found.flips.responses, found.flips.rows, strict=False
+    ):
         np.testing.assert_array_equal(image, images[row["image"]])
         np.testing.assert_allclose(response[0], logits[row["image"]], rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(response[1], test[row["image"]], rtol=1e-4, atol=1e-5)
     figure = found.plot(tmp_path / "f.png")
     assert (tmp_path / "f.png").read_bytes().startswith(b"\x89PNG")
     bars = figure.axes[1].patches
-    np.testing.assert_allclose([bar.get_height() for bar in bars], found.responses[0].ravel(), rtol=1e-6)
+    np.testing.assert_allclose(
+        [bar.get_height() for bar in bars], found.flips.responses[0].ravel(), rtol=1e-6
+    )
 
 
 def test_without_noise_no_share_is_given_to_it(trained):

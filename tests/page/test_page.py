@@ -146,7 +146,7 @@ def run(tmp_path):
     shift = [{"layer": f"stage{i}/bn", "count": 5748, "ratio": 1 / (1 + i)} for i in range(3)]
     flips = [{"image": i, "loss_train_mode": 0.5, "loss_test_mode": 1.0} for i in range(30)]
     found = {
-        "modes": [{"noise": "off", "batch_norm": "running", "accuracy": 0.75, "loss": 1e-9}],
+        "evaluation_grid": [{"noise": "off", "batch_norm": "running", "accuracy": 0.75, "loss": 1e-9}],
         "gap": [{"cause": "variance shift", "accuracy": -0.0625, "error": 0.0078125}],
         "remedies": [{"remedy": "batch statistics", "gain": 0.125, "error": None, "call": f"f({NASTY})"}],
         "advice": f"The largest gain: {NASTY}",
@@ -246,7 +246,7 @@ def test_a_run_shows_all_it_holds(run):
     metrics = tables["Metrics by epoch"]
     assert metrics["heads"][:3] == ["step", "epoch", "train accuracy"]
     assert [text for text, _ in metrics["rows"][1]] == ["44", "2", "0.50", "1.25", "0.750", "0.6875"]
-    assert tables["Accuracy and loss by mode"]["rows"][0][-2:] == [("0.75", "0.75"), ("1e−09", "1e-09")]
+    assert tables["Evaluation grid"]["rows"][0][-2:] == [("0.75", "0.75"), ("1e−09", "1e-09")]
     layer = tables["Variance shift of every BN layer"]["rows"][2]
     assert layer == [("stage2/bn", "stage2/bn"), ("5,748", "5748"), ("0.3333", str(1 / 3))]
     assert tables["something_new"]["rows"] == [[("new", "new"), ("7", "7")]]

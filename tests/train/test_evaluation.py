@@ -48,12 +48,12 @@ def test_the_report_has_the_promised_fields(run, found):
     directory, config, state, _ = run
     report = json.loads((directory / "eval" / "report.json").read_text())
     assert set(report) == {
-        *("modes", "gap", "remedies", "advice", "flips", "flipped_images", "shift", "shift_li2018"),
-        *("config", "checkpoint_step"),
+        *("evaluation_grid", "gap", "remedies", "advice", "flips", "flipped_images"),
+        *("shift", "shift_li2018", "config", "checkpoint_step"),
     }
     assert report["config"] == json.loads(json.dumps(config.to_dict()))
     assert report["checkpoint_step"] == int(state.step) == 66
-    cells = [(row["noise"], row["batch_norm"], row["data"]) for row in report["modes"]]
+    cells = [(row["noise"], row["batch_norm"], row["data"]) for row in report["evaluation_grid"]]
     sources = ("running", "batch", "converged", "recalibrated")
     wanted = list(itertools.product(("off", "on"), sources, ("train", "test")))
     assert cells == [wanted[0], ("off", "running", "train plain"), *wanted[1:]]
@@ -137,8 +137,8 @@ def test_flips_are_right_in_train_mode_and_wrong_in_test_mode(run, found):
     right, right_in_test = (
         _in_groups(config, images, apply).argmax(-1) == labels for apply in (in_train_mode, in_test_mode)
     )
-    assert found.gap.flipped == pytest.approx((right & ~right_in_test).mean(), abs=1e-9)
-    assert found.gap.flipped > 0  # After three epochs of dropout 0.5 some images flip.
+    assert found.gap.flips.share == pytest.approx((right & ~right_in_test).mean(), abs=1e-9)
+    assert found.gap.flips.share > 0  # After three epochs of dropout 0.5 some images flip.
 
 
 def test_recalibration_and_samples_as_in_the_tables(run, tmp_path):
