@@ -20,11 +20,11 @@ from benchmarks import side_by_side
 NAMES = ("train_step", "noise", "start", "data_feed", "observation", "gpu")
 PAGE = pathlib.Path(__file__).parent.parent / "docs" / "speed.md"
 _PREFACE = """
-Rivals run in turns, each in a process of its own unless its section says otherwise. Given are the median over
-rounds and, in brackets, the quartiles; of ratios they are those of the rounds' ratios. PyTorch is compared
-with where it is installed (`pip install torch`) and is no dependency. What was tried to get here, also what
-did not help, is in [benchmarks/notes.md](../benchmarks/notes.md); what larger machines should do is in
-[scaling.md](scaling.md).
+Rivals run alternately, each in a process of its own unless its section says otherwise. The tables give the
+median over rounds and, in brackets, the quartiles. Medians and quartiles of ratios are those of the rounds'
+ratios. PyTorch is compared if it is installed (`pip install torch`); it is no dependency. What was tried to
+reach these numbers, including what did not help, is in [benchmarks/notes.md](../benchmarks/notes.md). What
+larger machines should reach is in [scaling.md](scaling.md).
 """
 _PACKAGES = ("jax", "flax", "numpy", "torch")
 

@@ -1,9 +1,11 @@
 """What the input costs: python -m benchmarks.data_feed
 
-Images on the device: the training loop's step, which gathers, crops and flips its batch there and is called
-with what the host's feed yields, against the same step on a batch that is there already, in turns.
-Photographs: JPEG files read, decoded and augmented by the grain path, images a second and core, against the
-images a second that a ResNet-50 of 224 pixels takes on this machine.
+Images on the device: the step of the training loop alternates with the same step on a batch that is already
+there. The loop's step gathers, crops and flips its batch on the device and is called with what the host's
+feed yields.
+
+Photographs: JPEG files are read, decoded and augmented by the grain path. The images per second and core are
+compared with the images per second that a ResNet-50 of 224 pixels takes on this machine.
 """
 
 import pathlib

@@ -1,12 +1,14 @@
 """Training on one GPU against PyTorch: python -m benchmarks.gpu
 
-bfloat16, one batch that is on the device, ten steps a round: WRN-28-10 and PreResNet-110 (bottlenecks) with
-dropout 0.3 in every block, batches of 256 images of 32 pixels, and ResNet-50 with 128 of 224 pixels. dropbn
-takes the ten steps in one dispatch (scan) with threefry keys; PyTorch runs in channels_last under autocast
-with torch.compile, in turns with it. "Of a product" is the share of the speed at which the device multiplies
-bfloat16 matrices. Then what the options give dropbn's WRN-28-10, in turns: steps dispatched one by one, rbg
-keys, noises; and members of a study in one program (vmap) of PreResNet-20.
-Names of networks, `options` or `members` run those alone. benchmarks/notes.md has what an H100 gave.
+All networks train in bfloat16 on one batch that is already on the device, ten steps a round: WRN-28-10 and
+PreResNet-110 (bottlenecks) with dropout 0.3 in every block on batches of 256 images of 32 pixels, and
+ResNet-50 on 128 images of 224 pixels. dropbn takes the ten steps in one dispatch (scan) with threefry keys.
+PyTorch runs in channels_last under autocast with torch.compile. The two alternate. "Of a product" is the
+share of the speed at which the device multiplies bfloat16 matrices.
+
+The next rows show what options change for dropbn's WRN-28-10: steps dispatched one by one, rbg keys, noises.
+The last rows train members of a study of PreResNet-20 in one program (vmap). The names of networks,
+`options` or `members` as arguments run those alone. benchmarks/notes.md has the results of an H100.
 """
 
 import functools

@@ -1,10 +1,12 @@
 """What observing BN inputs costs: python -m benchmarks.observation
 
-A pass of `shift.measure` (BN by running statistics) and one of `recalibrate` with "precise_bn" (BN by the
-batch), each relative to a plain jitted evaluation of the same batches; and the same of PyTorch: forward hooks
-that merge mean and variance of every BN input, and `torch.optim.swa_utils.update_bn`, relative to its eager
-evaluation in channels_last. Four batches, of 128, 32 and, where many layers have little to do, 8 images; each
-framework's three passes in turns in one process, which is started anew several times, ratios round by round.
+A pass of `shift.measure` (BN with running statistics) and a pass of `recalibrate` with "precise_bn" (BN with
+batch statistics) are each compared with a plain jitted evaluation of the same batches. PyTorch's equivalents
+are forward hooks that merge mean and variance of every BN input, and `torch.optim.swa_utils.update_bn`. They
+are compared with PyTorch's eager evaluation in channels_last. Each network gets four batches, of 128 images
+for PreResNet-20, 32 for WRN-16-4 and 8 for PreResNet-110, whose many layers then have little work each. Each
+framework's three passes alternate in one process, which is started anew several times. Ratios are taken round
+by round.
 """
 
 import jax

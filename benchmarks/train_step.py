@@ -1,13 +1,13 @@
 """Training steps on CPU, side by side: python -m benchmarks.train_step
 
-PreResNet-20 and WRN-16-4 in float32, batches of 128 images of 32 x 32 pixels, without noise and with dropout
-0.3 in every block. dropbn's is the step of its training loop, on one device and on one simulated device per
-core. All get one batch that is there already, PyTorch's in channels_last. Ratios are images a second,
-dropbn / rival, round by round; PreResNet-20's rivals are started anew three times.
+PreResNet-20 and WRN-16-4 train in float32 on batches of 128 images of 32 x 32 pixels, without noise and with
+dropout 0.3 in every block. dropbn runs the step of its training loop, on one device and on one simulated
+device per core. Every entrant gets one batch that is already in memory; PyTorch's is in channels_last. Ratios
+compare images per second, dropbn / rival, round by round. PreResNet-20's rivals are started anew three times.
 
-"One core" is processor time of one thread on one core, which holds still on a machine that others use too. On
-all cores, threads that wait for one another lose more there than the machine has lost: where other programs
-were running when a race began, its ratio is not judged.
+"One core" is the processor time of one thread on one core. It stays stable on a machine that others use too.
+With "all cores", threads wait for one another and therefore lose more time to other programs than those
+programs take. If other programs were running when a comparison began, its ratio is not judged.
 """
 
 import os
