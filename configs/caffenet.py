@@ -29,6 +29,7 @@ before, dropout 0.2 against 0.5 and 0, orthogonal against LSUV, else every cell 
 from configs import base
 from dropbn.errors import DropbnError
 from dropbn.study import cells
+from dropbn.study.claims import claims_of_table
 
 _SOLVER = {
     "data.image_size": 128,
@@ -97,8 +98,8 @@ def sweep(table):
 
 
 def claims(table):
-    """What a table claims: see `cells.claims`."""
-    return cells.claims(
+    """What a table claims: see `claims_of_table`."""
+    return claims_of_table(
         TABLES, table, source="caffenet-benchmark", networks=NAMES, metric=METRIC, plain="no BN"
     )
 

@@ -33,6 +33,7 @@ dropout off). `claims(table)` says what follows.
 
 from configs import base
 from dropbn.study import cells
+from dropbn.study.claims import claims_of_table
 
 _DENSENET = {
     "model.name": "densenet",
@@ -89,13 +90,13 @@ def sweep(table):
 
 
 def claims(table):
-    """What a table claims: see `cells.claims`.
+    """What a table claims: see `claims_of_table`.
 
     The paper re-estimates variances alone, with dropout off. A study's runs have Li's recipe
     ("adjusted_accuracy") and "dropout_off" ("recalibrated_accuracy"); the latter, which takes the means again
     too, stands for the paper's.
     """
-    return cells.claims(
+    return claims_of_table(
         TABLES,
         table,
         source="Hendrycks & Gimpel 2016",

@@ -43,6 +43,7 @@ has no other cell beside it.
 from configs import base
 from dropbn.models import preresnet
 from dropbn.study import cells
+from dropbn.study.claims import against_first, claims_of_table
 
 _CIFAR = {
     "data.crop_padding": 4,
@@ -155,8 +156,8 @@ def sweep(table):
 
 
 def claims(table):
-    """What a table claims: see `cells.claims`."""
-    return cells.claims(TABLES, table, source="Kim et al. 2023", networks=NAMES, metric=METRIC)
+    """What a table claims: see `claims_of_table`."""
+    return claims_of_table(TABLES, table, source="Kim et al. 2023", networks=NAMES, metric=METRIC)
 
 
 _POSITIONS = ("", *(f",place=P{i}" for i in range(8)))
@@ -172,7 +173,7 @@ TABLES = {
         "columns": _POSITIONS,
         # Guideline 1 beside: after the branch's last BN (P5, P6) rather than right before it (P4).
         "pairs": (
-            *cells.against_first(_POSITIONS),
+            *against_first(_POSITIONS),
             (",place=P5", ",place=P4"),
             (",place=P6", ",place=P4"),
         ),

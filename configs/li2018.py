@@ -35,6 +35,7 @@ is their training. Ours are 224-pixel crops, 90 epochs of batch 256, learning ra
 from configs import base
 from dropbn.models import preresnet
 from dropbn.study import cells
+from dropbn.study.claims import against_first, claims_of_table
 
 _SMALL = {"data.crop_padding": 4, "data.flip": True, "optimizer.schedule": "step"}
 
@@ -149,8 +150,8 @@ def sweep(table):
 
 
 def claims(table):
-    """What a table claims: see `cells.claims`."""
-    return cells.claims(TABLES, table, source="Li et al. 2018", networks=NAMES, metric=METRIC)
+    """What a table claims: see `claims_of_table`."""
+    return claims_of_table(TABLES, table, source="Li et al. 2018", networks=NAMES, metric=METRIC)
 
 
 def _rates(place):
@@ -215,7 +216,7 @@ TABLES = {
     "figure4": {
         "networks": CIFAR_NETWORKS,
         "columns": tuple(column for place in "ab" for column in _rates(place)),
-        "pairs": (*cells.against_first(_rates("a")), *cells.against_first(_rates("b"))),
+        "pairs": (*against_first(_rates("a")), *against_first(_rates("b"))),
         "labels": {",place=a": "no dropout", ",place=b": "no dropout"},
         "paper": {
             "cifar10": (

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from configs import base
 from dropbn.errors import DropbnError, unknown
 from dropbn.study import cells
+from dropbn.study.claims import Side, compare
 
 _LENET = {
     "model.name": "lenet",
@@ -264,5 +265,5 @@ def claims(question):
 
 
 def _claim(question, more, less, metric, paper, source, sign):
-    sides = (cells.Side(arm, f"{question},{arm}", metric) for arm in (more, less))
-    return cells.claim(*sides, question, source, paper=paper, sign=sign)
+    sides = (Side(arm, f"{question},{arm}", metric) for arm in (more, less))
+    return compare(*sides, question, source, paper=paper, sign=sign)

@@ -25,6 +25,8 @@ accurate cell has the larger test loss.
 
 from configs import base, kim2023
 from dropbn.study import cells
+from dropbn.study.claims import Side, compare, label
+from dropbn.study.placements import DATASETS
 
 _COSINE = {"model.name": "preresnet", "model.width": 16, "optimizer.schedule": "cosine"}
 _QUICK = {
@@ -115,14 +117,14 @@ def claims(table):
     """
     sweep(table)  # Refuses a table that does not exist.
     (network,), (dataset,) = TABLES[table]["networks"], TABLES[table]["paper"]
-    where, found = f"{NAMES[network]}, {cells.DATASETS[dataset]}", []
+    where, found = f"{NAMES[network]}, {DATASETS[dataset]}", []
     for more, less, metric, paper, source, *sign in TABLES[table]["claims"]:
         metrics = (metric, "accuracy" if metric.endswith("accuracy") else metric)
         sides = (
-            cells.Side(cells.label(column), f"{network},{dataset}{column}", of)
+            Side(label(column), f"{network},{dataset}{column}", of)
             for column, of in zip((more, less), metrics, strict=True)
         )
-        found.append(cells.claim(*sides, where, source, paper=paper, sign=sign[0] if sign else 1))
+        found.append(compare(*sides, where, source, paper=paper, sign=sign[0] if sign else 1))
     return found
 
 

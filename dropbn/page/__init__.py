@@ -7,7 +7,7 @@ from html import escape
 from dropbn.errors import headline
 from dropbn.page import parts
 from dropbn.page.tables import table_of_rows
-from dropbn.study.table import ABOUT_CLAIMS, about_rows, claim_rows
+from dropbn.study.table_text import ABOUT_CLAIMS, about_rows, claim_rows
 
 _VERDICTS = ("confirmed", "confirmed, smaller here", "refuted", "smaller here", "undecided", "not run")
 _CURVES = {

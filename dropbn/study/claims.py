@@ -1,35 +1,24 @@
-"""The statistics of a study: what a paper claims of two cells, and what our seeds say to it.
+"""The claims of a study: that a number of one cell of a table is larger than a number of another.
 
-A claim is that one number is larger than another ("P5 above no dropout"). It is judged by the paired
-differences over seeds: a seed fixes the initial weights and the order of the data in both cells, so that the
-difference of one seed has less noise than that of two means. Accuracies also depend on which images were
-drawn for the test, so their differences are paired by seed and by image.
+`claims_of_table` reads them off the values of a paper's table; the files of `configs/` use it. What our seeds
+say to a claim is in `verdicts`.
 """
 
-from collections.abc import Iterable
+import itertools
+import re
 from typing import NamedTuple
 
-import numpy as np
-
-from dropbn.errors import DropbnError, unknown
-from dropbn.study.estimates import Estimate, estimate
-from dropbn.study.finished_runs import Cell
-
-# By the sign of a claim: the verdict where the mean difference is below 0, undecided and above 0.
-VERDICTS = {
-    1: ("refuted", "undecided", "confirmed"),
-    -1: ("confirmed", "undecided", "refuted"),
-    0: ("less", "undecided", "more"),
-}
+from dropbn.study.cells import of_table
+from dropbn.study.placements import DATASETS
 
 
 class Metric(NamedTuple):
-    """How a number of `numbers.NUMBERS` is spoken of.
+    """The words for one of `numbers.NUMBERS`.
 
     Attributes:
-      quantity: what it is called in a sentence.
-      prefix: what it makes of a cell's name in a sentence.
-      images: of an accuracy, the key of `Finished.correct` with the images behind it; "" of other numbers.
+      quantity: what the number is called in a sentence.
+      prefix: what stands before the name of a cell in a sentence.
+      images: for an accuracy, the key of `Finished.correct` that says which images are right; else "".
     """
 
     quantity: str
@@ -37,6 +26,7 @@ class Metric(NamedTuple):
     images: str = ""
 
 
+# The numbers that a claim can be about.
 METRICS = {
     "accuracy": Metric("accuracy", images="running"),
     "adjusted_accuracy": Metric("accuracy", "adjusted ", "li2018_torch"),
@@ -57,17 +47,17 @@ METRICS = {
 
 
 class Claim(NamedTuple):
-    """That a number of one cell is larger than one of another, or the question whether it is.
+    """The claim that a number of one cell is larger than a number of another, or the question whether it is.
 
     Attributes:
       claim: the sentence.
-      more: arg of the cell whose number is larger according to the paper.
-      less: arg of the other; the same cell where the metrics differ.
-      metric: the number, of `METRICS`.
-      source: where the paper says so.
-      paper: the paper's difference, more - less (of accuracies in points); None where it gives none.
-      less_metric: the number of `less`; "": the same metric.
-      sign: 1 for a claim; 0 for a question, of which no source says the answer.
+      more: arg of the cell whose number is larger according to the source.
+      less: arg of the other cell; the same cell if the metrics differ.
+      metric: the number, one of `METRICS`.
+      source: where the claim is made.
+      paper: the source's difference, more - less (in points for accuracies); None if it gives none.
+      less_metric: the number of `less`; "" if it is `metric` too.
+      sign: 1 for a claim; 0 for a question that no source answers.
     """
 
     claim: str
@@ -80,182 +70,128 @@ class Claim(NamedTuple):
     sign: int = 1
 
 
-def decide(
-    found: Estimate, sign: int, paper: float | None = None, p: float | None = None, level: float = 0.95
-) -> str:
-    """What an estimated difference says to a claim about its sign.
+# How claims name the words of a cell; other words are named by key and value.
+PHRASES = {
+    "rate": "dropout {}",
+    "Gaussian rate": "Gaussian dropout {}",
+    "beta": "Uout {}",
+    "bn": "BN {}",
+    "affine": "scale and bias",
+    "activation": "{}",
+    "weight_decay": "weight decay {}",
+    "block": "blocks {}",
+}
+PLACES = {"a": "(a)", "b": "(b)", "last": "the classifier"}
+
+
+class Side(NamedTuple):
+    """One side of a comparison.
+
+    Attributes:
+      label: the cell in words.
+      arg: the cell.
+      metric: the number that is compared, one of `METRICS`.
+      paper: the paper's accuracy in %, if it gives one.
+    """
+
+    label: str
+    arg: str
+    metric: str = "accuracy"
+    paper: float | None = None
+
+
+def label(column: str, plain: str = "no dropout") -> str:
+    """A column in words: ",place=a,rate=0.5" is "dropout 0.5 at (a)", and "" is `plain`."""
+    words = dict(word.partition("=")[::2] for word in column.split(",") if word)
+    place, kind = words.pop("place", ""), words.pop("kind", "")
+    if kind == "gaussian":
+        words = {f"Gaussian {key}" if key == "rate" else key: value for key, value in words.items()}
+    noise = ", ".join(PHRASES.get(key, f"{key} {{}}").format(value) for key, value in words.items())
+    return " at ".join(part for part in (noise, PLACES.get(place, place)) if part) or plain
+
+
+def against_first(columns: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Each column except the first, paired with the first."""
+    return tuple((column, columns[0]) for column in columns[1:])
+
+
+def compare(
+    more: Side, less: Side, where: str, source: str, *, paper: float | None = None, sign: int = 1
+) -> Claim:
+    """The claim that the number of `more` is above that of `less`; with sign 0, the question whether it is.
 
     Args:
-      found: the estimate.
-      sign: what is claimed of the mean difference: 1 or -1; 0 asks.
-      paper: the paper's difference.
-      p: the two-sided p of no difference, adjusted for the number of claims; None: the estimate's own.
-      level: of confidence, between 0 and 1; p is compared with 1 - level.
-
-    Returns:
-      "confirmed": the mean difference has the claimed sign. "refuted": the other sign. For sign 0, "more"
-      (above 0) and "less" (below 0). "smaller here": the sign is undecided, but the difference is below the
-      paper's; "confirmed, smaller here": both. "undecided": else.
-
-    Raises:
-      DropbnError: a sign other than 1, -1 and 0.
+      more: the side that is larger according to the source.
+      less: the other side.
+      where: network and dataset, in words.
+      source: where the claim is made.
+      paper: the source's difference, more - less.
+      sign: 1, or 0 if no source says which is larger.
     """
-    if sign not in VERDICTS:
-        raise DropbnError(f"The sign of a claim is 1, -1 or 0, got {sign!r}.")
-
-    def decided(p):
-        return p is not None and p <= 1 - level
-
-    side = int(np.sign(found.mean)) if decided(found.p() if p is None else p) else 0
-    verdict = VERDICTS[sign][1 + side]
-    if paper is None or sign * found.mean >= sign * paper or not decided(found.p(paper)):
-        return verdict
-    return {"confirmed": "confirmed, smaller here", "undecided": "smaller here"}.get(verdict, verdict)
+    quantity = METRICS[more.metric].quantity
+    phrases = (METRICS[side.metric].prefix + side.label for side in (more, less))
+    sentence = (" above " if sign else " against ").join(phrases)
+    sentence += f" in {quantity} ({where})" if quantity != "accuracy" else f" ({where})"
+    less_metric = "" if less.metric == more.metric else less.metric
+    return Claim(sentence, more.arg, less.arg, more.metric, source, paper, less_metric, sign)
 
 
-def paired(more: Cell | None, less: Cell | None, metric: str, less_metric: str = "") -> np.ndarray:
-    """The differences more - less of a number, paired by seed, of the seeds that have both.
+def claims_of_table(
+    tables: dict,
+    name: str,
+    *,
+    source: str,
+    networks: dict[str, str],
+    metric: str = "accuracy",
+    adjusted: tuple[str, ...] = ("adjusted_accuracy", "literally_adjusted_accuracy"),
+    plain: str = "no dropout",
+) -> list[Claim]:
+    """The claims of a paper's table: of two cells, the one with the better value is more accurate.
+
+    Two columns are compared for each of the table's "pairs", by default each column and the first one. The
+    "adjusted" value of a cell is compared with its unadjusted value. The values decide which side is better,
+    even if the paper's own rule says otherwise for most pairs. Equal and missing values make no claim.
+    Differences are in points of accuracy.
 
     Args:
-      more, less: the cells; None has no seeds.
-      metric: the number, of `METRICS`.
-      less_metric: that of `less`; "": the same.
-
-    Returns:
-      (seeds,), or of accuracies (seeds, images), 100 times the difference of correctness, where every
-      member keeps which images it has right and their number is one.
-
-    Raises:
-      DropbnError: an unknown metric.
-    """
-    sides = (more, metric), (less, less_metric or metric)
-    numbers = [_values(*side) for side in sides]
-    seeds = sorted(numbers[0].keys() & numbers[1].keys())
-    right = [_correct(*side, seeds) for side in sides]
-    lengths = {len(one) for side in right for one in side}
-    if len(lengths) == 1 and min(lengths) > 1:
-        return 100 * np.subtract(*right, dtype=np.float64)
-    return np.array([numbers[0][seed] - numbers[1][seed] for seed in seeds])
-
-
-# What a claim's row has besides the claim, in this order.
-_FOUND = ("difference", "interval", "over", "seeds", "se_seeds", "se_images")
-_FOUND += ("p", "p_adjusted", "p_fdr", "verdict", "seeds_needed", "images_needed")
-
-
-def judge(claims: Iterable[Claim], cells: Iterable[Cell], level: float = 0.95) -> list[dict]:
-    """What the finished runs of a study say to claims.
-
-    Differences d = more - less are paired, over the seeds that have both numbers. Accuracies are in points
-    (of 100), shifts and losses as they are. One statistic, `estimate`, gives interval, p and verdict.
-
-    Of 20 claims about differences that are 0, one would be decided by chance. So p is adjusted for the number
-    of claims by Holm (1979), which keeps the probability that any true 0 of the table is decided below
-    1 - level, and beside it by Benjamini & Hochberg (1995), which keeps the share of true zeros among what is
-    decided below that. The family is the claims with a sign that have a p. A test that stands there twice,
-    because two cells have equal numbers in every seed (one network by two names, such as dropout before and
-    after ReLU: Kim et al. 2023, Proposition 1), counts once. Questions are answered each alone.
-
-    Args:
-      claims: what is claimed.
-      cells: the study's cells with their members.
-      level: of confidence.
-
-    Returns:
-      A row for each claim:
-        claim, source, metric, paper: the claim's own.
-        difference: the mean of d; None where nothing was run.
-        interval: half width of its interval, difference +- interval, not adjusted; None with fewer than two
-          seeds.
-        over: what the interval is over, "seeds and images" or "seeds"; "seeds, images unknown" for accuracies
-          whose members do not keep, on equally many images, which they have right.
-        seeds: the number of pairs.
-        se_seeds, se_images: the roots of `Estimate.of_seeds` and `of_images`, the standard errors from seeds
-          and from images alone.
-        p: two-sided, of no difference.
-        p_adjusted, p_fdr: the same by Holm and by Benjamini & Hochberg; None for questions.
-        verdict: of `decide`, by p_adjusted, or by p for questions; "smaller here" by the interval shown.
-          "not run" where no seed has both numbers, because a side has no member, lacks the number, or is no
-          cell of the study.
-        seeds_needed, images_needed: `Estimate.needed` for the paper's difference, where the verdict is
-          "undecided".
+      tables: as for `cells.of_table`. A table's "labels" are words for columns that `label` would name
+        differently; its "source" is the part of the paper, by default the table's name.
+      name: the name of the table.
+      source: the paper.
+      networks: name -> the paper's name for the network.
+      metric: what the values are, in %: "accuracy" or "error".
+      adjusted: our metrics that stand for the paper's "adjusted" values; each makes a claim.
+      plain: the words for the column "".
 
     Raises:
-      DropbnError: an unknown metric.
+      DropbnError: there is no table of this name.
     """
-    claims, cells = list(claims), {cell.arg: cell for cell in cells}
-    sides = [(cells.get(claim.more), cells.get(claim.less)) for claim in claims]
-    found = []
-    for claim, (more, less) in zip(claims, sides, strict=True):
-        differences = paired(more, less, claim.metric, claim.less_metric)
-        found.append(estimate(differences) if len(differences) else None)
-    tests = [_test(claim, *pair) if claim.sign else None for claim, pair in zip(claims, sides, strict=True)]
-    family = {test: one.p() for test, one in zip(tests, found, strict=True) if test and one}
-    adjusted = _adjusted({test: p for test, p in family.items() if p is not None})
-    return [
-        _row(claim, one, *adjusted.get(test, (None, None)), level)
-        for claim, test, one in zip(claims, tests, found, strict=True)
+    values, table = {cell["arg"]: cell for cell in of_table(tables, name)}, tables[name]
+    columns, labels = table["columns"], table.get("labels", {})
+    # "table3" is "Table 3".
+    source += ", " + table.get("source", re.sub(r"(?<=[a-z])(?=\d)", " ", name).capitalize())
+
+    def side(cell, column, key, ours):
+        value = values.get(cell + column, {}).get(key)
+        accuracy = 100 - value if value is not None and metric == "error" else value
+        return Side(labels.get(column) or label(column, plain), cell + column, ours, accuracy)
+
+    pairs = table.get("pairs", against_first(columns))
+    compared = [tuple((column, "paper", "accuracy") for column in pair) for pair in pairs]
+    compared += [
+        ((column, "adjusted", ours), (column, "paper", "accuracy")) for column in columns for ours in adjusted
     ]
+    found = []
+    for dataset, network in itertools.product(table["paper"], table["networks"]):
+        where = f"{networks[network]}, {DATASETS[dataset]}"
+        for pair in compared:
+            found += _ranked(*(side(f"{network},{dataset}", *given) for given in pair), where, source)
+    return found
 
 
-def _test(claim, more, less):
-    """Equal for two claims that compare the same numbers."""
-
-    def numbers(cell):
-        return tuple((one.seed, *sorted(one.numbers.items())) for one in cell.members) if cell else ()
-
-    return frozenset({(claim.metric, numbers(more)), (claim.less_metric or claim.metric, numbers(less))})
-
-
-def _adjusted(family):
-    """{test: (p by Holm, p by Benjamini & Hochberg)} of {test: p}."""
-    from scipy import stats
-
-    if not family:
-        return {}
-    p = np.array(list(family.values()))
-    order = np.argsort(p)
-    holm = np.empty_like(p)
-    holm[order] = np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order]).clip(max=1)
-    both = zip(holm.tolist(), stats.false_discovery_control(p).tolist(), strict=True)
-    return dict(zip(family, both, strict=True))
-
-
-def _row(claim, found, p_adjusted, p_fdr, level):
-    row = {"claim": claim.claim, "source": claim.source, "metric": claim.metric, "paper": claim.paper}
-    row |= dict.fromkeys(_FOUND) | {"seeds": 0, "verdict": "not run"}
-    if found is None:
-        return row
-    mean, half_width = found.interval(level)
-    crossed, several = found.images > 1, found.seeds > 1
-    verdict = decide(found, claim.sign, claim.paper, p_adjusted, level)
-    asks_more = verdict == "undecided" and claim.sign and claim.paper
-    seeds_needed, images_needed = found.needed(claim.paper, level) if asks_more else (None, None)
-    unknown_images = ", images unknown" if METRICS[claim.metric].images else ""
-    return row | {
-        "difference": mean,
-        "interval": half_width,
-        "over": "seeds and images" if crossed else f"seeds{unknown_images}",
-        "seeds": found.seeds,
-        "se_seeds": found.of_seeds**0.5 if several else None,
-        "se_images": found.of_images**0.5 if several and crossed else None,
-        "p": found.p(),
-        "p_adjusted": p_adjusted,
-        "p_fdr": p_fdr,
-        "verdict": verdict,
-        "seeds_needed": seeds_needed,
-        "images_needed": images_needed,
-    }
-
-
-def _values(cell, metric):
-    """seed -> the number, of the members that have it."""
-    if metric not in METRICS:
-        raise unknown("metric", metric, METRICS)
-    return cell.values(metric) if cell else {}
-
-
-def _correct(cell, metric, seeds):
-    """Which images are right, of each seed; () where the member does not say."""
-    found = {one.seed: one.correct.get(METRICS[metric].images, ()) for one in cell.members} if cell else {}
-    return [found[seed] for seed in seeds]
+def _ranked(one, other, where, source):
+    """[the claim that the more accurate side is above the other], or [] if the values say nothing."""
+    if None in (one.paper, other.paper) or one.paper == other.paper:
+        return []
+    less, more = sorted((one, other), key=lambda side: side.paper)
+    return [compare(more, less, where, source, paper=round(more.paper - less.paper, 4))]

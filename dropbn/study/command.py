@@ -25,8 +25,6 @@ import os
 import pathlib
 import shlex
 import sys
-import time
-import traceback
 from collections.abc import Sequence
 
 import jax
@@ -35,85 +33,9 @@ from absl import flags
 
 from dropbn import cli
 from dropbn.errors import DropbnError, headline
-from dropbn.study import finished_runs, jobs, members, table
-from dropbn.study.board import Board
-from dropbn.study.jobs import Job
-from dropbn.study.numbers import largest_shift
-from dropbn.train import evaluation, loop, parallel, workdir
-from dropbn.train.plan import structure
-
-# Kinds of networks whose programs are kept. A process may map only so many pieces of memory, 65,530 on Linux,
-# and after some hundred programs for the CPU it ends in a segmentation fault.
-_MOST_COMPILED = 8
-
-
-def train(todo: Sequence[Job], board: Board) -> dict[str, str]:
-    """Trains members and summarizes their runs.
-
-    Args:
-      todo: what there is to do.
-      board: shows them.
-
-    Returns:
-      {name: error} of members that failed. The error is in error.txt beside the run as well.
-    """
-    failed, compiled = {}, set()
-    for stack in jobs.stacks(todo):
-        compiled.add(structure(stack[0].member.config))
-        if len(compiled) > _MOST_COMPILED:
-            jax.clear_caches()
-            compiled.clear()
-        given, plan = [job.member for job in stack], stack[0].plan
-        names, started = [member.name for member in given], time.monotonic()
-        with board.stack(names, sum(job.flops for job in stack), plan.total_steps) as progress:
-            try:
-                outcomes = loop.train(
-                    [member.config for member in given],
-                    [member.directory for member in given],
-                    [job.dataset for job in stack],
-                    plan,
-                    progress,
-                )
-            except Exception as error:  # Whatever it is, the other members can still be run.
-                outcomes = [error] * len(given)
-            if plan.layout.processes > 1 and not parallel.is_first():
-                continue
-            progress.measure()
-            for job, outcome in zip(stack, outcomes, strict=True):
-                try:
-                    if isinstance(outcome, Exception):
-                        raise outcome
-                    line = _summarize(job, outcome)
-                except Exception as error:
-                    known = isinstance(error, DropbnError)
-                    failed[job.member.name] = str(error) if known else traceback.format_exc()
-                    line = _keep_error(job.member, failed[job.member.name])
-                board.ended(job.member.name, f"{line}   {time.monotonic() - started:.0f} s")
-    return failed
-
-
-def _summarize(job, state):
-    """Marks a member as finished; returns the line that says what it found."""
-    member, model = job.member, jobs.model(structure(job.member.config))
-    records = workdir.read_metrics(member.directory)
-    summary = evaluation.summarize(member.config, job.dataset, state, records, model)
-    summary["provenance"] = finished_runs.provenance(member.config)
-    finished_runs.write(member.directory, summary)
-    shift, adjusted = (
-        largest_shift(summary["shift"]),
-        summary["recalibrated"].get("li2018_torch"),
-    )
-    more = f", adjusted {adjusted:.2%}   largest shift {shift:.3f}" if shift and adjusted is not None else ""
-    return f"test {summary['accuracy']:.2%}{more}"
-
-
-def _keep_error(member, error):
-    """Marks a member as failed; returns the line that says why."""
-    try:
-        file = finished_runs.write_error(member.directory, error)
-    except OSError:
-        return f"failed: {headline(error)}"
-    return f"failed: {headline(error)} ({file})"
+from dropbn.study import finished_runs, members, table, training, work_items
+from dropbn.study.progress import StudyProgress
+from dropbn.train import evaluation, parallel
 
 
 def flipped(kept: Sequence[finished_runs.Cell], directory, again: bool = True) -> list[dict]:
@@ -165,19 +87,22 @@ def main(overrides: Sequence[str]) -> int:
     with cli.parsing():
         chosen = members.create(file, args, given.seeds, given.workdir, overrides, given.quick)
     published = finished_runs.published(given.workdir)
-    todo, failed = ([], {}) if given.collect else jobs.create(chosen, given.parallel == "data", published)
+    todo, failed = (
+        ([], {}) if given.collect else work_items.create(chosen, given.parallel == "data", published)
+    )
     console = rich.console.Console(highlight=False, markup=False)
     if given.dry_run:
-        console.print(jobs.estimate(chosen, todo, failed))
+        console.print(work_items.estimate(chosen, todo, failed))
         for error in dict.fromkeys(failed.values()):
             console.print(f"Cannot run: {error}", soft_wrap=True)
         return 0
     if not given.collect:
         finished = len(chosen) - len(todo) - len(failed)
-        with Board(len(chosen), finished, sum(job.flops for job in todo), console) as board:
+        cost = sum(item.flops for item in todo)
+        with StudyProgress(len(chosen), finished, cost, console) as progress:
             for member, error in failed.items():
-                board.ended(member, f"cannot run: {error}")
-            failed |= train(jobs.of_this_process(todo), board)
+                progress.ended(member, f"cannot run: {error}")
+            failed |= training.train(work_items.of_this_process(todo), progress)
     parallel.wait_for_all("the members are trained")
     if parallel.is_first():
         failed = _errors(chosen) | failed

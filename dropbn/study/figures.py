@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from dropbn import plots
-from dropbn.study import claims, estimates, placements
+from dropbn.study import estimates, placements, verdicts
 from dropbn.study.finished_runs import Cell
 from dropbn.study.li2018_figures import error_bars, shift_curves, training_curves, weights
 
@@ -96,7 +96,7 @@ def draw(cells: list[Cell], directory, metric: str = "error") -> list[dict]:
 def positions(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
     """Accuracy against no dropout, paired by seed, and largest shift, by position (Kim et al. 2023, Table 1).
 
-    Means with 95 % intervals, of accuracies those of `claims.judge`; the paper's differences are those of
+    Means with 95 % intervals, of accuracies those of `verdicts.judge`; the paper's differences are those of
     `Cell.paper`.
 
     Args:
@@ -112,7 +112,7 @@ def positions(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
     _category_axes(right, found, "largest shift  max(r, 1/r)", f"position of {noise}")
     color = plots.COLORS[0]
     for i, cell in enumerate(found.values()):
-        if len(differences := claims.paired(cell, plain, "accuracy")):
+        if len(differences := verdicts.paired(cell, plain, "accuracy")):
             plots.bars(left, [i], [estimates.interval(differences)], 0.6, color=color)
         if shifts := list(cell.values("shift").values()):
             plots.bars(right, [i], [estimates.interval(shifts)], 0.6, 1, color=color)

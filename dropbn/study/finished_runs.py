@@ -7,25 +7,17 @@ to be committed, and enough to judge every claim again.
 
 import base64
 import csv
-import datetime
-import functools
 import io
 import json
 import pathlib
-import platform
-import subprocess
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 
-import dropbn
 from dropbn.errors import DropbnError
 from dropbn.study.numbers import NUMBERS
 from dropbn.train import workdir
-
-# A commit that changes what a run finds raises it: a table refuses members of several editions.
-EDITION = 2
 
 
 class Finished(NamedTuple):
@@ -96,44 +88,6 @@ def unpack(images: int, bits: str) -> np.ndarray:
     return np.unpackbits(packed, count=images).astype(bool)
 
 
-def provenance(config) -> dict[str, str]:
-    """Where a run's numbers come from: edition, commit, versions, device, date, digest of its config."""
-    import flax
-    import jax
-
-    device = jax.local_devices()[0]
-    machine = f" ({platform.machine()})" if device.platform == "cpu" else ""
-    return {
-        "edition": str(EDITION),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "flax": flax.__version__,
-        "device": device.device_kind + machine,
-        "date": datetime.date.today().isoformat(),
-        "config": workdir.digest(config),
-    }
-
-
-@functools.cache
-def _commit():
-    """The commit of this checkout, with "+" where files differ from it; outside of one, the version."""
-    here = pathlib.Path(dropbn.__file__).resolve().parents[1]
-
-    def git(*words):
-        return subprocess.run(
-            ["git", "-C", str(here), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        if pathlib.Path(git("rev-parse", "--show-toplevel")) != here:
-            return dropbn.__version__
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "--short=12", "HEAD") + "+" * bool(changed)
-    except (OSError, subprocess.CalledProcessError):
-        return dropbn.__version__
-
-
 def write(directory, summary: dict) -> None:
     """Marks the run in a workdir as finished, whatever error it left before; `correct` is packed."""
     summary = summary | {"correct": {name: pack(right) for name, right in summary["correct"].items()}}
@@ -174,32 +128,6 @@ def cell(arg: str, paper: float | None, directories: Iterable, published: Iterab
     members = {found.seed: found for found in (*published, *map(read, directories))}
     config = workdir.read_config(directories[0]).to_dict() if directories else {}
     return Cell(arg, config, paper, [members[seed] for seed in sorted(members)])
-
-
-def refuse_another(finished: Finished, config) -> None:
-    """Raises for a finished run of another edition, or of another config where it keeps its digest."""
-    edition = finished.provenance.get("edition", "1")
-    if edition != str(EDITION):
-        raise DropbnError(
-            f"it was trained by edition {edition} of the code, this is edition {EDITION}, and numbers have "
-            "changed between them: train it again in another --workdir"
-        )
-    if finished.provenance.get("config", workdir.digest(config)) != workdir.digest(config):
-        raise DropbnError("it was trained with another config: choose another --workdir")
-
-
-def refuse_several_editions(cells: Iterable[Cell]) -> None:
-    """Raises for members whose numbers a commit in between has changed the meaning of."""
-    found = {}
-    for of_cell in cells:
-        for one in of_cell.members:
-            found.setdefault(one.provenance.get("edition", "1"), f"{of_cell.arg}, seed {one.seed}")
-    if len(found) > 1:
-        told = "; ".join(f"edition {edition}, such as {name}" for edition, name in sorted(found.items()))
-        raise DropbnError(
-            f"Members of several editions are no table, because numbers have changed between them: {told}. "
-            "Train those of the older edition again, in another --workdir."
-        )
 
 
 def publish(directory, cells: Iterable[Cell]) -> None:

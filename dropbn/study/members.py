@@ -1,4 +1,4 @@
-"""The members of a study: every cell of a table, with several seeds."""
+"""The members of a study: the runs of every cell of a table, one for each seed."""
 
 import importlib.util
 import itertools
@@ -16,12 +16,12 @@ from dropbn.errors import DropbnError
 
 
 class Member(NamedTuple):
-    """A run of a study.
+    """A member of a study: one run of a cell, with one seed.
 
     Attributes:
-      cell: as after the colon of --config=configs/study.py:CELL.
-      config: of the run.
-      directory: its workdir.
+      cell: the cell, as after the colon of --config=configs/study.py:CELL.
+      config: the config of the run.
+      directory: the workdir of the run.
     """
 
     cell: str
@@ -36,14 +36,14 @@ class Member(NamedTuple):
 def load(file: str) -> ModuleType:
     """A study's config file as a module.
 
-    It has `get_config(cell)`, `sweep(table)` and `TABLES`, and where they make sense `claims(table)`,
-    `METRIC` ("accuracy" or "error") and `COMPARABLE`, False where the paper's values are of other networks.
+    The module has `get_config(cell)`, `sweep(table)` and `TABLES`. It may have `claims(table)`, `METRIC`
+    ("accuracy" or "error") and `COMPARABLE`, which is False if the paper's values belong to other networks.
 
     Raises:
-      DropbnError: there is no such file, or it lists no tables.
+      DropbnError: the file does not exist or has no tables.
     """
     if not pathlib.Path(file).is_file() or not file.endswith(".py"):
-        raise DropbnError(f"There is no config file {file}.")
+        raise DropbnError(f"There is no config file {file}; name one in --config=FILE:TABLE.")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -51,34 +51,34 @@ def load(file: str) -> ModuleType:
     except Exception as error:  # A config file is code: whatever it raises.
         raise DropbnError(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
     if not (hasattr(module, "sweep") and hasattr(module, "TABLES")):
-        raise DropbnError(f"{file} has no sweep(table): it is one experiment; train it with train.py.")
+        raise DropbnError(
+            f"{file} has no sweep(table), so it is a single experiment: train it with train.py."
+        )
     return module
 
 
 def create(
     file: str, cells: Sequence[str], seeds: int, directory, overrides: Sequence[str] = (), quick: bool = False
 ) -> list[Member]:
-    """The members of a study, seeds 0, 1, ... of each cell.
+    """The members of a study, with seeds 0, 1, ... for each cell.
 
     Args:
       file: the study's config file.
-      cells: what its `get_config` takes.
-      seeds: how many of each cell.
+      cells: cells that its `get_config` takes.
+      seeds: how many seeds each cell has.
       directory: the study's workdir.
-      overrides: "--config.field=value", for every member.
-      quick: whether each is shrunk for a laptop.
+      overrides: "--config.field=value" for every member.
+      quick: whether each member is shrunk for a laptop.
 
     Raises:
-      Exception: what ml_collections and the file raise for a cell or an override that they refuse;
-        `dropbn.cli.parsing` makes a sentence of it.
+      Exception: whatever ml_collections and the file raise for a cell or an override that they refuse;
+        `dropbn.cli.parsing` turns it into a sentence.
     """
     found = []
     for cell, seed in itertools.product(cells, range(seeds)):
         name = f"{file}:{cell}{',quick' * quick}"
-        arguments, values = (
-            ["study", f"--config={name}", *overrides, f"--config.seed={seed}"],
-            flags.FlagValues(),
-        )
+        arguments = ["study", f"--config={name}", *overrides, f"--config.seed={seed}"]
+        values = flags.FlagValues()
         config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
         values(arguments)
         found.append(Member(cell, values["config"].value, directory_of(cell, directory) / f"seed{seed}"))
@@ -86,5 +86,5 @@ def create(
 
 
 def directory_of(cell: str, directory) -> pathlib.Path:
-    """Where the members of a cell are kept in a study's workdir, as seed0, seed1, ..."""
+    """The directory of a cell in a study's workdir; its members are seed0, seed1, ... in it."""
     return pathlib.Path(directory, "members", re.sub(r"[^\w.=+]+", "-", cell))

@@ -5,7 +5,7 @@ import pytest
 
 from configs import caffenet, kim2023, li2018, open_questions, small
 from dropbn import plots
-from dropbn.study import claims, figures, finished_runs, li2018_figures, papers, placements
+from dropbn.study import claims, figures, finished_runs, li2018_figures, papers, placements, verdicts
 from dropbn.study.finished_runs import Cell
 
 
@@ -272,7 +272,7 @@ def test_positions_have_the_intervals_of_their_claims():
     p5, p6 = (digits(f",place=P{i}", *runs([1, 1, 1, 0], [1, 1, 0, 1], [1, 1, 1, 0])) for i in (5, 6))
     left, _ = figures.positions([plain, p5, p6]).axes
     claim = claims.Claim("P5", p5.arg, plain.arg, "accuracy", "")
-    [row] = claims.judge([claim], [plain, p5])
+    [row] = verdicts.judge([claim], [plain, p5])
     assert row["interval"] > 1 and row["over"] == "seeds and images"
     low, high = row["difference"] - row["interval"], row["difference"] + row["interval"]
     assert whiskers(left)[0] == pytest.approx((low, high))

@@ -6,7 +6,7 @@ import pytest
 
 from configs import open_questions, small
 from dropbn.results import Result
-from dropbn.study import claims, finished_runs, table
+from dropbn.study import finished_runs, provenance, table, table_text, verdicts
 
 RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
 
@@ -25,14 +25,14 @@ def test_committed_members_give_the_committed_table(module, name, directory):
     listed = module.sweep(name)
     assert published.keys() == {cell["arg"] for cell in listed}
     cells = [finished_runs.cell(cell["arg"], cell["paper"], [], published[cell["arg"]]) for cell in listed]
-    finished_runs.refuse_several_editions(cells)
+    provenance.refuse_several_editions(cells)
     comparable = getattr(module, "COMPARABLE", True)
     rows = [
         table.row(cell, "accuracy", told.get("adjusted"), comparable)
         for cell, told in zip(cells, listed, strict=True)
     ]
     assert Result(rows).to_csv() == (RESULTS / directory / "table.csv").read_text()
-    judged = {"claims": claims.judge(module.claims(name), cells), "comparable": comparable}
+    judged = {"claims": verdicts.judge(module.claims(name), cells), "comparable": comparable}
     text = (RESULTS / directory / "table.md").read_text()
-    for row in table.formatted(table.claim_rows(judged)):
+    for row in table_text.formatted(table_text.claim_rows(judged)):
         assert f"| {' | '.join(value.replace('|', chr(92) + '|') for value in row.values())} |" in text

@@ -1,4 +1,4 @@
-"""The jobs of a study: what its members are for this machine, which train at once, and what they cost."""
+"""The work items of a study: the members that are left to train, which train together, and what they cost."""
 
 import functools
 import itertools
@@ -15,20 +15,20 @@ from dropbn import data
 from dropbn.data.splits import Split
 from dropbn.errors import DropbnError
 from dropbn.results import Result
-from dropbn.study import cost, finished_runs
+from dropbn.study import cost, finished_runs, provenance
 from dropbn.study.members import Member
 from dropbn.train import checkpoint, evaluation, parallel, workdir
 from dropbn.train.plan import Plan, make_plan, structure
 
 
-class Job(NamedTuple):
+class WorkItem(NamedTuple):
     """A member that is to be trained.
 
     Attributes:
-      member: it.
-      dataset: its data.
-      plan: what its config means for them.
-      flops: of its training, about: three times those of the forward passes.
+      member: the cell, its seed and its workdir.
+      dataset: the data that it trains on.
+      plan: its config, resolved for this dataset and these devices.
+      flops: floating-point operations of its training, estimated as three times those of the forward passes.
     """
 
     member: Member
@@ -39,17 +39,17 @@ class Job(NamedTuple):
 
 def create(
     chosen: Sequence[Member], together: bool = False, published: dict[str, list] | None = None
-) -> tuple[list[Job], dict[str, str]]:
-    """What there is to do for members that are not finished.
+) -> tuple[list[WorkItem], dict[str, str]]:
+    """The work items of all members that are not finished.
 
     Args:
-      chosen: the members; their configs get their number of classes.
-      together: whether all devices share a run; they do for streamed data anyway.
-      published: members that are finished elsewhere, of `finished_runs.published`.
+      chosen: the members; the number of classes is set in their configs.
+      together: whether all devices share one run; for streamed data they always do.
+      published: members that were finished elsewhere, as `finished_runs.published` reads them.
 
     Returns:
-      (jobs, {name of a member that cannot run: why}). A finished run of another config, such as of a quick
-      study in the same workdir, or of another edition, cannot run either.
+      (work items, {name of a member that cannot run: why}). A member whose workdir holds a finished run of
+      another config (such as a quick study's) or of another edition cannot run either.
     """
     found, refused, datasets = [], {}, {}
     elsewhere = {(cell, one.seed): one for cell, members in (published or {}).items() for one in members}
@@ -66,57 +66,62 @@ def create(
                 workdir.refuse_another(member.directory, member.config)
                 finished = finished_runs.read(member.directory)
             if finished:
-                finished_runs.refuse_another(finished, member.config)
+                provenance.refuse_another(finished, member.config)
             else:
-                found.append(Job(member, dataset, plan, _flops(member.config, dataset, plan)))
+                found.append(WorkItem(member, dataset, plan, _flops(member.config, dataset, plan)))
         except DropbnError as error:
             refused[member.name] = str(error)
     return found, refused
 
 
-def of_this_process(todo: Sequence[Job]) -> list[Job]:
-    """This process's jobs: all that all processes share, and its part of the others."""
-    shared = [job for job in todo if job.plan.layout.processes > 1]
-    apart = [job for job in todo if job.plan.layout.processes == 1]
+def of_this_process(todo: Sequence[WorkItem]) -> list[WorkItem]:
+    """The work items of this process: those that all processes share, and its part of the others."""
+    shared = [item for item in todo if item.plan.layout.processes > 1]
+    apart = [item for item in todo if item.plan.layout.processes == 1]
     return shared + parallel.own(apart)
 
 
-def stacks(todo: Sequence[Job]) -> Iterator[list[Job]]:
-    """Jobs that train at once: of equal configs but for numbers, at the same step, one for each device."""
-    groups = {}
-    for job in todo:
-        groups.setdefault((structure(job.member.config), _step(job.member.directory)), []).append(job)
-    for group in groups.values():
+def groups(todo: Sequence[WorkItem]) -> Iterator[list[WorkItem]]:
+    """Groups of work items that train together, at most one for each device.
+
+    Their configs differ in numbers alone, so that they share one compilation, and they go on from the same
+    step.
+    """
+    alike = {}
+    for item in todo:
+        alike.setdefault((structure(item.member.config), _step(item.member.directory)), []).append(item)
+    for group in alike.values():
         layout = group[0].plan.layout
         if not layout.axis_name:
             layout = parallel.side_by_side(len(group))
         size = 1 if layout.axis_name else len(layout.devices)
         for start in range(0, len(group), size):
-            yield [job._replace(plan=job.plan._replace(layout=layout)) for job in group[start : start + size]]
+            together = group[start : start + size]
+            yield [item._replace(plan=item.plan._replace(layout=layout)) for item in together]
 
 
-def estimate(chosen: Sequence[Member], todo: Sequence[Job], refused: dict[str, str]) -> Result:
-    """What a study will do: a row for each cell, and the time that it takes at least on this machine.
+def estimate(chosen: Sequence[Member], todo: Sequence[WorkItem], refused: dict[str, str]) -> Result:
+    """What a study will do: a row for each cell, and the least time that it can take on this machine.
 
     Args:
       chosen: the members.
-      todo: what of them is to be done.
-      refused: why others cannot run, by name.
+      todo: the work items among them.
+      refused: {name of a member that cannot run: why}.
     """
     rows = []
     for cell, of_cell in itertools.groupby(chosen, lambda member: member.cell):
         names = {member.name for member in of_cell}
-        left = [job for job in todo if job.member.name in names]
+        left = [item for item in todo if item.member.name in names]
         rows.append(
             {
                 "cell": cell,
                 "members": len(names),
                 "finished": len(names) - len(left) - len(names & refused.keys()),
-                "steps": max((job.plan.total_steps for job in left), default=None),
-                "TFLOP": sum(job.flops for job in left) / 1e12,
+                "steps": max((item.plan.total_steps for item in left), default=None),
+                "TFLOP": sum(item.flops for item in left) / 1e12,
             }
         )
-    speed, total = cost.speed(), sum(job.flops for job in todo)
+    speed, total = cost.speed(), sum(item.flops for item in todo)
     hours = total / speed / 3600
     title = (
         f"{len(chosen)} members, {len(todo)} to be trained: {total / 1e12:,.4g} TFLOP in convolutions and "
@@ -132,7 +137,7 @@ def model(config: str) -> nn.Module:
 
 
 def _step(directory):
-    """The step of the last checkpoint, 0 without one."""
+    """The step of the last checkpoint; 0 if there is none."""
     saved = pathlib.Path(directory, "checkpoints")
     if not saved.is_dir():
         return 0
@@ -146,7 +151,7 @@ def _flops(config, dataset, plan):
 
 @functools.cache
 def _forward(config, image_shape):
-    """Floating-point operations of an image's forward pass, of the network of a `structure`."""
+    """Floating-point operations of one image's forward pass through the network of a `structure`."""
     network, image = model(config), jax.ShapeDtypeStruct((1, *image_shape), "float32")
     variables = jax.eval_shape(network.init, jax.random.key(0), image)
     return cost.flops(network.apply, variables, image)

@@ -1,4 +1,4 @@
-"""How a study shows itself: a line for each member that ends, and bars of what is under way."""
+"""How a study shows itself: a line for each member that ends, and bars for what is under way."""
 
 import contextlib
 import time
@@ -11,17 +11,17 @@ import rich.progress
 from dropbn.train import progress
 
 
-class Board:
-    """Bars of the study and of the members that train, with the time that is left, on a terminal."""
+class StudyProgress:
+    """Bars for the whole study and for the members in training, with the remaining time, on a terminal."""
 
     def __init__(self, number: int, finished: int, cost: float, console=None):
-        """Prepares the board.
+        """Prepares the bars.
 
         Args:
-          number: of members.
+          number: how many members the study has.
           finished: how many of them were finished before.
-          cost: of all others, in any unit that `stack` uses too.
-          console: where it is shown; by default the standard output.
+          cost: the cost of all other members, in the unit that `group` uses too.
+          console: where everything is shown; by default the standard output.
         """
         self.console = console or rich.console.Console(highlight=False, markup=False)
         self._number, self._ended = number, finished
@@ -47,28 +47,28 @@ class Board:
         self._bars.stop()
 
     @contextlib.contextmanager
-    def stack(self, names: list[str], cost: float, total_steps: int) -> Iterator["Stack"]:
+    def group(self, names: list[str], cost: float, total_steps: int) -> Iterator["GroupProgress"]:
         """Shows members that train together.
 
         Args:
-          names: theirs.
-          cost: of all of them.
-          total_steps: of each.
+          names: their names.
+          cost: the cost of all of them.
+          total_steps: the steps that each of them takes.
 
         Yields:
           What `dropbn.train.loop.train` takes as its `progress`.
         """
         task = self._bars.add_task(_short(names), total=total_steps, status="compiling")
         before = self._bars.tasks[0].completed
-        stack = Stack(self._bars, task, self._study, cost / total_steps)
+        group = GroupProgress(self._bars, task, self._study, cost / total_steps)
         try:
-            yield stack
+            yield group
         finally:
             self._bars.remove_task(task)
             self._bars.update(self._study, completed=before + cost)
 
     def ended(self, name: str, line: str) -> None:
-        """A member is finished, or failed; `line` says how."""
+        """A member has finished or failed; `line` says how."""
         self._ended += 1
         self.console.print(f"{name}: {line}", soft_wrap=True)
         self._say()
@@ -77,15 +77,15 @@ class Board:
         self._bars.update(self._study, description=f"{self._ended} of {self._number} members")
 
 
-class Stack:
-    """Members that train together, as a bar."""
+class GroupProgress:
+    """The bar of members that train together."""
 
     def __init__(self, bars, task, study, cost_of_step):
         self._bars, self._task, self._study, self._cost = bars, task, study, cost_of_step
         self._shown, self._steps = 0.0, 0
 
     def resume(self, step: int) -> None:
-        """They begin, or go on, at `step`."""
+        """The members begin, or go on, at `step`."""
         self._bars.update(self._task, completed=step, status="")
         self._bars.advance(self._study, step * self._cost)
 
@@ -103,17 +103,17 @@ class Stack:
             self._shown, self._steps = time.monotonic(), 0
 
     def epoch(self, record: dict) -> None:
-        """One of them has come to the end of an epoch; `record` is its line of metrics.jsonl."""
+        """One of the members has finished an epoch; `record` is its line of metrics.jsonl."""
         status = f"train {record['train/accuracy']:.1%}  test {record['test/accuracy']:.1%}"
         self._bars.update(self._task, status=status)
 
     def measure(self) -> None:
-        """They are trained; what a study keeps of them is measured."""
+        """The members are trained; what a study keeps of them is being measured."""
         self._bars.update(self._task, status="measuring")
 
 
 def _short(names):
-    """The members in 30 characters, the end of the first name being what tells it from others."""
+    """The names of a group in 30 characters; a name is cut at its front, because its end tells it apart."""
     more = f" + {len(names) - 1}" if len(names) > 1 else ""
     room = 30 - len(more)
     return (names[0] if len(names[0]) <= room else "\N{HORIZONTAL ELLIPSIS}" + names[0][1 - room :]) + more

@@ -1,0 +1,140 @@
+"""`dropbn study` from the command line: what it chooses, refuses and estimates; how it resumes if killed."""
+
+import functools
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from small_members import TINY, members_of
+
+from dropbn.study import command, work_items
+from dropbn.train import workdir
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("only", "chosen"),
+    [
+        ("", 3),
+        ("cifar10", 2),
+        ("net,cifar10", 2),
+        ("place=P1", 1),
+        ("place=P1,cifar10", 1),
+        ("*cifar10*", 3),
+        ("*P[01]", 1),
+        ("P", 0),
+    ],
+)
+def test_only(only, chosen):
+    cells = ["net,cifar10", "net,cifar10,place=P1", "net,cifar100"]
+    assert sum(command._is_chosen(cell, only) for cell in cells) == chosen
+
+
+def _command(directory, *flags):
+    words = [
+        "-m",
+        "dropbn",
+        "study",
+        "--config=configs/small.py:digits",
+        f"--workdir={directory}",
+        "--seeds=3",
+    ]
+    return [sys.executable, *words, "--only=place=P4", *TINY, "--config.duration=6 epochs", *flags]
+
+
+def _table(directory):
+    found = json.loads((directory / "table.json").read_text())
+    return {key: value for key, value in found.items() if key != "date"}
+
+
+def _killed_until_done(directory, times, rng):
+    """Runs a study, killing it at random moments; returns how often its members were trained in part."""
+    environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
+    environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+    launch = functools.partial(
+        subprocess.Popen, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    kills = 0
+    while True:
+        process = launch(_command(directory))
+        if kills < times:
+            lines = _lines(directory) + rng.randint(0, 8)
+            while process.poll() is None and _lines(directory) < lines:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.5))
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        output = process.communicate()[0].decode()
+        if process.returncode == 0:
+            return output
+        assert process.returncode == -signal.SIGKILL, output
+
+
+def _lines(directory):
+    """Records written by all members."""
+    return sum(file.read_text().count("\n") for file in directory.glob("members/*/*/metrics.jsonl"))
+
+
+@pytest.mark.slow  # By default test_faults.py kills one run, and members are runs.
+@pytest.mark.parametrize("kills", [1, 10])
+def test_a_killed_study_ends_with_the_same_table(tmp_path, kills):
+    rng = random.Random(kills)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    _killed_until_done(whole, 0, rng)
+    _killed_until_done(cut, kills, rng)
+    wanted, found = _table(whole), _table(cut)
+    assert found == wanted
+    [row] = [row for row in wanted["rows"] if row["seeds"]]
+    assert (row["cell"], row["seeds"]) == ("preresnet8,digits,place=P4", 3) and row["value"] > 30
+    assert wanted["unfinished"] == 16 * 3  # The table's other cells.
+    for seed in range(3):
+        one, other = (
+            workdir.read_metrics(directory / f"members/preresnet8-digits-place=P4/seed{seed}")
+            for directory in (whole, cut)
+        )
+        assert [record["train/loss"] for record in one] == [record["train/loss"] for record in other]
+    todo, refused = work_items.create(members_of(whole, seeds=3, overrides=["--config.duration=6 epochs"]))
+    assert not todo and not refused  # No finished member is trained again.
+
+
+MISTAKES = {
+    "no table": ("--config=configs/kim2023.py", "Say which table"),
+    "override": ("--config=configs/small.py:digits --config.modle.depth=8", "no field 'modle'"),
+}
+
+
+@pytest.mark.parametrize(("flags", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_end_in_a_sentence(flags, message, tmp_path):
+    command = [sys.executable, "-m", "dropbn", "study", f"--workdir={tmp_path}/w", *flags.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode in (1, 2) and message in done.stderr, done.stderr
+    assert done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_dry_run_trains_nothing(tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "dropbn",
+        "study",
+        f"--workdir={tmp_path}/w",
+        "--dry_run",
+        "--quick",
+    ]
+    done = subprocess.run(
+        [*command, "--config=configs/small.py:digits", "--seeds=2", "--only=*P[0-3]"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "8 members, 8 to be trained" in done.stdout and "place=P3" in done.stdout
+    assert not (tmp_path / "w").exists()
