@@ -1,17 +1,18 @@
-"""Figures. Pure functions of numbers; each returns a matplotlib Figure and writes it if given a path."""
+"""Figures as pure functions of numbers: each returns a matplotlib Figure, and writes it if given a path."""
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vXP"
-# How the value of a paper is drawn beside ours.
+# How a paper's value is drawn beside ours.
 PAPER = {"linestyle": "", "marker": "D", "color": "black", "markerfacecolor": "white", "gid": "paper"}
 
 
-def style(axes, xlabel: str = "", ylabel: str = ""):
-    """The axes, with their labels and in the style of all figures."""
+def style(axes: Axes, xlabel: str = "", ylabel: str = "") -> Axes:
+    """Gives the axes their labels and the style of all figures; returns them."""
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.grid(color="0.92")
@@ -21,13 +22,13 @@ def style(axes, xlabel: str = "", ylabel: str = ""):
 
 
 def panels(number: int, columns: int = 2, width: float = 4.2, **kwargs) -> tuple[Figure, list]:
-    """A figure of several panels and the list of them, row by row.
+    """A figure with several panels, and the list of its panels, row by row.
 
     Args:
-      number: of panels.
-      columns: panels in a row, at most.
-      width: of a panel, inches.
-      **kwargs: of `Figure.subplots`.
+      number: how many panels.
+      columns: the most panels in a row.
+      width: the width of a panel in inches.
+      **kwargs: further arguments of `Figure.subplots`.
     """
     columns = min(number, columns)
     rows = -(-number // columns)
@@ -38,14 +39,28 @@ def panels(number: int, columns: int = 2, width: float = 4.2, **kwargs) -> tuple
     return figure, list(grid[:number])
 
 
+def single(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
+    """A figure with one panel, and its axes."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    return figure, style(figure.add_subplot(), xlabel, ylabel)
+
+
+def finish_single(figure: Figure, path=None, **legend) -> Figure:
+    """The figure of `single` with its legend, written to `path` if given."""
+    figure.axes[0].legend(frameon=False, **legend)
+    if path is not None:
+        figure.savefig(path, dpi=150)
+    return figure
+
+
 def band(axes, at, runs, **look) -> None:
-    """The mean of several runs as a line, within a band from the least to the largest.
+    """Draws the mean of several runs as a line, within a band from the smallest to the largest.
 
     Args:
       axes: where to draw.
       at: x of every point.
       runs: (runs, points).
-      **look: of the line.
+      **look: properties of the line.
     """
     runs = np.asarray(runs, np.float64)
     axes.fill_between(at, runs.min(0), runs.max(0), color=look["color"], alpha=0.2, linewidth=0)
@@ -53,15 +68,15 @@ def band(axes, at, runs, **look) -> None:
 
 
 def bars(axes, at, intervals, width: float, bottom: float = 0, **look) -> None:
-    """Means as bars with the whiskers of their intervals.
+    """Draws means as bars, with their intervals as whiskers.
 
     Args:
       axes: where to draw.
       at: x of the middle of every bar.
-      intervals: (mean, half width or None) of every bar.
-      width: of a bar.
-      bottom: where bars begin.
-      **look: of the bars.
+      intervals: (mean, half width or None) for every bar.
+      width: the width of a bar.
+      bottom: where the bars begin.
+      **look: properties of the bars.
     """
     means = np.array([mean for mean, _ in intervals])
     halves = np.array([np.nan if half is None else half for _, half in intervals])
@@ -70,19 +85,20 @@ def bars(axes, at, intervals, width: float, bottom: float = 0, **look) -> None:
 
 
 def stretch(axes) -> None:
-    """Makes a y axis of ratios logarithmic if it reaches beyond 10, where one would hide the others."""
+    """Makes a y axis of ratios logarithmic if it reaches beyond 10, where one ratio hides the others."""
     if axes.get_ylim()[1] > 10:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:g}")
 
 
 def finish(figure: Figure, title: str, looks: dict) -> Figure:
-    """The figure, with its title above and its legend below the panels.
+    """The figure of `panels`, with its title above and its legend below the panels.
 
     Args:
-      figure: of `panels`.
+      figure: a figure of `panels`.
       title: the line above.
-      looks: label -> a color, or the properties of a line; one of gid "paper" only if there is such a line.
+      looks: label -> a color, or the properties of a line; a label with the gid "paper" appears only if the
+        figure holds such a line.
     """
     looks = {
         label: look if isinstance(look, dict) else {"color": look, "linewidth": 5}
@@ -102,7 +118,7 @@ def finish(figure: Figure, title: str, looks: dict) -> Figure:
 
 
 def holds_papers(figure: Figure) -> bool:
-    """Whether a line or a marker of the figure is a paper's, by its gid."""
+    """Whether the figure shows a paper's values: a line or marker with the gid "paper"."""
     lines = [line for axes in figure.axes for line in axes.lines if line.get_gid() == "paper"]
     return any(np.isfinite(np.asarray(line.get_ydata(), np.float64)).any() for line in lines)
 
@@ -111,10 +127,10 @@ def shift(curves: dict[str, list[dict]], path=None) -> Figure:
     """max(ratio, 1 / ratio) against BN layer index, a curve per label (Li et al. 2018, Fig. 4).
 
     Args:
-      curves: label -> rows of a `dropbn.diagnose.shift.Shift`.
-      path: file to write, its type by its ending.
+      curves: label -> the rows of a `dropbn.diagnose.shift.Shift`.
+      path: the file to write; its ending says which type.
     """
-    figure, axes = _axes("BN layer index", "shift ratio  max(r, 1/r)")
+    figure, axes = single("BN layer index", "shift ratio  max(r, 1/r)")
     for i, (label, rows) in enumerate(curves.items()):
         heights = [max(row["ratio"], 1 / row["ratio"]) for row in rows]
         axes.plot(
@@ -127,34 +143,34 @@ def shift(curves: dict[str, list[dict]], path=None) -> Figure:
     axes.axhline(1, color="0.6", linewidth=1, zorder=0)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_title("Real against remembered variance of every BN layer", loc="left")
-    return _finish(figure, axes, path)
+    return finish_single(figure, path)
 
 
 def uncertainty(rows: list[dict], path=None) -> Figure:
-    """Mutual information against entropy of Monte Carlo predictions, a point for each image.
+    """Mutual information against entropy of Monte Carlo predictions, with a point for each image.
 
     Args:
-      rows: of a `dropbn.diagnose.uncertainty.Sample`.
-      path: file to write.
+      rows: the rows of a `dropbn.diagnose.uncertainty.Sample`.
+      path: the file to write; its ending says which type.
     """
-    figure, axes = _axes("entropy of the mean prediction, nats", "mutual information, nats")
+    figure, axes = single("entropy of the mean prediction, nats", "mutual information, nats")
     entropies = [row["entropy"] for row in rows]
     information = [row["mutual_information"] for row in rows]
     axes.plot(entropies, information, ".", color=COLORS[0], alpha=0.5, label="an image")
     limit = max([*entropies, 1e-6])
     axes.plot([0, limit], [0, limit], color="0.6", linewidth=1, label="all of it disagreement of the draws")
     axes.set_title("What the predictions are unsure of, and what the draws disagree about", loc="left")
-    return _finish(figure, axes, path)
+    return finish_single(figure, path)
 
 
 def flips(images, responses, rows: list[dict], path=None) -> Figure:
     """Images that are right in train mode and wrong in test mode, with their responses (Li et al., Fig. 6).
 
     Args:
-      images: (flips, height, width, 1 or 3); of another shape they are not shown.
+      images: (flips, height, width, 1 or 3); images of another shape are not shown.
       responses: (flips, 2, outputs), in train mode and in test mode.
-      rows: of `Gap.flips`, for the images' numbers.
-      path: file to write.
+      rows: the rows of `Gap.flips`, for the images' numbers.
+      path: the file to write; its ending says which type.
     """
     number = len(responses)
     figure = Figure(figsize=(7, 1.0 + 1.25 * max(number, 1)), layout="constrained")
@@ -186,76 +202,3 @@ def flips(images, responses, rows: list[dict], path=None) -> Figure:
     if path is not None:
         figure.savefig(path, dpi=150)
     return figure
-
-
-def _axes(xlabel, ylabel):
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    return figure, style(figure.add_subplot(), xlabel, ylabel)
-
-
-def _finish(figure, axes, path, **legend):
-    axes.legend(frameon=False, **legend)
-    if path is not None:
-        figure.savefig(path, dpi=150)
-    return figure
-
-
-def predropout(rows: list[dict], path=None) -> Figure:
-    """Noise before and after a weight layer by the mean of its weights (Kim et al. 2023, Fig. 1).
-
-    Args:
-      rows: of `dropbn.study.module_studies.figure1`.
-      path: file to write, its type by its ending.
-    """
-    figure, axes = _axes("mean of the weights", "ratio of variances, test / train")
-    names = {"predropout": "before the weights", "postdropout": "after the weights"}
-    _beside_closed_forms(axes, rows, "width", "w_mean", names)
-    axes.locator_params(axis="x", nbins=5)
-    axes.set_title("Dropout before and after a weight layer", loc="left")
-    return _finish(figure, axes, path, **_ASIDE)
-
-
-def residual(rows: list[dict], path=None) -> Figure:
-    """A residual branch and its block by the deviation of the input (Kim et al. 2023, Fig. 3).
-
-    Args:
-      rows: of `dropbn.study.module_studies.figure3`.
-      path: file to write, its type by its ending.
-    """
-    figure, axes = _axes("standard deviation of $x_0$", "ratio of variances, test / train")
-    names = {"residual": "block $x_0 + f(x_0)$", "branch": "branch $f(x_0)$"}
-    _beside_closed_forms(axes, rows, "keep", "std", names)
-    axes.set_xscale("log")
-    ticks = (0.2, 0.5, 1, 2, 5)
-    axes.set_xticks(ticks, labels=map(str, ticks))
-    axes.minorticks_off()
-    axes.set_title("Dropout in a residual branch", loc="left")
-    return _finish(figure, axes, path, **_ASIDE)
-
-
-_ASIDE = {
-    "loc": "upper left",
-    "bbox_to_anchor": (1, 1),
-    "title": "points: measured\nlines: closed form",
-    "alignment": "left",
-}
-
-
-def _beside_closed_forms(axes, rows, group, x, names):
-    """Points of two quantities and lines of their closed forms, a color for each value of `group`.
-
-    `names`: quantity -> its words in the legend; the first is filled and solid, the second open and dashed.
-    """
-    styles = list(zip(names, ("-", "--"), (None, "white"), strict=True))
-    for i, value in enumerate(dict.fromkeys(row[group] for row in rows)):
-        color = COLORS[i % len(COLORS)]
-        members = [row for row in rows if row[group] == value]
-        at = [row[x] for row in members]
-        size = min(4.5, 200 / len(at))
-        axes.plot([], [], color=color, linewidth=4, label=f"{group} {value}")
-        for name, line, face in styles:
-            axes.plot(at, [row[f"{name}_expected"] for row in members], line, color=color, linewidth=1)
-            found = [row[name] for row in members]
-            axes.plot(at, found, "o", color=color, markersize=size, markerfacecolor=face or color)
-    for name, line, face in styles:
-        axes.plot([], [], f"o{line}", color="0.3", markerfacecolor=face or "0.3", label=names[name])

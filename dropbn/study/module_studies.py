@@ -20,11 +20,12 @@ import numpy as np
 import rich
 from absl import flags
 
-from dropbn import cli, plots
+from dropbn import cli
 from dropbn.diagnose import theory
 from dropbn.errors import DropbnError
 from dropbn.nn import noise
 from dropbn.results import Result
+from dropbn.study import kim2023_figures
 
 FIGURE1_WIDTHS = (128, 256, 512, 1024, 2048)
 FIGURE1_KEEP = 0.5
@@ -147,12 +148,12 @@ def main():
     if options.figure == "1":
         widths = _widths(options.widths) if options.widths else FIGURE1_WIDTHS
         rows = figure1(options.values, options.batch, widths, options.seed)
-        total, plot = options.values * len(widths), plots.predropout
+        total, plot = options.values * len(widths), kim2023_figures.predropout
     elif options.widths:
         raise DropbnError(f"--widths belongs to figure 1; the width of figure 3 is {FIGURE3_WIDTH}.")
     else:
         rows = figure3(options.values, options.batch, options.seed)
-        total, plot = options.values * len(FIGURE3_KEEPS), plots.residual
+        total, plot = options.values * len(FIGURE3_KEEPS), kim2023_figures.residual
     out = pathlib.Path(options.out)
     try:  # Before the minutes that the rows take.
         out.mkdir(parents=True, exist_ok=True)
