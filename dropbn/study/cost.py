@@ -1,4 +1,4 @@
-"""What a program costs, counted in its jaxpr: floating-point operations of convolutions and products."""
+"""The cost of a program: the floating-point operations of its convolutions and products, from its jaxpr."""
 
 import math
 import time
@@ -10,13 +10,13 @@ from jax import lax
 
 
 def flops(function: Callable, *args) -> int:
-    """Floating-point operations of the convolutions and matrix products of a function; nothing is computed.
+    """The floating-point operations of a function's convolutions and matrix products; nothing is computed.
 
-    A multiplication and an addition are two. A loop counts as often as it runs where that is known (scan),
-    else once.
+    A multiplication and an addition count as two operations. The body of a scan counts as often as it runs,
+    the body of any other loop once.
 
     Args:
-      function: what is traced.
+      function: the function, which is traced.
       *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
     """
     return _flops(jax.make_jaxpr(function)(*args).jaxpr)
@@ -44,7 +44,7 @@ def _inner(params):
 
 
 def speed() -> float:
-    """Floating-point operations a second of a 3x3 convolution on one device, forward, timed now."""
+    """Floating-point operations per second of a forward 3x3 convolution on one device, timed now."""
     images, kernel = jnp.ones((64, 16, 16, 64)), jnp.ones((3, 3, 64, 64))
     convolve = jax.jit(
         lambda x: lax.conv_general_dilated(

@@ -1,7 +1,7 @@
-"""The papers' figures drawn from a study's own runs, with the papers' own curves and values in them.
+"""The papers' figures drawn from a study's own runs, with the papers' own curves and values beside them.
 
-Every figure is a pure function of the cells of one network on one dataset, and None where they do not hold
-what it shows. What is drawn of the papers has the gid "paper".
+Every figure is a pure function of the cells of one network on one dataset. It is None if the cells do not
+have what it shows. A paper's values are drawn with the gid "paper".
 """
 
 import collections
@@ -24,12 +24,12 @@ _BN_COLORS = {
     "BN after": plots.COLORS[1],
     "BN after, scale and bias": plots.COLORS[4],
 }
-# Of each figure: what it shows, what is ours in it, what is the paper's.
+# figure -> sentences of its caption: what it shows, which part is ours, which is the paper's.
 _CAPTIONS = {
     "shift": (
         "The variance shift of every BN layer: the larger of real / remembered variance and its inverse.",
-        "{ours}: mean, least and largest.",
-        "Beside: Li et al. (2018), Fig. 4, {li2018}.",
+        "{ours}: mean, smallest and largest.",
+        "Beside it: Li et al. (2018), Fig. 4, {li2018}.",
     ),
     "error": (
         "Test error by drop probability.",
@@ -38,17 +38,17 @@ _CAPTIONS = {
     ),
     "weights": (
         "How far filters are from zero sum: cos² θ by layer, d cos² θ by the number d of a filter's weights.",
-        "Blue: {ours}, without noise: mean, least and largest.",
+        "Blue: {ours}, without noise: mean, smallest and largest.",
         "Grey: Li et al. (2018), Fig. 3, {li2018}.",
     ),
     "training": (
         "Accuracy on the training images, in train mode (solid) and in test mode (dashed).",
-        "{ours}: mean, least and largest.",
-        "Beside: Li et al. (2018), Fig. 5, {li2018}.",
+        "{ours}: mean, smallest and largest.",
+        "Beside it: Li et al. (2018), Fig. 5, {li2018}.",
     ),
     "positions": (
-        "Test accuracy against no dropout, paired by seed, and the largest shift of a BN layer, by position.",
-        "Bars: {ours}, mean and 95 % interval, of accuracies over test images too where members keep theirs.",
+        "Test accuracy minus that without dropout, paired by seed, and largest shift of a BN, by position.",
+        "Bars: {ours}, mean and 95 % interval (of accuracies also over test images if members record them).",
         "Diamonds: Kim et al. (2023).",
     ),
     "bn_places": (
@@ -63,12 +63,12 @@ def draw(cells: list[Cell], directory, metric: str = "error") -> list[dict]:
     """Draws every figure that the cells allow, one file for each network and dataset.
 
     Args:
-      cells: of any networks and datasets.
-      directory: where the PNG files go; made if need be.
+      cells: cells of any networks and datasets.
+      directory: where the PNG files go; it is created if it does not exist.
       metric: what `Cell.paper` counts in %, "error" or "accuracy".
 
     Returns:
-      {"file": its name, "caption": what is ours in it and what is the paper's} of every figure.
+      {"file": its name, "caption": what it shows, which part is ours, which the paper's} for every figure.
     """
     groups, drawn = {}, []
     for cell in cells:
@@ -96,11 +96,12 @@ def draw(cells: list[Cell], directory, metric: str = "error") -> list[dict]:
 def positions(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
     """Accuracy against no dropout, paired by seed, and largest shift, by position (Kim et al. 2023, Table 1).
 
-    Means with 95 % intervals, of accuracies those of `verdicts.judge`; the paper's differences are those of
-    `Cell.paper`.
+    Means with 95 % intervals; those of accuracies are the intervals of `verdicts.judge`. The paper's
+    differences follow from `Cell.paper`.
 
     Args:
-      cells: of one network on one dataset; of several amounts of noise, the one that most positions have.
+      cells: cells of one network on one dataset. If they have several amounts of noise, the figure shows the
+        one that most positions have.
       metric: what `Cell.paper` counts in %, "error" or "accuracy".
     """
     plain, found = placements.without_noise(cells), _by_position(cells)
@@ -135,7 +136,7 @@ def bn_places(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
     Means with 95 % intervals over seeds; the benchmark's values are those of `Cell.paper`.
 
     Args:
-      cells: of one network on one dataset.
+      cells: cells of one network on one dataset.
       metric: what `Cell.paper` counts in %, "error" or "accuracy".
     """
     found = {}
@@ -165,7 +166,7 @@ def bn_places(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
 
 
 def _by_position(cells):
-    """position -> cell, in the order of the data's way, at the amount of noise that most positions have."""
+    """position -> cell, from the input to the output, at the amount of noise that most positions have."""
     noisy = [cell for cell in cells if _POSITION.fullmatch(cell.config["model"]["place"])]
     amounts = collections.Counter(placements.noise(cell.config) for cell in noisy)
     del amounts[placements.NONE]
@@ -175,7 +176,7 @@ def _by_position(cells):
 
 
 def _bn_words(cell, cells):
-    """Where the cell's BN stands, and its scale if the cells differ in that; "" where an order says where."""
+    """The place of the cell's BN, and its scale if the cells differ in that; "" if an order places BN."""
     side = placements.bn_side(cell.config)
     if side in (None, "none"):
         return "no BN" if side else ""
@@ -189,7 +190,7 @@ def _bn_words(cell, cells):
 
 
 def _activation(cell):
-    """The activation, and the words of the cell that set it apart otherwise."""
+    """The activation, and the other words of the cell that set it apart."""
     known = ("bn=", "activation=", "data=", "seed=", "affine", "quick")
     others = [word for word in cell.arg.split(",")[2:] if not word.startswith(known)]
     return "\n".join([cell.config["model"]["activation"] or "relu", *others])
@@ -203,7 +204,7 @@ def _category_axes(axes, names, ylabel, xlabel=""):
 
 
 def _bend(axes):
-    """Makes an axis logarithmic beyond 1 point, where one bar would hide the others."""
+    """Makes an axis logarithmic beyond 1 point if one bar would hide the others."""
     lowest, highest = axes.get_ylim()
     if highest - lowest > 6:
         ticks = [sign * tick for tick in (0, 0.5, 1, 2, 5, 10, 20, 50) for sign in (-1, 1)]
@@ -216,7 +217,7 @@ def _bend(axes):
 
 
 def _caption(name, figure, cells):
-    """What the figure shows, what is ours in it, and, if it is there, what is the paper's."""
+    """What the figure shows, which part is ours, and which is the paper's, if it has one."""
     what, ours, theirs = _CAPTIONS[name]
     numbers = sorted({len(cell.members) for cell in cells})
     seeds = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else numbers[0]

@@ -1,8 +1,8 @@
-"""What the runs of a study have left: the members of every cell, and the numbers of each.
+"""The finished runs of a study: the members of every cell with their numbers, read and published.
 
-A member is read from its workdir, or from the files that a study publishes: `members.csv` holds the numbers
-of every member and where they come from, `correct.csv` which test images it has right. They are small enough
-to be committed, and enough to judge every claim again.
+A member is read from its workdir or from the files that a study publishes: `members.csv` holds the numbers of
+every member and their provenance, `correct.csv` the test images that it has right. These files are small
+enough to commit, and they suffice to judge every claim again.
 """
 
 import base64
@@ -24,13 +24,13 @@ class Finished(NamedTuple):
     """A finished run of a cell.
 
     Attributes:
-      seed: its seed.
-      numbers: its numbers by name, of `numbers.NUMBERS`, without those that it lacks.
-      correct: whether each test image is right, bool (images,), by what BN's statistics are: "running", as
-        trained, and the recipes of `summary["recalibrated"]`.
-      provenance: of `provenance`, as text; {} where the run keeps none.
-      records: of metrics.jsonl, a dict an epoch; [] for a published member.
-      summary: of eval/summary.json, see `dropbn.train.evaluation.summarize`; {} for a published member.
+      seed: the seed of the run.
+      numbers: name -> value, for those of `numbers.NUMBERS` that the run has.
+      correct: BN's statistics -> whether each test image is right, bool (images,). The statistics are
+        "running" (as trained) and the recipes of `summary["recalibrated"]`.
+      provenance: that of `provenance.of_run`, as text; {} if the run recorded none.
+      records: the lines of metrics.jsonl, one for each epoch; [] for a published member.
+      summary: eval/summary.json, see `dropbn.train.evaluation.summarize`; {} for a published member.
     """
 
     seed: int
@@ -46,9 +46,9 @@ class Cell(NamedTuple):
 
     Attributes:
       arg: the cell, as after the colon of --config=configs/study.py:ARG.
-      config: of its first run, as nested dicts; {} where all are published.
+      config: the config of its first run, as nested dicts; {} if all its members are published ones.
       paper: the paper's value, or None.
-      members: its finished runs, by seed.
+      members: its finished runs, in the order of their seeds.
     """
 
     arg: str
@@ -57,12 +57,12 @@ class Cell(NamedTuple):
     members: list[Finished]
 
     def values(self, number: str) -> dict[int, float]:
-        """seed -> a number of `numbers.NUMBERS`, of the members that have it."""
+        """seed -> a number of `numbers.NUMBERS`, for the members that have it."""
         return {m.seed: m.numbers[number] for m in self.members if number in m.numbers}
 
 
 def member(seed: int, records: list[dict], summary: dict) -> Finished:
-    """A finished run by its records and its summary."""
+    """A finished run from its records and its summary."""
     numbers = {name: read(summary, records) for name, read in NUMBERS.items()}
     return Finished(
         seed,
@@ -75,13 +75,13 @@ def member(seed: int, records: list[dict], summary: dict) -> Finished:
 
 
 def pack(correct: np.ndarray) -> dict:
-    """Booleans as text: {"images": how many, "bits": base64 of their bits, the first image's bit highest}."""
+    """Booleans as text: {"images": their number, "bits": their bits in base64, the first one highest}."""
     bits = base64.b64encode(np.packbits(correct).tobytes()).decode("ascii")
     return {"images": len(correct), "bits": bits}
 
 
 def unpack(images: int, bits: str) -> np.ndarray:
-    """What `pack` has packed."""
+    """The booleans that `pack` has packed."""
     packed = np.frombuffer(base64.b64decode(bits, validate=True), np.uint8)
     if len(packed) != -(-images // 8):
         raise ValueError(f"{len(packed)} bytes for the bits of {images} images")
@@ -89,7 +89,7 @@ def unpack(images: int, bits: str) -> np.ndarray:
 
 
 def write(directory, summary: dict) -> None:
-    """Marks the run in a workdir as finished, whatever error it left before; `correct` is packed."""
+    """Marks the run in a workdir as finished and removes an earlier error; `correct` is packed."""
     summary = summary | {"correct": {name: pack(right) for name, right in summary["correct"].items()}}
     to = pathlib.Path(directory, "eval")
     to.mkdir(exist_ok=True)
@@ -98,7 +98,7 @@ def write(directory, summary: dict) -> None:
 
 
 def write_error(directory, error: str) -> pathlib.Path:
-    """Keeps the error of a run that failed in its workdir; returns the file."""
+    """Writes the error of a failed run into its workdir; returns the file."""
     file = pathlib.Path(directory, "error.txt")
     file.parent.mkdir(parents=True, exist_ok=True)
     workdir.replace(file, error)
@@ -106,7 +106,7 @@ def write_error(directory, error: str) -> pathlib.Path:
 
 
 def error(directory) -> str:
-    """The error that the run in a workdir has left; "" where there is none."""
+    """The error that the run in a workdir has left; "" if there is none."""
     file = pathlib.Path(directory, "error.txt")
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
@@ -123,7 +123,7 @@ def read(directory) -> Finished:
 
 
 def cell(arg: str, paper: float | None, directories: Iterable, published: Iterable[Finished] = ()) -> Cell:
-    """A cell and its finished runs, in some workdirs or published; a workdir's comes first."""
+    """A cell with its finished runs from workdirs and published files; a workdir's run is preferred."""
     directories = [directory for directory in directories if finished(directory)]
     members = {found.seed: found for found in (*published, *map(read, directories))}
     config = workdir.read_config(directories[0]).to_dict() if directories else {}
@@ -131,7 +131,7 @@ def cell(arg: str, paper: float | None, directories: Iterable, published: Iterab
 
 
 def publish(directory, cells: Iterable[Cell]) -> None:
-    """Writes members.csv and correct.csv of a study's workdir."""
+    """Writes members.csv and correct.csv into a study's workdir."""
     known = [(of_cell.arg, one) for of_cell in cells for one in of_cell.members]
     fields = dict.fromkeys(key for _, one in known for key in one.provenance)
     numbers = [{"cell": arg, "seed": one.seed, **one.numbers, **one.provenance} for arg, one in known]
@@ -146,10 +146,10 @@ def publish(directory, cells: Iterable[Cell]) -> None:
 
 
 def published(directory) -> dict[str, list[Finished]]:
-    """cell -> the members that members.csv and correct.csv of a study's workdir hold; {} without them.
+    """cell -> its members in the members.csv and correct.csv of a study's workdir; {} without these files.
 
     Raises:
-      DropbnError: a file that cannot be read as what `publish` writes.
+      DropbnError: a file does not hold what `publish` writes.
     """
     correct, found = {}, {}
     try:
@@ -165,7 +165,7 @@ def published(directory) -> dict[str, list[Finished]]:
             found.setdefault(arg, []).append(one)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DropbnError(
-            f"The members.csv and correct.csv in {directory} are not readable: {error}."
+            f"The members.csv and correct.csv in {directory} cannot be read: {error}. Copy them again."
         ) from error
     return found
 

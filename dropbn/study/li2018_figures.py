@@ -1,8 +1,8 @@
 """Figures 1, 3, 4 and 5 of Li et al. 2018 (arXiv:1801.05134v1), from a study's runs and the paper's own data.
 
-Each is a pure function of the cells of one network on one dataset, and None where they do not hold what it
-shows. The paper's data are those of the same family of networks, on CIFAR-100 for CIFAR-100 and on CIFAR-10
-for any other dataset; what is drawn of them has the gid "paper".
+Each is a pure function of the cells of one network on one dataset. It is None if the cells do not have what
+it shows. The paper's data are those of the same family of networks: on CIFAR-100 for cells on CIFAR-100, else
+on CIFAR-10. They are drawn with the gid "paper".
 """
 
 import itertools
@@ -21,13 +21,13 @@ _PAPER = "Li et al."
 
 
 def shift_curves(cells: list[Cell]) -> Figure | None:
-    """The shift of every BN layer, a panel for each place (Fig. 1 and the curves of Fig. 4).
+    """The shift of every BN layer, with a panel for each place (Fig. 1 and the curves of Fig. 4).
 
-    By the paper's estimator where it was measured. Beside (a) and (b) stand the paper's curves of the same
-    amounts of dropout, with the same scale of the shift.
+    The shift is that of the paper's estimator if it was measured. Beside (a) and (b) stand the paper's curves
+    for the same amounts of dropout, on the same scale.
 
     Args:
-      cells: of one network on one dataset.
+      cells: cells of one network on one dataset.
     """
     series = placements.series(cells)
     ours = {place: _shifts(curves) for place, curves in series.items()}
@@ -54,7 +54,7 @@ def shift_curves(cells: list[Cell]) -> Figure | None:
             look = {"linewidth": 0.8, "gid": "paper"} if source else look
             plots.band(axes, at, runs, color=colors[noise], **look)
         axes.xaxis.get_major_locator().set_params(integer=True)
-    for axes in grid:  # To 1.2 as the paper's (b) at least, lest the noise of the measurement fill a panel.
+    for axes in grid:  # At least to 1.2, as the paper's (b): measurement noise should not fill a panel.
         top = max(axes.get_ylim()[1], 1.2)
         axes.set_ylim(max(0.9, 1 - 0.05 * (top - 1)), top)
         plots.stretch(axes)
@@ -66,7 +66,7 @@ def error_bars(cells: list[Cell]) -> Figure | None:
     """Test error by drop probability in (a) and (b), with 95 % intervals over seeds (bars of Fig. 4).
 
     Args:
-      cells: of one network on one dataset.
+      cells: cells of one network on one dataset.
     """
     found = {}
     for place in "ab":
@@ -94,11 +94,12 @@ def error_bars(cells: list[Cell]) -> Figure | None:
 def weights(cells: list[Cell]) -> Figure | None:
     """cos^2 theta by layer and d cos^2 theta by d of the convolutions, without noise (Fig. 3).
 
-    theta is the angle between a filter and (1, ..., 1), d the number of its weights; means over the filters
-    of a layer, and over the layers of a d. Layers are at their relative depth, as their numbers differ.
+    theta is the angle between a filter and (1, ..., 1), and d is the number of its weights. Values are means
+    over the filters of a layer, and over the layers with the same d. Layers are drawn at their relative
+    depth, because networks differ in their number.
 
     Args:
-      cells: of one network on one dataset.
+      cells: cells of one network on one dataset.
     """
     plain = placements.without_noise(cells)
     runs = [rows for member in (plain.members if plain else ()) if (rows := _convolutions(member))]
@@ -128,11 +129,11 @@ def weights(cells: list[Cell]) -> Figure | None:
 def training_curves(cells: list[Cell]) -> Figure | None:
     """Training accuracy in train and test mode, without dropout and with 0.5 in (a) (Fig. 5).
 
-    The paper's stands beside. The axis begins where the curves are after a fifth of the training, as the
-    paper's does.
+    The paper's curves stand beside ours. The axis begins at the lowest value after a fifth of the training,
+    as the paper's does.
 
     Args:
-      cells: of one network on one dataset.
+      cells: cells of one network on one dataset.
     """
     curves = placements.series(cells).get("a", {})
     colors = {placements.NONE: _PLAIN, ("dropout", 0.5): plots.COLORS[1]}
@@ -171,12 +172,12 @@ def _rows(figure, cells, **columns):
 
 
 def _dropout(curves):
-    """Of noise -> anything, what the paper has too: no noise and dropout."""
+    """The items of noise -> anything whose noise the paper has too: no noise and dropout."""
     return {noise: value for noise, value in curves.items() if noise[0] in ("", "dropout")}
 
 
 def _shifts(curves):
-    """noise -> (layers, the larger of ratio and inverse by (seed, layer)), of the cells that have BN."""
+    """noise -> (layers, the larger of ratio and inverse by (seed, layer)), for the cells that have BN."""
     found = {}
     for noise, cell in curves.items():
         runs = [member.summary.get("shift_li2018") or member.summary.get("shift") for member in cell.members]
@@ -186,7 +187,7 @@ def _shifts(curves):
 
 
 def _paper_shifts(cells, place, curves):
-    """The same of the paper, for the amounts that it has; nothing where that is no noise alone."""
+    """The same for the paper's curves of these amounts; {} if it only has the curve without noise."""
     found = {}
     for noise in _dropout(curves):
         if rows := _rows("figure4", cells, placement=f"Dropout-({place})", drop=noise[1]):
@@ -195,7 +196,7 @@ def _paper_shifts(cells, place, curves):
 
 
 def _place_words(place, curves):
-    """The place in words, by Kim et al.'s name if the cells have that alone."""
+    """The place in words, with Kim et al.'s name in front if the cells use only that name."""
     names = {cell.config["model"]["place"] for cell in curves.values()} - {""}
     words = _PLACES.get(place, place)
     return words if place in names else f"{min(names)}: {words}"
@@ -214,12 +215,12 @@ def _convolutions(member):
 
 
 def _by_size(rows, sizes):
-    """Mean d cos^2 theta of the layers of each d."""
+    """Mean d cos^2 theta over the layers with the same d."""
     return [np.mean([row["d_cos2"] for row in rows if row["fan_in"] == size]) for size in sizes]
 
 
 def _epochs(cell, key):
-    """(share of the training, % by (seed, epoch)) of a metric, to the last epoch that all seeds have."""
+    """(share of the training, % by (seed, epoch)) of a metric, up to the last epoch that all seeds have."""
     runs = [[record for record in member.records if record.get(key) is not None] for member in cell.members]
     number = min(map(len, runs))
     epochs = np.array([record["epoch"] for record in runs[0][:number]])

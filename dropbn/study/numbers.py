@@ -1,13 +1,13 @@
-"""The numbers of a finished run, read from its summary and its records."""
+"""The numbers of a finished run, read from its summary and the records of its epochs."""
 
 import numpy as np
 
 
 def largest_shift(rows: list[dict] | None) -> float | None:
-    """The largest max(r, 1 / r) over BN layers of shift ratio r (Li et al. 2018, Fig. 4); None without BN.
+    """The largest max(r, 1 / r) over the BN layers' shift ratios r (Li et al. 2018, Fig. 4); None without BN.
 
     Args:
-      rows: of `dropbn.diagnose.shift.Shift`, each with "ratio"; none for a network without BN.
+      rows: the rows of a `dropbn.diagnose.shift.Shift`, each with "ratio"; empty or None without BN.
     """
     return max((max(row["ratio"], 1 / row["ratio"]) for row in rows or ()), default=None)
 
@@ -38,7 +38,7 @@ def _train_gap(summary, records):
 
 
 def _curve(records, key):
-    """(steps, mean training losses) of the epochs; the objective is the loss and the penalty."""
+    """(steps, mean training losses) of the epochs; the objective is the loss plus the penalty."""
     found = [
         (record["step"], record["train/loss"] + (key == "objective") * record.get("train/penalty", 0))
         for record in records
@@ -48,7 +48,7 @@ def _curve(records, key):
 
 
 def _after(part, key):
-    """The mean loss of the epoch in which 1 / part of the steps is reached."""
+    """The mean loss of the epoch that reaches 1 / part of the steps."""
 
     def read(summary, records):
         steps, losses = _curve(records, key)
@@ -58,7 +58,7 @@ def _after(part, key):
 
 
 def _steps_to(level, key):
-    """The steps until the least loss so far, linear between epochs, is at a level; all if it stays above."""
+    """The steps until the smallest loss so far, linear between epochs, reaches a level; else all steps."""
 
     def read(summary, records):
         steps, losses = _curve(records, key)
@@ -67,8 +67,8 @@ def _steps_to(level, key):
     return read
 
 
-# The numbers of a run: name -> (summary, records) -> the number, None where the run has none. Accuracies are
-# in %, losses in nats.
+# The numbers of a run: name -> a function of (summary, records) that returns the number, or None if the run
+# does not have it. Accuracies are in %, losses in nats.
 NUMBERS = {
     "accuracy": _share("accuracy"),
     "test_loss": _of_summary("loss"),

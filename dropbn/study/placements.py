@@ -1,4 +1,4 @@
-"""What the config of a study's cell says of its data, its noise and its BN, in the papers' names."""
+"""What the config of a study's cell says about its data, its noise and its BN, in the papers' names."""
 
 from dropbn.study.finished_runs import Cell
 
@@ -42,7 +42,7 @@ def describe(config: dict) -> str:
 
 
 def li2018(config: dict) -> dict | None:
-    """The columns of Li et al.'s rows (`papers`) that stand beside a config; None for other networks."""
+    """The columns that select Li et al.'s rows (`papers`) for a config; None for other networks."""
     if config["model"]["name"] not in _LI2018:
         return None
     dataset = "C100" if config["data"]["name"] == "cifar100" else "C10"
@@ -50,14 +50,14 @@ def li2018(config: dict) -> dict | None:
 
 
 def describe_li2018(config: dict) -> str:
-    """The network and the dataset of those rows in words; "" for other networks."""
+    """The network and the dataset of these rows in words; "" for other networks."""
     if config["model"]["name"] not in _LI2018:
         return ""
     return f"{_LI2018[config['model']['name']][1]} on CIFAR-{li2018(config)['dataset'][1:]}"
 
 
 def noise(config: dict) -> tuple[str, float]:
-    """(kind, amount) of the noise, the amount being beta for uout, else the rate; `NONE` without noise."""
+    """(kind, amount) of the noise, where the amount is beta for uout, else the rate; `NONE` without noise."""
     model, settings = config["model"], config["model"]["noise"]
     amount = settings["beta"] if settings["kind"] == "uout" else settings["rate"]
     stands = model["place"] or "drop" in _words(model["block"], model["head"])
@@ -70,7 +70,7 @@ def noise_words(noise: tuple[str, float]) -> str:
 
 
 def place(config: dict) -> str:
-    """The place, by Li et al.'s name if it has one: in a branch of two convolutions, P4 is a and P6 is b."""
+    """The place, by Li et al.'s name if it has one: P4 is a and P6 is b in a branch of two convolutions."""
     model = config["model"]
     convolutions = _words(model["block"].partition("|")[0]).count("conv")
     if convolutions == 2 or (not model["block"] and model["name"] in _TWO_CONVOLUTIONS):
@@ -79,7 +79,7 @@ def place(config: dict) -> str:
 
 
 def bn_side(config: dict) -> str | None:
-    """Where BN stands against the activations: "before", "after", "none"; None where an order says it."""
+    """Where BN stands: "before" or "after" the activations, or "none"; None if an order places it."""
     model = config["model"]
     if model["place"] in ("before", "after"):
         return model["place"]
@@ -87,13 +87,13 @@ def bn_side(config: dict) -> str | None:
 
 
 def without_noise(cells: list[Cell]) -> Cell | None:
-    """The cell without noise, rather one without a place than one whose noise is 0."""
+    """The cell without noise; one without a place is preferred to one whose noise is 0."""
     plain = [cell for cell in cells if noise(cell.config) == NONE and place(cell.config) != "ic"]
     return min(plain, key=lambda cell: bool(cell.config["model"]["place"]), default=None)
 
 
 def series(cells: list[Cell]) -> dict[str, dict[tuple, Cell]]:
-    """place -> noise -> cell: of each place of noise the cells by amount, from none on; a and b are first."""
+    """place -> noise -> cell, for each place with noise, by ascending amount; places a and b come first."""
     found, plain = {}, without_noise(cells)
 
     def rank(name):
@@ -105,11 +105,11 @@ def series(cells: list[Cell]) -> dict[str, dict[tuple, Cell]]:
             found.setdefault(place(cell.config), {}).setdefault(noise(cell.config), cell)
     found = {name: found[name] for name in sorted(found, key=rank) if found[name].keys() != {NONE}}
     for name, curves in found.items():
-        if plain and name != "ic":  # which moves BN too
+        if plain and name != "ic":  # "ic" moves BN too.
             curves.setdefault(NONE, plain)
     return {name: dict(sorted(curves.items())) for name, curves in found.items()}
 
 
 def _words(*orders):
-    """The words of order strings; `order.parse` would bring JAX to the configs, which read this file."""
+    """The words of order strings; configs import this file, and `order.parse` would make them import JAX."""
     return " ".join(orders).translate(str.maketrans("[{|}]", "     ")).split()

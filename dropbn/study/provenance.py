@@ -85,7 +85,7 @@ def _edition(finished):
 
 
 def of_cells(cells: Iterable[Cell]) -> dict:
-    """Where the members come from: each fact once, those that differ beside each other."""
+    """What the members of cells come from; facts that differ between members stand side by side."""
     known = [one.provenance for cell in cells for one in cell.members]
 
     def each(key):

@@ -1,4 +1,4 @@
-"""A study's table: what its members found, beside the paper's values, and what that says to the claims."""
+"""A study's table: what its members found, the paper's values beside it, and the verdicts on its claims."""
 
 import json
 import pathlib
@@ -10,7 +10,7 @@ from dropbn.study import estimates, finished_runs, provenance, verdicts
 from dropbn.study.table_text import markdown
 from dropbn.train import workdir
 
-# What a metric's values are: offset + factor * accuracy, in %.
+# metric -> (offset, factor): its values are offset + factor * accuracy, in %.
 _VALUES = {"accuracy": (0, 1), "error": (100, -1)}
 
 
@@ -20,17 +20,17 @@ def row(
     """A cell's row: means over seeds with half widths of 95 % intervals over seeds alone.
 
     Args:
-      cell: with its finished runs.
-      metric: "accuracy" or "error", what the paper's values are.
-      paper_adjusted: the paper's value with statistics taken again.
-      comparable: whether the paper's value is of the same network on the same data.
+      cell: the cell with its finished runs.
+      metric: what the paper's values are, "accuracy" or "error".
+      paper_adjusted: the paper's value with re-estimated statistics.
+      comparable: whether the paper's value belongs to the same network on the same data.
 
     Returns:
-      `value` (test accuracy or error, %), `adjusted` and `literally_adjusted` (by Li's recipe, as their code
-      likely has it and as their text has it), `recalibrated` (the population's statistics), `shift` (the
-      largest max(r, 1/r) over BN layers), each with its `_interval`; `seeds`, `paper`, `difference` (ours -
-      the paper's) and `paper_adjusted`; None where there is none. The columns of the paper's values are left
-      out where they are not comparable.
+      `value` (test accuracy or error, %), `adjusted` and `literally_adjusted` (with Li's recipe, as their
+      code likely has it and as their text has it), `recalibrated` (with the population's statistics) and
+      `shift` (the largest max(r, 1/r) over BN layers), each with its `_interval`; `seeds`, `paper`,
+      `difference` (ours - the paper's) and `paper_adjusted`. A missing value is None. The paper's columns are
+      left out if its values are not comparable.
     """
     offset, factor = _VALUES[metric]
 
@@ -70,20 +70,20 @@ def collect(
 
     Args:
       directory: the study's workdir W.
-      title: of the table.
-      metric: "accuracy" or "error", what the paper's values are.
-      cells: of the study, with their finished runs.
-      comparable: whether the paper's values are of the same networks on the same data.
-      adjusted: cell -> the paper's value with statistics taken again.
+      title: the title of the table.
+      metric: what the paper's values are, "accuracy" or "error".
+      cells: the cells of the study with their finished runs.
+      comparable: whether the paper's values belong to the same networks on the same data.
+      adjusted: cell -> the paper's value with re-estimated statistics.
       claimed: the paper's claims.
-      more: draws further figures in W/figures; returns file and caption of each.
-      **facts: what else the table says of the study, such as command, seeds, failed.
+      more: draws further figures in W/figures; returns the file and caption of each.
+      **facts: what else the table says about the study, such as command, seeds, failed.
 
     Returns:
-      What table.json holds.
+      The contents of table.json.
 
     Raises:
-      DropbnError: members of several editions (`provenance.EDITION`).
+      DropbnError: the members belong to several editions (`provenance.EDITION`).
     """
     provenance.refuse_several_editions(cells)
     directory = pathlib.Path(directory)
@@ -99,10 +99,10 @@ def collect(
         "figures": [],
     }
     finished_runs.publish(directory, cells)
-    _write(directory, found)  # Before anything is drawn, so that no figure can keep the numbers back.
-    from dropbn.study import figures  # matplotlib takes long to import: whoever trains need not wait for it.
+    _write(directory, found)  # Before anything is drawn: a figure that fails must not cost the numbers.
+    from dropbn.study import figures  # Imported late: matplotlib takes long, and training does not need it.
 
-    # Published members have no curves.
+    # Published members have no curves to draw.
     here = [cell._replace(members=[one for one in cell.members if one.records]) for cell in cells]
     drawn = [*figures.draw(here, directory / "figures", metric), *more()]
     found["figures"] = [figure | {"file": f"figures/{figure['file']}"} for figure in drawn]
@@ -111,7 +111,7 @@ def collect(
 
 
 def refuse_another(directory, config: str) -> None:
-    """Raises if a study's workdir holds the table of another one; `config` is FILE:TABLE."""
+    """Raises if the workdir of a study holds the table of another study; `config` is FILE:TABLE."""
     file = pathlib.Path(directory, "table.json")
     there = json.loads(file.read_text())["config"] if file.exists() else config
     if there != config:

@@ -8,28 +8,29 @@ from dropbn.errors import headline
 from dropbn.results import Result
 
 ABOUT_CLAIMS = (
-    "Means of differences paired by seed, of accuracies by test image too, and half widths of their 95 % "
-    "intervals, which are not adjusted for the number of claims. Over: what the interval is over; se: the "
-    "standard errors from seeds and from images alone. The two-sided p is adjusted by Holm over the claims "
-    "of this table, and a claim is confirmed or refuted where p adjusted is 5 % at most; p fdr is adjusted "
-    "by Benjamini and Hochberg. Questions are answered (more, less) by p, each alone. Smaller here: the "
-    "unadjusted interval lies below the paper's difference. Seeds needed: so many would tell the paper's "
-    "difference from 0 at the spread seen (two-sided 5 %, power 80 %). Images needed: no number of seeds is "
-    "enough on these test images, and so many images are needed at least."
+    "A difference is the mean of differences paired by seed (for accuracies also by test image), +- the "
+    "half width of its 95 % interval, which is not adjusted for the number of claims. Over: what the "
+    "interval is over; se: the standard errors from seeds alone and from images alone. p is two-sided; p "
+    "adjusted is adjusted by Holm, p fdr by Benjamini and Hochberg, over the claims of this table. A claim "
+    "is confirmed or refuted if p adjusted is at most 5 %. A question is answered (more, less) by its own "
+    "p. Smaller here: the unadjusted interval lies below the paper's difference. Seeds needed: this many "
+    "seeds would tell the paper's difference from 0 at the spread seen here (two-sided 5 %, power 80 %). "
+    "Images needed: no number of seeds is enough on these test images; at least this many images are "
+    "needed."
 )
-# Where a table is of another network or other data than the paper's: the head of the paper's differences.
+# The heading of the paper's differences if its network or data are not those of the table.
 _OTHER = "paper (other network and data)"
 _MEANINGS = {
     "difference": "value - paper",
-    "adjusted": "value with BN statistics taken again as Li et al.'s code likely does (li2018_torch)",
-    "literally_adjusted": "as their text says (li2018)",
-    "recalibrated": "value with the population's statistics",
-    "shift": "the largest max(r, 1/r) over BN layers, r being real / remembered variance",
+    "adjusted": "value with BN statistics re-estimated as Li et al.'s code likely does it (li2018_torch)",
+    "literally_adjusted": "value with BN statistics re-estimated as their text says (li2018)",
+    "recalibrated": "value with the population's BN statistics",
+    "shift": "the largest max(r, 1/r) over BN layers, where r is real / remembered variance",
 }
 
 
 def show(found: dict, console: rich.console.Console) -> None:
-    """Prints what was run of a table.json: its cells and the verdicts on its claims."""
+    """Prints the cells of a table.json that were run, and the verdicts on its claims."""
     for name, title, keys in (
         (
             "rows",
@@ -44,19 +45,17 @@ def show(found: dict, console: rich.console.Console) -> None:
 
 
 def about_rows(rows: list[dict], metric: str) -> str:
-    """What the numbers of rows are, as far as any row has them, in two sentences."""
+    """What the numbers in rows mean, in two sentences; numbers that no row has are left out."""
     known = {key for row in rows for key, value in row.items() if value is not None}
     meanings = {key: meaning for key, meaning in {"value": metric, **_MEANINGS}.items() if key in known}
     said = "; ".join(f"{key}: {meaning}" for key, meaning in meanings.items())
-    return (
-        f"Means over seeds, and half widths of their 95 % intervals (Student's t over seeds alone). {said}."
-    )
+    return f"Means over seeds +- half widths of their 95 % intervals (Student's t over seeds alone). {said}."
 
 
 def claim_rows(found: dict) -> list[dict]:
-    """The claims of a table.json, what a reader looks for first.
+    """The claims of a table.json, with the columns that a reader looks for in front.
 
-    "paper" is headed by what it is of where values are not comparable.
+    The heading of "paper" says so if the paper's values are not comparable.
     """
     head = "paper" if found.get("comparable", True) else _OTHER
     first = ("claim", "verdict", "difference", "interval", "paper")
@@ -67,7 +66,7 @@ def claim_rows(found: dict) -> list[dict]:
 
 
 def markdown(found: dict) -> str:
-    """A table.json as Markdown: how it was run, the claims, the rows, the figures."""
+    """A table.json as Markdown: how the study was run, the claims, the cells, the figures."""
     versions = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     parts = [
         f"# {found['title']}",
@@ -83,12 +82,12 @@ def markdown(found: dict) -> str:
     for member in found["failed"]:
         parts.append(f"Failed: {member['member']}: {headline(member['error'])}")
     if found["unfinished"] > 0:
-        parts.append(f"Not run: {found['unfinished']} members.")
+        parts.append(f"Not run: {found['unfinished']} member{'s' * (found['unfinished'] > 1)}.")
     return "\n\n".join(parts) + "\n"
 
 
 def formatted(rows: list[dict]) -> list[dict]:
-    """Rows of text, each number with its interval in one column; columns without a number are left out."""
+    """Rows as text, with a number and its interval in one column; columns without any value are left out."""
     columns = [
         key for key in rows[0] if not key.endswith("interval") and any(row[key] is not None for row in rows)
     ]
@@ -111,10 +110,10 @@ def _text(row, key):
         return "" if value is None else str(value)
     if key in ("p", "p_adjusted", "p_fdr"):
         return f"{value:.2g}"
-    # A claim's only interval is that of its difference.
+    # The only interval of a claim belongs to its difference.
     half = row.get(f"{key}_interval", row.get("interval") if key == "difference" else None)
     decimals = 3 if {key, row.get("metric")} & {"shift", "loss", "test_loss"} else 2
-    if error := value if key.startswith("se_") else half:  # At least one digit of it is seen.
+    if error := value if key.startswith("se_") else half:  # Enough decimals to show one digit of the error.
         decimals = min(max(decimals, -math.floor(math.log10(error))), 6)
     return f"{value:.{decimals}f}" + ("" if half is None else f" +- {half:.{decimals}f}")
 

@@ -294,7 +294,7 @@ def test_what_a_study_of_another_network_heads_its_claims_with(study):
     claims = _document(study).tables[0]
     assert claims["heads"][2:4] == ["difference", "paper (other network and data)"]
     assert [text for text, _ in claims["rows"][0]][2:4] == ["0.12 ± 0.50", "1.5"]
-    assert "intervals, which are not adjusted for the number of claims" in claims["caption"]
+    assert "interval, which is not adjusted for the number of claims" in claims["caption"]
 
 
 def test_the_answer_to_a_question_is_counted(tmp_path):

@@ -217,8 +217,8 @@ def test_images_needed_where_their_share_is_too_large():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: estimates.interval([]), "wants a value a seed"),
-        (lambda: estimates.interval([[1], [0]]), "of two images or more"),
+        (lambda: estimates.interval([]), "needs one value for each seed"),
+        (lambda: estimates.interval([[1], [0]]), "at least two images"),
         (lambda: estimates.interval([1, 2], 95), "level of an interval is between 0 and 1"),
     ],
     ids=["no values", "one image", "level"],

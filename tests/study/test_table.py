@@ -57,7 +57,7 @@ def test_a_table_by_hand(tmp_path):
     assert json.loads((tmp_path / "table.json").read_text()) == found
     text = (tmp_path / "table.md").read_text()
     assert "| plain | 2 | 92.00 +- 25.41 | 95.00 | -3.00 |" in text
-    assert "Not run: 1 members." in text and "recalibrated |" not in text
+    assert "Not run: 1 member." in text and "recalibrated |" not in text
     assert (
         (tmp_path / "table.csv")
         .read_text()
@@ -67,7 +67,7 @@ def test_a_table_by_hand(tmp_path):
     # One claim is its own family. t = 9.5 / 0.5 of one degree of freedom: p = 1 - 2 atan(t) / pi = 0.0335.
     assert "| plain above noisy | confirmed | 9.50 +- 6.35 | 3.00 | a source | accuracy |" in text
     assert "| seeds, images unknown | 2 | 0.50 | 0.033 | 0.033 | 0.033 |" in text
-    assert "intervals, which are not adjusted for the number of claims" in text
+    assert "interval, which is not adjusted for the number of claims" in text
     assert "| claim | verdict | difference | paper | source | metric |" in text
 
     other = tmp_path / "other"
