@@ -22,7 +22,7 @@ def main() -> None:
         print("usage: dropbn COMMAND ...\n")
         for command, (_, purpose) in COMMANDS.items():
             print(f"  {command:<15} {purpose}")
-        print("\ndropbn COMMAND --helpfull shows its flags. train.py trains, eval.py evaluates a run.")
+        print("\ndropbn COMMAND --help shows its usage and flags. train.py trains, eval.py evaluates a run.")
         return
     if name not in COMMANDS:
         print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)

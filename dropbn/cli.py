@@ -1,10 +1,12 @@
 """What the commands share: flags, exit statuses, errors as sentences."""
 
 import contextlib
+import inspect
 import os
 import re
 import shlex
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 
 import absl.logging
@@ -23,12 +25,15 @@ def run(
 ) -> None:
     """Parses flags and calls `main`; what the user got wrong ends in a sentence, not a traceback.
 
+    With --help it prints how the command is used instead, see `answer_help`.
+
     Args:
       main: called with the positional arguments; returns the exit status.
       arguments: what those are, for the sentence about a missing one.
       failure: exit status after a `DropbnError`.
       interrupted: what to say after Ctrl-C.
     """
+    answer_help(inspect.getdoc(inspect.getmodule(main)) or "", *arguments)
     absl.logging.set_verbosity(absl.logging.FATAL)  # What goes wrong is raised, and said once.
     runtime.prepare()
 
@@ -57,6 +62,34 @@ def run(
         sys.exit(status)
 
     app.run(guarded, flags_parser=_parse)
+
+
+def answer_help(about: str, *arguments: str) -> None:
+    """If the command line asks for help, prints usage and flags and exits with status 0; else does nothing.
+
+    Args:
+      about: the docstring of the command's module, of which the first two paragraphs are printed: what the
+        command does, and examples.
+      *arguments: the positional arguments of the command.
+    """
+    if not {"--help", "-h"} & {*sys.argv[1:]}:
+        return
+    # absl's own help exits with 1 and leaves out the flags of a command that is not the main module.
+    modules = flags.FLAGS.flags_by_module_dict().items()
+    given = [flag for name, found in modules if name.startswith(("dropbn.", sys.argv[0])) for flag in found]
+    usage = ["usage:", sys.argv[0], *["[--flag=value ...]"] * bool(given), *arguments]
+    paragraphs = [" ".join(usage), *about.strip().split("\n\n")[:2]]
+    if given:
+        paragraphs.append("\n".join(["flags:", *map(_describe, given)]))
+    print("\n\n".join(paragraphs))
+    sys.exit(0)
+
+
+def _describe(flag):
+    """A flag with its help and its default, as lines of a usage text."""
+    default = f" (default: {flag.default})" if flag.default and not flag.boolean else ""
+    about = " ".join(flag.help.split()).replace(".;", ";")  # absl joins its own words by a semicolon.
+    return textwrap.fill(f"  --{flag.name}: {about}{default}", 100, subsequent_indent=" " * 6)
 
 
 def define_processes() -> None:

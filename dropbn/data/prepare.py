@@ -8,6 +8,7 @@ imagenet2012 have to lie in DIR/downloads/manual first: they are not downloaded 
 
 import sys
 
+from dropbn import cli
 from dropbn.data import stock
 from dropbn.errors import DropbnError
 
@@ -29,4 +30,5 @@ def main(arguments: list[str]) -> None:
 
 def run() -> None:
     """The command `dropbn prepare`."""
+    cli.answer_help(__doc__, "NAME", "[DIR]")
     main(sys.argv[1:])

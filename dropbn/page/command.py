@@ -1,8 +1,9 @@
-"""The command `dropbn report`: the page of a workdir.
+"""Writes the results in the workdir of a study or a run into one HTML file.
 
-    python -m dropbn report --workdir=W [--output=FILE]
+    python -m dropbn report --workdir=runs/table3
+    python -m dropbn report --workdir=runs/digits --output=digits.html
 
-writes all that a study's or a run's workdir has found into one HTML file (`dropbn.page`).
+`dropbn.page` says what the page shows.
 """
 
 import json
@@ -18,18 +19,19 @@ from dropbn.train import workdir as workdirs
 
 
 def write_page(workdir, output=None) -> pathlib.Path:
-    """Writes the page of a study's or a run's workdir, in one step.
+    """Writes the page of the workdir of a study or a run; an existing page is replaced in one step.
 
     Args:
-      workdir: a study's, with table.json, or a run's, with config.json.
-      output: the file; by default report.html in the workdir.
+      workdir: a study's workdir, with table.json, or a run's, with config.json.
+      output: the file to write; by default report.html in the workdir.
 
     Returns:
-      The file written.
+      The file that was written.
 
     Raises:
-      DropbnError: the workdir is neither, its study has no table yet, what it holds cannot be read, or the
-        file cannot be written.
+      DropbnError: the workdir holds neither a study nor a run, the study has no table yet, its contents
+      cannot
+        be read, or the file cannot be written.
     """
     directory = pathlib.Path(workdir)
     table = _read_json(directory / "table.json")
@@ -62,7 +64,7 @@ def _run_page(directory):
 
 
 def _read_json(file):
-    """The object in a file, None where there is no such file."""
+    """The JSON object in a file; None if there is no such file."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -72,12 +74,12 @@ def _read_json(file):
     except ValueError as error:
         raise DropbnError(f"{file} is not valid JSON: {error}.") from error
     if not isinstance(found, dict):
-        raise DropbnError(f"{file} holds no object of names and values.")
+        raise DropbnError(f"{file} does not hold a JSON object.")
     return found
 
 
 def _images(directory, files):
-    """file -> its bytes, None where it cannot be read."""
+    """file -> its bytes; None if it cannot be read."""
     images = {}
     for file in files:
         try:
@@ -95,6 +97,6 @@ def main() -> None:
 
 def run() -> None:
     """The command `dropbn report`."""
-    flags.DEFINE_string("workdir", None, "A study's workdir, or a run's.", required=True)
+    flags.DEFINE_string("workdir", None, "The workdir of a study or of a run.", required=True)
     flags.DEFINE_string("output", None, "The file to write; by default report.html in the workdir.")
     cli.run(main)

@@ -4,19 +4,19 @@
     python -m dropbn study --config=configs/kim2023.py:table1 --workdir=runs/quick --quick --only=cifar100
     python -m dropbn study --config=configs/small.py:digits --workdir=runs/digits_study --dry_run
 
-A member is a cell and a seed; its run is kept in W/members/<cell>/seed<N> as train.py would keep it. Finished
-members are skipped and half-done ones go on from their checkpoint, so the same command goes on after any
-interruption. A member that fails is reported, its error is kept in error.txt beside the run, and the others
-go on. At the end W/table.csv, table.json, table.md and W/figures hold what was found, and
-`python -m dropbn report --workdir=W` makes a page of it.
+A member is a run of one cell with one seed; W/members/<cell>/seed<N> holds what train.py would write.
+Finished members are skipped and unfinished ones go on from their checkpoints, so the same command resumes
+after any interruption. If a member fails, its error is reported and written to error.txt beside the run, and
+the others go on. At the end W/table.csv, table.json, table.md and W/figures hold the results, and `python -m
+dropbn report --workdir=W` makes a page of them.
 
-W/members.csv has the numbers of every member with commit, versions and device, W/correct.csv the test images
-that each has right. Members that are in these files count as finished, so that a copy of them is enough to go
-on with a study on another machine. `--collect` trains nothing and makes the table of what is finished.
+W/members.csv has the numbers of every member with commit, versions and device; W/correct.csv has the test
+images that each member has right. Members in these files count as finished, so a copy of them is enough to
+continue a study on another machine. `--collect` trains nothing and makes the table of the finished members.
 
-Members that differ only in numbers (seed, noise amount, learning rate) share one compilation, and run side by
-side, one on each device; of several processes each trains its share. `--parallel=data` trains them one after
-another on all devices together. Further `--config.field=value` change every member.
+Members that differ only in numbers (seed, noise amount, learning rate) share one compilation and train side
+by side, one on each device. Several processes divide the members among them. `--parallel=data` trains one
+member after another on all devices together. Any `--config.field=value` changes every member.
 """
 
 import fnmatch
@@ -41,16 +41,16 @@ from dropbn.train import evaluation, parallel
 def flipped(kept: Sequence[finished_runs.Cell], directory, again: bool = True) -> list[dict]:
     """Draws the images that are right in train mode and wrong in test mode (Li et al. 2018, Fig. 6).
 
-    They are those of the member that loses most training accuracy from train mode to test mode, evaluated as
-    eval.py does.
+    The images are those of the member that loses most training accuracy from train mode to test mode; it is
+    evaluated as by eval.py.
 
     Args:
       kept: the cells with their finished members.
       directory: the study's workdir.
-      again: whether a figure that is there already is drawn again.
+      again: whether an existing figure is drawn again.
 
     Returns:
-      File and caption of the figure, in a list; [] where no member loses any.
+      A list with the file and caption of the figure; [] if no member loses any accuracy.
     """
     losses = {
         (cell.arg, member.seed): member.summary["train_accuracy"] - member.summary["train_accuracy_test_mode"]
@@ -82,7 +82,7 @@ def main(overrides: Sequence[str]) -> int:
     claimed = module.claims(name) if hasattr(module, "claims") else []
     args = [cell["arg"] for cell in cells if _is_chosen(cell["arg"], given.only)]
     if not args:
-        raise DropbnError(f"--only={given.only} leaves no cell of {name}.")
+        raise DropbnError(f"--only={given.only} matches no cell of {name}; --dry_run without it lists them.")
     table.refuse_another(given.workdir, given.config)
     with cli.parsing():
         chosen = members.create(file, args, given.seeds, given.workdir, overrides, given.quick)
@@ -117,14 +117,14 @@ def main(overrides: Sequence[str]) -> int:
 
 
 def _errors(chosen):
-    """{name: error} of members that are not finished and have left one, also in another process."""
+    """{name: error} of unfinished members that have left an error, in this process or another."""
     unfinished = [member for member in chosen if not finished_runs.finished(member.directory)]
     errors = {member.name: finished_runs.error(member.directory) for member in unfinished}
     return {name: error for name, error in errors.items() if error}
 
 
 def _collect(module, name, cells, claimed, published, failed, is_new, command):
-    """The table, of all its cells: what --only leaves out now may be there from before."""
+    """Makes the table of all cells, since those that --only leaves out may be finished from before."""
     given = flags.FLAGS
     kept = [
         finished_runs.cell(
@@ -156,7 +156,7 @@ def _collect(module, name, cells, claimed, published, failed, is_new, command):
 
 
 def _is_chosen(cell, only):
-    """Whether a cell has all the words of --only, or fits it as a pattern."""
+    """Whether a cell has all words of --only, or matches it as a pattern."""
     if set(only) & set("*?["):
         return fnmatch.fnmatch(cell, only)
     return set(only.split(",")) <= {*cell.split(","), ""}
@@ -172,25 +172,27 @@ def _command(given, overrides):
 def run() -> None:
     """The command `dropbn study`."""
     flags.DEFINE_string(
-        "config", None, "A study's config file and one of its tables, FILE:TABLE.", required=True
+        "config", None, "FILE:TABLE, a study's config file and one of its tables.", required=True
     )
-    flags.DEFINE_string("workdir", None, "Where the study is kept.", required=True)
-    flags.DEFINE_integer("seeds", 5, "Members of each cell, with seeds from 0.", lower_bound=1)
+    flags.DEFINE_string("workdir", None, "The directory of the study.", required=True)
+    flags.DEFINE_integer("seeds", 5, "How many members each cell has, with seeds from 0.", lower_bound=1)
     flags.DEFINE_string(
-        "only", "", "Only cells with these words, such as place=P4,cifar10, or a pattern with *."
+        "only", "", "Only cells that have these words, such as place=P4,cifar10, or match a pattern with *."
     )
-    flags.DEFINE_bool("quick", False, "Every member shrunk to two steps, on digits.")
-    flags.DEFINE_bool("dry_run", False, "Only list the members and what they will cost.")
+    flags.DEFINE_bool("quick", False, "Shrink every member to two steps on digits.")
+    flags.DEFINE_bool("dry_run", False, "Only list the cells and what training them will cost.")
     flags.DEFINE_bool("collect", False, "Only make the table of the members that are finished.")
-    flags.DEFINE_enum("parallel", "members", ["members", "data"], "What the devices share out.")
+    flags.DEFINE_enum(
+        "parallel", "members", ["members", "data"], "What is divided among devices: members, or every batch."
+    )
     cli.define_processes()
     changes = [argument for argument in sys.argv if argument.startswith("--config.")]
     sys.argv = [argument for argument in sys.argv if argument not in changes]
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-        # Without an accelerator, a member for each core.
+        # Without an accelerator, each core trains a member.
         cores = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
         jax.config.update("jax_num_cpu_devices", len(cores))
     cli.run(
-        functools.partial(main, changes),
+        lambda: main(changes),
         interrupted="the same command goes on, and trains no finished member again",
     )
