@@ -1,4 +1,4 @@
-"""A result: rows that print as a table and write themselves as JSON and CSV."""
+"""A result: rows that print as a table and can be written as JSON and CSV."""
 
 import csv
 import dataclasses
@@ -16,7 +16,7 @@ class Result:
     """A table of numbers.
 
     Attributes:
-      rows: one dict a row, all with the same keys.
+      rows: a dict for each row, all with the same keys.
       title: the line above the printed table.
     """
 
@@ -24,7 +24,7 @@ class Result:
     title: str = ""
 
     def without(self, *keys: str) -> "Result":
-        """The table without some columns."""
+        """The result without some of its columns."""
         return Result([{key: row[key] for key in row if key not in keys} for row in self.rows], self.title)
 
     def to_json(self, path=None) -> str:
@@ -51,7 +51,7 @@ class Result:
 
 def _cell(value):
     if isinstance(value, str):
-        return rich.text.Text(value)  # Brackets in a plain string would be read as markup.
+        return rich.text.Text(value)  # Rich would read brackets in a plain string as markup.
     if value is None:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"

@@ -1,4 +1,4 @@
-"""Pages: a study or a run as one HTML text that holds all it shows and asks no network for anything."""
+"""Pages: a study or a run as one HTML text that contains everything it shows and loads nothing."""
 
 import io
 import json
@@ -18,13 +18,13 @@ _CURVES = {
 }
 _CAPTIONS = {
     "eval/shift.png": "The shift of every BN layer.",
-    "eval/shift_overlay.png": "The shift of every BN layer, of several runs.",
+    "eval/shift_overlay.png": "The shift of every BN layer in several runs.",
     "eval/flips.png": "Images that are right in train mode and wrong in test mode, with their outputs.",
 }
 _TABLES = {
-    "evaluation_grid": "Evaluation grid: accuracy and loss for noise, BN statistics and images",
-    "gap": "What is lost between two rows of the evaluation grid",
-    "remedies": "What each remedy brings on test images",
+    "modes": "Accuracy and loss by mode",
+    "gap": "What is lost between two rows of the table of modes",
+    "remedies": "The gain of each remedy on test images",
     "recalibrated": "Test mode before and after recalibration",
     "sampled": "Test images, deterministic and by Monte Carlo dropout",
     "shift": "Variance shift of every BN layer: ratio is real / moving variance (pooled)",
@@ -37,15 +37,15 @@ def study(table: dict, images: dict[str, bytes | None]) -> str:
     """The page of a study.
 
     Args:
-      table: of table.json: title, config, command, metric, comparable, seeds, device, versions, date; `rows`
-        of cells and `claims`, each as `table_of_rows` takes them; `figures` with file and caption; `failed`
-        with member and error; `unfinished`, a number of members. What is missing is left out.
-      images: file of a figure -> its bytes, None where it cannot be read.
+      table: the contents of table.json: title, config, command, metric, comparable, seeds, device, versions,
+        date; `rows` of cells and `claims`, each in the form that `table_of_rows` takes; `figures` with file
+        and caption; `failed` with member and error; `unfinished`, a number of members. Missing keys are left
+        out.
+      images: file of a figure -> its bytes, or None if it cannot be read.
 
     Returns:
       The HTML.
     """
-    # The verdict goes behind the claim: a phone shows two columns at once.
     claims = claim_rows(table)
     rows = table.get("rows", [])
     captions = {figure["file"]: figure["caption"] for figure in table.get("figures", [])}
@@ -72,12 +72,12 @@ def run(
     """The page of a run.
 
     Args:
-      name: what the run is called.
+      name: the name of the run.
       config: its config as nested dicts.
-      records: of metrics.jsonl, a dict an epoch.
-      evaluation: of eval/report.json, None before there is one.
-      images: file of a figure -> its bytes, None where it cannot be read.
-      command: the one that evaluates the run.
+      records: the lines of metrics.jsonl, a dict for each epoch.
+      evaluation: the contents of eval/report.json; None if the run has not been evaluated.
+      images: file of a figure -> its bytes, or None if it cannot be read.
+      command: the command that evaluates the run.
 
     Returns:
       The HTML.
@@ -96,18 +96,18 @@ def run(
 
 
 def curve(records: list[dict], score: str = "accuracy") -> bytes:
-    """Accuracies by epoch as SVG: of test, validation and training images.
+    """Accuracies on test, validation and training images by epoch, as SVG.
 
     Args:
-      records: of metrics.jsonl.
-      score: what "accuracy" is for the run's task.
+      records: the lines of metrics.jsonl.
+      score: what "accuracy" means for the run's task.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
     from dropbn import plots
 
-    # Without a fixed salt, two pages of one run would differ.
+    # Without a fixed salt, two pages of the same run would differ.
     with matplotlib.rc_context({"svg.hashsalt": "dropbn"}):
         figure = Figure(figsize=(7, 3.6), layout="constrained")
         axes = plots.style(figure.add_subplot(), "epoch", f"{score}, %")
@@ -123,7 +123,7 @@ def curve(records: list[dict], score: str = "accuracy") -> bytes:
 
 
 def _study_terms(table):
-    """term -> HTML: what a study was."""
+    """term -> HTML: how a study was run."""
     versions = (f"{name} {version}" for name, version in table.get("versions", {}).items())
     left = table.get("unfinished", 0)
     return {
@@ -134,7 +134,7 @@ def _study_terms(table):
         "device": escape(table.get("device", "")),
         "versions": escape(", ".join(versions)),
         "date": escape(table.get("date", "")),
-        "unfinished": f"{left} members; the tables hold what the others found" if left else "",
+        "unfinished": f"{left} member{'s' * (left > 1)}; the tables hold the others" if left else "",
     }
 
 
@@ -144,7 +144,7 @@ def _verdicts(found):
 
 
 def _failed(members):
-    """A table of the errors' headlines, and each longer error, folded."""
+    """A table of the errors' headlines, followed by each longer error, folded."""
     errors = {member["member"]: member["error"].strip() for member in members}
     rows = [{"member": name, "error": headline(error)} for name, error in errors.items()]
     longer = {f"{name}: the whole error": error for name, error in errors.items() if "\n" in error}
@@ -153,7 +153,7 @@ def _failed(members):
 
 
 def _run_terms(name, config, evaluation):
-    """term -> HTML: what a run was."""
+    """term -> HTML: how a run was trained."""
     model, noise = config["model"], config["model"]["noise"]
     sizes = [f"{key} {model[key]}" for key in ("depth", "width") if model[key]]
     orders = [f"{key} {parts.code(model[key])}" for key in ("block", "head") if model[key]]
@@ -207,6 +207,6 @@ def _evaluation(found, command):
 
 
 def _table(rows, caption, longest=25):
-    """A table, folded where it is longer."""
+    """A table, folded if it has more than `longest` rows."""
     table = table_of_rows(rows, caption)
     return parts.folded(f"{caption}: {len(rows)} rows", table) if len(rows) > longest else table

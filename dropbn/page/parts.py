@@ -1,4 +1,4 @@
-"""The parts of a page: HTML of figures, lists, listings and of the document around them."""
+"""The parts of a page as HTML: figures, lists, listings, and the document around them."""
 
 import base64
 import re
@@ -9,7 +9,7 @@ from dropbn import __version__
 
 
 def document(title: str, kind: str, sections: dict[str, str]) -> str:
-    """The page of what sections, by heading, hold; without those that are empty."""
+    """The page with these sections (heading -> HTML); empty ones are left out."""
     body = "\n".join(
         f"<section>\n<h2>{heading}</h2>\n{inner}</section>" for heading, inner in sections.items() if inner
     )
@@ -45,13 +45,13 @@ def document(title: str, kind: str, sections: dict[str, str]) -> str:
 
 
 def definitions(terms: dict[str, str]) -> str:
-    """A list of terms and the HTML that says what they are, where it does."""
+    """A list of terms with their HTML; terms without any are left out."""
     pairs = "\n".join(f"<dt>{term}</dt><dd>{value}</dd>" for term, value in terms.items() if value)
     return f"<dl>\n{pairs}\n</dl>\n"
 
 
 def counts(numbers: dict[str, str]) -> str:
-    """Words and their number, in large digits."""
+    """Words, each with its number in large digits."""
     items = "\n".join(
         f'<li><b data-value="{escape(words)}">{number}</b> <span>{escape(words)}</span></li>'
         for words, number in numbers.items()
@@ -60,7 +60,7 @@ def counts(numbers: dict[str, str]) -> str:
 
 
 def figures(captions: dict[str, str], images: dict[str, bytes | None]) -> str:
-    """Numbered figures by file, with their captions; a sentence for one that cannot be read."""
+    """Numbered figures by file, with their captions; a sentence replaces a figure that cannot be read."""
     files = enumerate(captions, 1)
     return "".join(figure(file, images.get(file), captions[file], f"Figure {i}. ") for i, file in files)
 
@@ -78,21 +78,21 @@ def figure(file: str, image: bytes | None, caption: str, number: str = "") -> st
 
 
 def folded(summary: str, inner: str) -> str:
-    """HTML that opens with a click on its summary."""
+    """HTML that unfolds with a click on its summary."""
     return f"<details>\n<summary>{escape(summary)}</summary>\n{inner}</details>\n"
 
 
 def listing(text: str) -> str:
-    """A text as it is, lines and all."""
+    """A text with its line breaks."""
     return f'<pre class="scroll" tabindex="0">{escape(text)}</pre>\n'
 
 
 def code(text: str) -> str:
-    """Code that breaks between words, not at the hyphens of flags."""
+    """Code that breaks between words but not at the hyphens of flags."""
     words = " ".join(f"<span>{breakable(word, ',/=')}</span>" for word in text.split(" "))
     return f"<code>{words}</code>" if text else ""
 
 
 def breakable(text: str, behind: str) -> str:
-    """Text that may break behind these characters."""
+    """Text that may break after these characters."""
     return re.sub(rf"([{behind}])(?=\S)", r"\1<wbr>", escape(text))

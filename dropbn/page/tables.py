@@ -16,15 +16,15 @@ def table_of_rows(rows: list[dict], caption: str) -> str:
     """A table with a column for each key that has a value in some row; page.js sorts it.
 
     A key K and K_interval make one column, "mean ± half width"; a key "interval" goes with the key before it.
-    Numbers of a column have the same decimals. What a cell is sorted by is its attribute data-value: the
-    exact number or the text, "" where there is none.
+    The numbers of a column have the same decimals. Cells are sorted by their attribute data-value: the exact
+    number or the text, or "" if there is none.
 
     Args:
       rows: dicts of text, numbers and None.
-      caption: what stands above the table.
+      caption: the text above the table.
 
     Returns:
-      The HTML, "" without any value.
+      The HTML; "" if no row has any value.
     """
     keys = list(dict.fromkeys(key for row in rows for key in row))
     half_of = {key: f"{key}_interval" for key in keys if f"{key}_interval" in keys}
@@ -49,7 +49,7 @@ def table_of_rows(rows: list[dict], caption: str) -> str:
 
 
 def _column(rows, key, half, tag):
-    """The cells of a column, its head first."""
+    """The cells of a column, with its heading first."""
     values, widths = ([row.get(k) for row in rows] for k in (key, half))
     if {*map(type, values)} <= {int, float, type(None)}:
         kind, cells = "number", _numbers(values, widths)
@@ -69,7 +69,7 @@ def _column(rows, key, half, tag):
 
 
 def _numbers(values, widths):
-    """(data-value, HTML) of every number; half widths take the same room, so that the means stay aligned."""
+    """(data-value, HTML) of every number; half widths have the same width, so that the means are aligned."""
     typical = _decimals(values, widths)
     # A half width far below the typical one must not look like 0.
     decimals = [max(typical, -_exponent(w)) if 1e-6 < (w or 0) < 1 else typical for w in widths]

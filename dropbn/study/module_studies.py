@@ -1,13 +1,14 @@
 """The two module tests of Kim et al. (2023), measured beside their closed forms.
 
-    python -m dropbn module-studies --figure=1 [--values=21] [--batch=100000] [--widths=128,256,512,1024,2048]
-    python -m dropbn module-studies --figure=3 [--values=21] [--batch=100000]   [--seed=0] [--out=DIR]
+    python -m dropbn module-studies --figure=1 --widths=128,256
+    python -m dropbn module-studies --figure=3 --batch=10000 --out=runs/module_studies
 
-Figure 1: noise after a weight layer or before it, by the mean of the weights (the paper: --values=201).
-Figure 3: the branch of a residual block and the block, by the deviation of its input (the paper: 961, even).
+Figure 1 puts noise before or after a weight layer and varies the mean of the weights (the paper has 201
+values). Figure 3 measures a residual block and its branch and varies the standard deviation of the input (the
+paper has 961 values, evenly spaced).
 
-Writes DIR/kim2023_figure1.csv and .png (or figure3). At the default sizes figure 1 takes a quarter of an hour
-on two cores and 4 GB, figure 3 a minute.
+Writes kim2023_figure1.csv and .png (or figure3) into --out. At the default sizes figure 1 takes a quarter of
+an hour on two cores and 4 GB, figure 3 takes a minute.
 """
 
 import functools
@@ -38,7 +39,7 @@ def figure1(values=21, batch=100_000, widths=FIGURE1_WIDTHS, seed=0) -> Iterator
 
     x = ReLU BN U ReLU BN x_0 with x_0 ~ N(0, 1); U and W are square, without biases, with weights
     N(w_mean, 2 / width); BN has the batch's biased variance; keep is 0.5. Variances are over the batch and
-    averaged over the units before they are divided. Every row draws everything anew.
+    averaged over the units before they are divided. Every row has draws of its own.
 
     Yields:
       For each width and `values` w_mean from -0.02 to 0.02: `width`, `w_mean`, the ratios `predropout` and
@@ -62,13 +63,13 @@ def figure1(values=21, batch=100_000, widths=FIGURE1_WIDTHS, seed=0) -> Iterator
 def figure3(values=21, batch=100_000, seed=0) -> Iterator[dict]:
     """Measures Delta(f) and Delta(x_0 + f) of a block with dropout in P6 (Kim et al. 2023, Fig. 3).
 
-    f = W D ReLU BN U ReLU BN x_0 with x_0 ~ N(0, std^2), width 128, U and W of He's N(0, 2 / width), BN and
-    variances as in `figure1`. The keeps share x_0 and weights; every std draws them anew.
+    f = W D ReLU BN U ReLU BN x_0 with x_0 ~ N(0, std^2) and width 128; U and W have He's N(0, 2 / width), BN
+    and variances are as in `figure1`. All keeps share x_0 and the weights; every std has draws of its own.
 
     Yields:
-      For `values` std from 0.2 to 5 and each keep: `std`, `keep`, the ratios `branch` and `residual`, and
-      what `theory` says of a wide block: `branch_expected`, `residual_expected`. (The paper's axis reads
-      Var(x_0); its code varies the standard deviation.)
+      For `values` std from 0.2 to 5 and each keep: `std`, `keep`, the ratios `branch` and `residual`, and the
+      ratios of a wide block by `theory`: `branch_expected`, `residual_expected`. (The paper's axis reads
+      Var(x_0), but its code varies the standard deviation.)
     """
     for i, std in enumerate(np.geomspace(0.2, 5, values).round(6).tolist()):
         ratios = _figure3_ratios(jax.random.fold_in(jax.random.key(seed), i), std, batch)
@@ -84,10 +85,10 @@ def figure3(values=21, batch=100_000, seed=0) -> Iterator[dict]:
 
 
 def relu_covariance(r):
-    """Cov[ReLU a, ReLU b] of standard normal a, b of correlation r.
+    """Cov[ReLU a, ReLU b] of standard normal a, b with correlation r.
 
-    (sqrt(1 - r^2) + r (pi - arccos r) - 1) / (2 pi): half the arc-cosine kernel of degree 1 (Cho & Saul
-    2009), which is E[ReLU a ReLU b], less E[ReLU a]^2 = 1 / (2 pi).
+    It is (sqrt(1 - r^2) + r (pi - arccos r) - 1) / (2 pi): half the arc-cosine kernel of degree 1 (Cho & Saul
+    2009), which is E[ReLU a ReLU b], minus E[ReLU a]^2 = 1 / (2 pi).
     """
     return (np.sqrt(1 - r**2) + r * (math.pi - np.arccos(r)) - 1) / (2 * math.pi)
 
@@ -95,9 +96,9 @@ def relu_covariance(r):
 def relu_moments(width, w_mean):
     """E[ReLU^2 z_i] and Cov[ReLU z_i, ReLU z_k], the input x = ReLU z of the last layer of `figure1`.
 
-    With n = width, mu = w_mean, sigma^2 = 2 / n: h = ReLU(N(0, 1)), independent units, has variance
-    (pi - 1) / (2 pi) and skewness s. The z are its sums under U's weights, normalized: of correlation
-    r = mu^2 / (mu^2 + sigma^2), and, with t = mu / sqrt(mu^2 + sigma^2), of third cumulants
+    Let n = width, mu = w_mean, sigma^2 = 2 / n. The independent units h = ReLU(N(0, 1)) have variance
+    (pi - 1) / (2 pi) and skewness s. The z are their sums under U's weights, normalized. They have
+    correlation r = mu^2 / (mu^2 + sigma^2) and, with t = mu / sqrt(mu^2 + sigma^2), third cumulants
     k_iii = s t (3 - 2 r) / sqrt(n) and k_iik = s t / sqrt(n). The first term of Edgeworth's series,
     E f(z) = E_normal[f + sum_abc k_abc / 6 d_a d_b d_c f], leaves E[ReLU z] = phi = 1 / sqrt(2 pi) and gives
 
@@ -116,14 +117,14 @@ def relu_moments(width, w_mean):
 def figure1_expected(width, w_mean, keep=FIGURE1_KEEP):
     """The ratios of `figure1` for wide layers and a large batch, (predropout, postdropout).
 
-    With M and C the `relu_moments`, symbols as there, and E[w^2] = mu^2 + sigma^2, E[w_i w_k] = mu^2 for W's
-    weights:
+    M and C are the `relu_moments`, other symbols are as there, and W's weights have E[w^2] = mu^2 + sigma^2
+    and E[w_i w_k] = mu^2. Then
 
         clean = Var[W x] = n (mu^2 + sigma^2) (M - 1 / (2 pi)) + n (n - 1) mu^2 C
         Var[W D(x)] = clean + s2 n (mu^2 + sigma^2) M
         Var[D(W x)] = clean + s2 (clean + (n sigma^2 + n^2 mu^2) / (2 pi))
 
-    At mu = 0 both are (pi - 1) / (pi / keep - 1), `theory.branch`.
+    At mu = 0 both ratios are (pi - 1) / (pi / keep - 1), which is `theory.branch`.
     """
     s2 = theory.s2_of_rate(1 - keep)
     second_moment, covariance = relu_moments(width, w_mean)
@@ -135,7 +136,7 @@ def figure1_expected(width, w_mean, keep=FIGURE1_KEEP):
 
 
 def largest_deviations(rows: list[dict]) -> dict[str, tuple[float, float]]:
-    """The largest |measured - expected|, and the largest as a part of the expected, of every ratio."""
+    """The largest |measured - expected| of every ratio, and the largest in proportion to the expected."""
     found = {}
     for name in (name for name in rows[0] if f"{name}_expected" in rows[0]):
         pairs = [(abs(row[name] - row[f"{name}_expected"]), row[f"{name}_expected"]) for row in rows]
@@ -155,7 +156,7 @@ def main():
         rows = figure3(options.values, options.batch, options.seed)
         total, plot = options.values * len(FIGURE3_KEEPS), kim2023_figures.residual
     out = pathlib.Path(options.out)
-    try:  # Before the minutes that the rows take.
+    try:  # Now, because the rows take minutes.
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DropbnError(f"--out={out} cannot be a directory: {error.strerror}.") from error
@@ -176,12 +177,12 @@ def main():
 
 def _widths(texts):
     if not all(text.strip().isdecimal() and int(text) > 0 for text in texts):
-        raise DropbnError(f"--widths={','.join(texts)} is no list of positive numbers such as 128,256.")
+        raise DropbnError(f"--widths={','.join(texts)}: give positive numbers, such as 128,256.")
     return [int(text) for text in texts]
 
 
 def _figure1_ratios(key, w_mean, batch, width):
-    # In steps, or XLA would keep six arrays of (batch, width) at a time instead of four.
+    # Three programs, because XLA would keep six arrays of (batch, width) in one, instead of four.
     key, weights_key, after_key, before_key = jax.random.split(key, 4)
     x = _figure1_input(key, w_mean, batch, width)
     weights = _linear(weights_key, width, w_mean)
@@ -226,7 +227,7 @@ def _linear(key, width, mean=0.0):
 
 
 def _normalized(x):
-    return (x - x.mean(0)) * jax.lax.rsqrt(x.var(0) + 1e-5)  # PyTorch's epsilon: the paper's code is torch.
+    return (x - x.mean(0)) * jax.lax.rsqrt(x.var(0) + 1e-5)  # PyTorch's epsilon, as in the paper's code.
 
 
 def _dropped(key, x, keep):
@@ -240,9 +241,9 @@ def _variance(x):
 def run() -> None:
     """The command `dropbn module-studies`."""
     flags.DEFINE_enum("figure", None, ["1", "3"], "Which figure of Kim et al. (2023).", required=True)
-    flags.DEFINE_integer("values", 21, "How many means of the weights, or deviations of x_0.", lower_bound=2)
+    flags.DEFINE_integer("values", 21, "How many w_mean (figure 1) or std (figure 3).", lower_bound=2)
     flags.DEFINE_integer("batch", 100_000, "Samples in the batch.", lower_bound=2)
-    flags.DEFINE_list("widths", [], "Figure 1: the widths; by default 128,256,512,1024,2048.")
-    flags.DEFINE_integer("seed", 0, "Of everything that is drawn.")
+    flags.DEFINE_list("widths", [], "Widths of figure 1; by default 128,256,512,1024,2048.")
+    flags.DEFINE_integer("seed", 0, "The seed of all draws.")
     flags.DEFINE_string("out", "runs/module_studies", "Where the figure and its numbers go.")
     cli.run(main)

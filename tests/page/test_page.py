@@ -180,7 +180,7 @@ def test_a_study_shows_all_it_holds(study):
         "1 undecided",
         "1 not run",
     ]
-    assert terms["unfinished"] == "2 members; the tables hold what the others found"
+    assert terms["unfinished"] == "2 members; the tables hold the others"
     assert found.texts["footer"] == [f"Made by dropbn {__version__}."]
 
     claims, results, failed = found.tables
@@ -251,7 +251,7 @@ def test_a_run_shows_all_it_holds(run):
     assert layer == [("stage2/bn", "stage2/bn"), ("5,748", "5748"), ("0.3333", str(1 / 3))]
     assert tables["something_new"]["rows"] == [[("new", "new"), ("7", "7")]]
     paragraphs = "\n".join(found.texts["p"])
-    remedy = tables["What each remedy brings on test images"]["rows"][0]
+    remedy = tables["The gain of each remedy on test images"]["rows"][0]
     assert remedy == [(text, text) for text in ("batch statistics", "0.125", f"f({NASTY})")]
     assert f"The largest gain: {NASTY}" in paragraphs and "2.23 % of the training images" in paragraphs
     config, flips = (next(s for s in found.texts["details"] if words in s) for words in ("config", "30 rows"))
