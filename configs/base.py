@@ -11,33 +11,33 @@ def get_config() -> ConfigDict:
 
     config.seed = 0  # of the initial weights, the order of the data, the augmentation and the noise
     config.batch_size = 128  # images a step, over all devices
-    # Durations are one number and one unit: "164 epochs", "2000 steps" or "640000 examples". An epoch leaves
-    # out the images that fill no batch, other ones each time. A study counts the accuracy of the last epoch,
-    # with validation images that of their best one.
+    # A duration is a number and a unit: "164 epochs", "2000 steps" or "640000 examples". An epoch leaves out
+    # the images that do not fill a batch, other ones each time. A study takes the accuracy of the last epoch,
+    # or with validation images that of the epoch which is best on them.
     config.duration = "10 epochs"
-    config.checkpoint_every = "1 epochs"  # what is lost at most when the machine dies
-    config.log_every = "100 steps"  # from one look at the losses to the next: a run that diverged stops there
+    config.checkpoint_every = "1 epochs"  # the most that is lost when the machine dies
+    config.log_every = "100 steps"  # how often the losses are checked; a run that diverged stops there
 
-    config.task = "classify"  # or "reconstruct": outputs are pixels, "accuracy" is the variance explained
+    config.task = "classify"  # or "reconstruct": outputs are pixels, "accuracy" is the explained variance
 
     config.data = data = ConfigDict()
     data.name = "digits"  # or "folder:PATH" with PATH/train/<class>/*.png, or "npz:PATH"
-    data.dir = ""  # where prepared data lies; "" is tensorflow-datasets' default, ~/tensorflow_datasets
-    data.image_size = 0  # pixels of a side; 0: in memory as they are; else streamed, decoded as needed
-    # "70:15:15" divides all images anew into train, validation and test, the same for every seed; "80:0:20"
-    # without validation; "": as published.
+    data.dir = ""  # where prepared data is; "": tensorflow-datasets' default, ~/tensorflow_datasets
+    data.image_size = 0  # side in pixels of streamed images, decoded as needed; 0: in memory as they are
+    # "70:15:15" divides all images into train, validation and test, the same for every seed; "80:0:20" has no
+    # validation images; "": as published.
     data.split = ""
-    data.train_examples = 0  # so many training images; 0: all
-    data.subset_seed = -1  # draws these training images at random; -1: they are evenly spread over all
-    # Of images in memory, in training:
+    data.train_examples = 0  # number of training images; 0: all
+    data.subset_seed = -1  # seed of a random draw of these images; -1: they are evenly spread over all
+    # Augmentation of images in memory:
     data.crop_padding = 0  # pixels of zeros around a training image before a random crop of its size
-    data.flip = False  # flips half of the training images from left to right; of streamed ones too
-    # Of streamed images (dropbn/data/photos.py):
+    data.flip = False  # flips half of the training images from left to right; also if they are streamed
+    # Streamed images (dropbn/data/photos.py):
     data.resize = 256  # pixels of the shorter side before the crop to image_size
     data.crop_scale = ()  # in training, (least, largest) share of the area of a random part; (): the whole
-    data.part_size = 0  # pixels of a side of that part before its middle is cropped; 0: image_size
-    data.rotation = 0.0  # in training, largest angle, degrees
-    data.jitter = 0.0  # in training, of brightness, contrast and saturation
+    data.part_size = 0  # side in pixels of that part before its middle is cropped; 0: image_size
+    data.rotation = 0.0  # in training, the largest angle in degrees
+    data.jitter = 0.0  # in training, the jitter of brightness, contrast and saturation
     data.workers = 0  # processes that read images; 0: threads
 
     config.model = model = ConfigDict()
@@ -46,13 +46,12 @@ def get_config() -> ConfigDict:
     model.depth = 20  # as in the network's name; each family says which depths it has
     model.width = 16  # channels of the first stage, mostly; each family says what it counts
     model.cardinality = 8  # groups of a resnext's convolutions
-    # The order of the layers of a block and of the head, "" being the published one of the model; the
-    # language is described in dropbn/nn/order.py.
+    # The order of the layers in a block and in the head; "": the published order of the model. The language
+    # is described in dropbn/nn/order.py.
     model.block = ""
     model.head = ""
-    model.place = (
-        ""  # a named position (dropbn/nn/places.py): "a", "P4", "H4", "last", ...; "before", "after"
-    )
+    # A named position (dropbn/nn/places.py): "a", "P4", "H4", "last", ...; "before", "after".
+    model.place = ""
     model.activation = ""  # what "act" stands for in the orders
     # "he_fan_out" (dense layers: uniform, as PyTorch), "timm" (fan-out of one group, as its EfficientNet),
     # "he_fan_in", "orthogonal", "lsuv" (orthogonal, scaled on the first batch_size plain images) or
@@ -75,8 +74,8 @@ def get_config() -> ConfigDict:
     bn.group_size = 0  # images per statistic; 0: the whole batch, over all devices
 
     model.sparsity = sparsity = ConfigDict()
-    sparsity.target = 0.05  # mean activation that "sparse" in an order asks of every unit
-    sparsity.weight = 0.01  # of its penalty
+    sparsity.target = 0.05  # the mean activation of every unit that "sparse" in an order aims at
+    sparsity.weight = 0.01  # weight of the penalty
 
     config.optimizer = optimizer = ConfigDict()
     optimizer.learning_rate = 0.1
@@ -89,8 +88,8 @@ def get_config() -> ConfigDict:
     optimizer.warmup = "0 epochs"  # linear from zero, before any schedule
 
     config.eval = evaluation = ConfigDict()
-    # Training images, evenly spread and without augmentation, for the accuracy in test mode after each
-    # epoch and for the tables of eval.py; 0: all of them.
+    # Number of training images, evenly spread and without augmentation, for the accuracy in test mode after
+    # each epoch and for the tables of eval.py; 0: all.
     evaluation.train_examples = 10_000
 
-    return config.lock()  # A file that sets a field which is not here is refused.
+    return config.lock()  # A config file that sets any other field is refused.

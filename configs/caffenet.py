@@ -4,10 +4,10 @@
     python train.py --config=configs/caffenet.py:caffenet,imagenet2012,bn=after,affine,activation=elu
     python train.py --config=configs/caffenet.py:googlenet,imagenet2012,bn=before,affine,init=orthogonal,quick
 
-The first word is a network (`NETWORKS`), the second a dataset. Then `bn=before` or `bn=after` every
-activation (none: no BN), `affine` for BN's scale and bias (none: without), activation (relu), rate of the
-dropout after fc6 and fc7 (0.5; GoogLeNet's before its classifier 0.4), width of fc6 and fc7, weight_decay,
-init (lsuv, orthogonal), seed, and `quick`.
+The first word is a network (`NETWORKS`), the second a dataset. Further words: `bn=before` or `bn=after` every
+activation (without it, no BN), `affine` for BN's scale and bias, activation (relu), rate of the dropout after
+fc6 and fc7 (0.5; GoogLeNet's 0.4 before its classifier), width of fc6 and fc7, weight_decay, init (lsuv,
+orthogonal), seed, and `quick`.
 
 Settings (its prototxts): crops of 128 from images whose shorter side is 144, flip, SGD with momentum 0.9,
 learning rate 0.01 divided by 10 every 100,000 of 320,000 steps, batch 256, L2 5e-4, LSUV; BN's
@@ -16,13 +16,13 @@ moving_average_fraction 0.95. GoogLeNet has L2 2e-4, and its BN counts 32 images
 decay and learning rate (CaffeNet's have no decay, and those of its layers twice the rate); channels are
 normalized by ImageNet's mean and deviation; images are resized bilinearly; sigmoid and tanh train with batch
 256 at once; GoogLeNet's learning rate falls by CaffeNet's steps (there linearly to 0); an epoch leaves out
-the images that fill no batch (Caffe's batches run on into the next epoch). The accuracy is that of the last
-step; we do not know which theirs is.
+the images that do not fill a batch (Caffe's batches run on into the next epoch). The accuracy is that of the
+last step; we do not know which one theirs is.
 
-`sweep(table)` lists cells with the benchmark's top-1 accuracy in %, one run each; of its batchnorm.md
+`sweep(table)` lists cells with the benchmark's top-1 accuracy in %, one run each. From its batchnorm.md come
 "position" (before and after, with and without scale and bias), "activation" (BN after it), "dropout" (BN
-after ReLU), "init" and "googlenet", and of its pages on networks without BN "activation_no_bn",
-"dropout_no_bn", "width", "weight_decay" and "lrn". `claims(table)` says what follows: BN after against
+after ReLU), "init" and "googlenet"; from its pages on networks without BN come "activation_no_bn",
+"dropout_no_bn", "width", "weight_decay" and "lrn". `claims(table)` lists what follows: BN after against
 before, dropout 0.2 against 0.5 and 0, orthogonal against LSUV, else every cell against the first.
 """
 
@@ -81,7 +81,8 @@ def get_config(arg="caffenet,imagenet2012"):
     words = [word for word in arg.split(",") if word != "affine"]
     if any(word.startswith("place=") for word in words):
         raise DropbnError(
-            "The benchmark's dropout stands after fc6 and fc7; bn=before or bn=after places BN."
+            "The benchmark's dropout stands after fc6 and fc7, so leave out place=; bn=before or bn=after "
+            "places BN."
         )
     config = cells.cell(base.get_config(), ",".join(words), NETWORKS, places=("before", "after"), words=WORDS)
     config.model.bn.use_scale = config.model.bn.use_bias = "affine" in arg.split(",")
@@ -109,7 +110,7 @@ def _column(words):
 
 
 def _table(page, values, network="caffenet", pairs=()):
-    """A table on a page, from {words of a cell: accuracy}; pairs of cells, if not all against the first."""
+    """A page's table from {words of a cell: accuracy}, and pairs to compare if not all with the first."""
     table = {
         "networks": (network,),
         "columns": tuple(map(_column, values)),

@@ -5,14 +5,14 @@ An IC (independent-component) layer is BN and then dropout, right before a weigh
     python train.py --config=configs/chen2019.py:preresnet110,cifar10,order=relu_ic_conv
     python train.py --config=configs/chen2019.py:preresnet110,cifar10,order=conv_relu_ic,rate=0.1,seed=1,quick
 
-The first word is a network, the second a dataset; then `order` (`ORDERS`: the paper's three residual blocks
-and the pre-activation block without dropout), rate, seed, and `quick`. `relu_ic_conv` is what the place "ic"
-makes of the pre-activation block.
+The first word is a network, the second a dataset. Further words: `order` (`ORDERS`: the paper's three
+residual blocks and the pre-activation block without dropout), rate, seed, and `quick`. `relu_ic_conv` is what
+the place "ic" makes of the pre-activation block.
 
-The paper's results and training settings were not available to us, so the cells of `sweep("orders")` have
-no values beside them. All settings are guesses: those of configs/kim2023.py for the same networks, with what
-it says of decay, initial weights, the last epoch and the images that fill no batch, and the rate 0.05, which
-third-party implementations use.
+The paper's results and training settings were not available to us, so the cells of `sweep("orders")` have no
+values beside them. All settings are guesses: those of configs/kim2023.py for the same networks (including
+what is said there about decay, initial weights, the last epoch and incomplete batches), and the rate 0.05,
+which third-party implementations use.
 """
 
 from configs import base, kim2023
@@ -47,7 +47,7 @@ def sweep(table):
 
 
 def claims(table):
-    """No claims, since we know no value of the paper's."""
+    """No claims, because we know none of the paper's values."""
     sweep(table)  # Refuses a table that does not exist.
     return []
 

@@ -1,34 +1,35 @@
 """Hendrycks & Gimpel 2016, "Adjusting for dropout variance in batch normalization and weight initialization".
 
-arXiv:1607.02488. Two experiments: weights that account for dropout, and running variances that are estimated
-again without it.
+arXiv:1607.02488. Two experiments: initial weights that account for dropout, and running variances that are
+re-estimated without it.
 
     python train.py --config=configs/hendrycks2016.py:vgg,cifar10,init=hendrycks
     python train.py --config=configs/hendrycks2016.py:densenet100,cifar100,rate=0.3
     python train.py --config=configs/hendrycks2016.py:densenet40,svhn_cropped,rate=0.2,seed=1,quick
 
-The first word is a network (`NETWORKS`), the second a dataset; then rate (a drop probability; the paper
-states keep), init (vgg: hendrycks, he_fan_in), seed, and `quick`. Settings follow the paper and the authors'
-code (hendrycks/init). An L2 coefficient there multiplies the sum of squares, whose gradient is twice the
-parameter, so that ours is twice theirs.
+The first word is a network (`NETWORKS`), the second a dataset. Further words: rate (a drop probability; the
+paper states keep), init (vgg: hendrycks, he_fan_in), seed, and `quick`. Settings follow the paper and the
+authors' code (hendrycks/init). Their L2 coefficient multiplies the sum of squares, whose gradient is twice
+the parameter, so ours is twice theirs.
 
 - vgg (section 2.3.2, vgg.py): VGG-16 without BN, a hidden dense layer of 512 units, pad-4 crop and flip, SGD
   with Nesterov momentum, 150 epochs, learning rate divided by 10 at 100 and 125, L2 1e-3. Differences:
-  dropout is 0.4 after every activation (theirs is 0.3 to 0.5 and leaves out those before pooling). The
-  learning rate is 0.01 (they chose among 0.01, 0.001 and 0.0001 and do not say which; at 0.01 He's weights do
-  not train, they write). The correction of dense layers has the backward term. Biases are decayed too.
+  dropout is 0.4 after every activation (theirs is 0.3 to 0.5, with none before pooling). The learning rate is
+  0.01 (they chose among 0.01, 0.001 and 0.0001 and do not say which; they write that He's weights do not
+  train at 0.01). The correction of dense layers has the backward term. Biases are decayed too.
 - densenet40, densenet100 (section 3, densenets/): the plain DenseNet with dropout after every convolution
-  but the first, also between the blocks. SGD with Nesterov momentum, batch 64, 300 epochs, learning rate 0.1
-  divided by 10 at 150 and 225, L2 2e-4 on all parameters, He's weights by inputs, no augmentation.
+  except the first, also between the blocks. SGD with Nesterov momentum, batch 64, 300 epochs, learning rate
+  0.1 divided by 10 at 150 and 225, L2 2e-4 on all parameters, He's weights by inputs, no augmentation.
   Differences: the classifier has He's weights too (theirs have half the variance). The momentum is never
   reset (theirs is, every five epochs). For SVHN the DenseNet paper trained 40 epochs with the extra images,
   here it is 300 without them.
 
-Theirs and ours leave out the images of an epoch that fill no batch, and take the error of the last epoch.
+Their code and ours leave out the images of an epoch that do not fill a batch, and take the error of the last
+epoch.
 
 `sweep(table)` lists the cells of "vgg" (test error in %, Nesterov) and "table2" (DenseNet, final error,
 "paper" with the running variances as trained and "adjusted" after one epoch that re-estimates them with
-dropout off). `claims(table)` says what follows.
+dropout off). `claims(table)` lists what follows.
 """
 
 from configs import base
@@ -92,9 +93,9 @@ def sweep(table):
 def claims(table):
     """What a table claims: see `claims_of_table`.
 
-    The paper re-estimates variances alone, with dropout off. A study's runs have Li's recipe
-    ("adjusted_accuracy") and "dropout_off" ("recalibrated_accuracy"); the latter, which takes the means again
-    too, stands for the paper's.
+    The paper re-estimates only the variances, with dropout off. A study's runs have Li's recipe
+    ("adjusted_accuracy") and the recipe "dropout_off" ("recalibrated_accuracy"). The latter, which also
+    re-estimates the means, stands for the paper's.
     """
     return claims_of_table(
         TABLES,
@@ -117,7 +118,7 @@ TABLES = {
     "table2": {
         "networks": ("densenet40", "densenet100"),
         "columns": (",rate=0.2", ",rate=0.3"),
-        "pairs": (),  # the table is about the variances, not the rates
+        "pairs": (),  # The table compares variances, not rates.
         "paper": {
             "svhn_cropped": ((1.92, None), (None, None)),
             "cifar10": ((None, None), (5.62, None)),

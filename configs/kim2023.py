@@ -6,38 +6,38 @@ Dropout 0.2 in a named position of a residual branch or a head:
     python train.py --config=configs/kim2023.py:resnetv2_50,caltech101,place=H4
     python train.py --config=configs/kim2023.py:wrn28_2,cifar10,place=P5,quick
 
-The first word is a network (`NETWORKS`), the second a dataset; then place (P0 to P7, P6+P7, H1 to H6, or G1,
-Guideline 1: after the branch's last BN, which is P5 under pre-activation and the end of the branch in
-ResNetV1, or G2, Guideline 2: between the head's last BN and pooling, here H4), rate, seed, and `quick`, which
-shrinks the run for a laptop and takes digits. Settings (section 4, supplement and the authors' code):
+The first word is a network (`NETWORKS`), the second a dataset. Further words: place, rate, seed, and `quick`,
+which shrinks the run for a laptop and takes digits. Places are P0 to P7, P6+P7, H1 to H6, and the paper's
+guidelines: G1 is after the branch's last BN (P5 under pre-activation, the end of the branch in ResNetV1), G2
+is between the head's last BN and pooling (H4 here). Settings (section 4, supplement and the authors' code):
 
 - CIFAR: 164 epochs, SGD with momentum 0.9, learning rate 0.1 divided by 10 at epochs 81 and 122, weight decay
   1e-4, batch 128, pad-4 crop and flip. The training code is not published. The accuracy here is that of the
   last epoch (the paper does not say whether theirs is the last or the best), and all parameters are decayed.
-  The supplement names neither the dataset of its wide residual networks, by the numbers CIFAR-10, nor their
-  training, which is taken to be this one.
+  The supplement names neither the dataset of its wide residual networks (the numbers suggest CIFAR-10) nor
+  their training (ours is this one).
 - Caltech-101 and Oxford-IIIT Pet: all images divided 70:15:15, 224 pixels, random parts of 80 to 100 % of the
   area, rotation 15, jitter 0.4, flip; 200 epochs from scratch, learning rate 0.1, cosine, weight decay 2e-3,
   batch 128; the test accuracy is that of the checkpoint with the best validation accuracy. All parameters
   are decayed, as in the authors' code (kmbmjn/DropoutCorrectly, train.py, whose example has weight decay
-  5e-3). The classifier's weights are PyTorch's uniform ones, where timm's ResNetV2 has N(0, 0.01^2).
+  5e-3). The classifier's weights are PyTorch's uniform ones; timm's ResNetV2 has N(0, 0.01^2).
 - ImageNet: learning rate 0.6, 240 epochs, cosine after 5 epochs of warm-up from 0 (1e-5 there), weight decay
-  1e-4. The paper names timm (huggingface/pytorch-image-models) and not its options. Initial weights are
+  1e-4. The paper names timm (huggingface/pytorch-image-models) but not its options. Initial weights are
   timm's for MobileNetV2 and EfficientNet ("timm") and for DenseNet's convolutions ("he_fan_in"). Nesterov
   momentum is a guess, since timm's "sgd" has it. Differences: timm decays no biases and no parameters of BN,
-  we decay all. Its ResNet begins the last BN of a branch with scale 0, ours with 1. Classifiers begin with
-  PyTorch's uniform biases (timm: 0 but for ResNet), DenseNet's with He's weights (timm: PyTorch's), and the
-  layers of "se" with Flax's weights (timm: as its convolutions). Batch 768 is ours (the paper gives none);
-  its label smoothing, random erasing and RandAugment are not implemented. The accuracy is that of the last
-  epoch; we do not know which theirs is.
+  while we decay all. Its ResNet begins the last BN of a branch with scale 0, ours with 1. Classifiers begin
+  with PyTorch's uniform biases (timm: 0 but for ResNet), DenseNet's with He's weights (timm: PyTorch's), and
+  the layers of "se" with Flax's weights (timm: as its convolutions). Batch 768 is ours (the paper gives
+  none); its label smoothing, random erasing and RandAugment are not implemented. The accuracy is that of the
+  last epoch; we do not know which theirs is.
 
-An epoch leaves out the images that fill no batch; PyTorch's loader in train.py trains on them too.
+An epoch leaves out the images that do not fill a batch; PyTorch's loader in their train.py keeps them.
 
 `sweep(table)` lists the cells of "table1" (positions), "supplement_g" (two at once), "table2" (other training
 and blocks), "table3" (ResNetV1), "table4" (photographs), "table5" and "table6" (heads) and "supplement1"
-(widths), with the paper's test accuracy in %, the mean of three seeds. `claims(table)` says what follows:
-every position against none, P5 and P6 against P4, H4 against none and H5; nothing from "supplement_g", which
-has no other cell beside it.
+(widths), with the paper's test accuracy in %, the mean of three seeds. `claims(table)` lists what follows:
+every position against none, P5 and P6 against P4, H4 against none and H5. Nothing follows from
+"supplement_g", which has no other cell to compare with.
 """
 
 from configs import base
@@ -103,7 +103,7 @@ NETWORKS = {
         for depth in (50, 110)
     },
     **{f"wrn28_{k}": _network("wrn", 28, 16 * k, _CIFAR, quick_depth=10) for k in (10, 5, 2, 1)},
-    # Table 2: preresnet50 with one thing changed. Its bottleneck network's depth is not given; 9n + 2.
+    # Table 2: preresnet50 with one thing changed. The depth of its bottleneck network, 9n + 2, is not given.
     "preresnet50_wd1e-3": _preresnet50(**{"optimizer.weight_decay": 1e-3}),
     "preresnet50_wd1e-5": _preresnet50(**{"optimizer.weight_decay": 1e-5}),
     "preresnet50_bottleneck": {
@@ -171,7 +171,7 @@ TABLES = {
     "table1": {
         "networks": ("preresnet50", "preresnet110"),
         "columns": _POSITIONS,
-        # Guideline 1 beside: after the branch's last BN (P5, P6) rather than right before it (P4).
+        # And Guideline 1: after the branch's last BN (P5, P6) rather than right before it (P4).
         "pairs": (
             *against_first(_POSITIONS),
             (",place=P5", ",place=P4"),

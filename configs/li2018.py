@@ -6,30 +6,30 @@ arXiv:1801.05134 v1. CIFAR-10 and CIFAR-100, four networks, dropout or Uout in t
     python train.py --config=configs/li2018.py:wrn28_10,cifar100,place=b,beta=0.1
     python train.py --config=configs/li2018.py:densenet_bc,cifar10,place=last,rate=0.2,quick
 
-The first word is a network (`NETWORKS`), the second a dataset (cifar10, cifar100, or another of dropbn/data);
-then place (a, b, last), rate (drop probability) or beta (which means Uout), seed, and `quick`, which shrinks
-the run for a laptop and takes digits. Settings are those of the code that the paper follows
+The first word is a network (`NETWORKS`), the second a dataset (cifar10, cifar100, or another of dropbn/data).
+Further words: place (a, b, last), rate (drop probability) or beta (which means Uout), seed, and `quick`,
+which shrinks the run for a laptop and takes digits. Settings are those of the code that the paper follows
 (bearpaw/pytorch-classification, TRAINING.md): SGD with momentum 0.9, learning rate 0.1, pad-4 crop and flip,
 batch 128 (DenseNet 64), no Nesterov momentum, weight decay on all parameters. The weights of ResNeXt's
 convolutions in groups begin with variance 2 / (kernel^2 features), all features counted, as PyTorch's
 kaiming_normal_ counts. Differences: channel statistics are computed from the training images; the
 classifier's initial weights are PyTorch's uniform ones in every network; running variances are biased; an
-epoch leaves out the images that fill no batch (that code trains on them). The error is that of the last
-epoch; that code prints the best epoch's, and the paper does not say which it gives.
+epoch leaves out the images that do not fill a batch (that code trains on them). The error is that of the last
+epoch; that code prints the best epoch's, and the paper does not say which one it gives.
 
 `sweep(table)` lists the cells of a table with the paper's test error in %, the mean of five seeds:
 "table3" (drop 0.5 in (a) and (b), "paper" before and "adjusted" after adjusting the statistics), "table4"
 (dropout before the classifier), "table5" (the same on ImageNet, top-1) and "table6" (Uout in (b)); and
-"figure4", the drop rates 0 to 0.7 in (a) and (b), whose values are read off its bars. `claims(table)` says
+"figure4", the drop rates 0 to 0.7 in (a) and (b), whose values are read off its bars. `claims(table)` lists
 what follows: (a) against (b) and adjusted against unadjusted statistics in Table 3, else every rate against
-none. The paper does not say what is in use while Table 3's statistics are adjusted, so each of its claims is
-judged twice, by the likely code of the authors ("adjusted", recipe li2018_torch) and by the text ("literally
-adjusted", li2018).
+none. The paper does not say which statistics are in use while Table 3's are adjusted. So each of these claims
+is judged twice, by the authors' likely code ("adjusted", recipe li2018_torch) and by the text ("literally
+adjusted", recipe li2018).
 
 Table 5's networks (`preresnet200`, `resnext101`, `senet154`, on imagenet2012) are named but not described in
-the paper: ResNeXt-101 and SENet are taken to be 64x4d and SENet-154, which have the errors it gives. Neither
-is their training. Ours are 224-pixel crops, 90 epochs of batch 256, learning rate 0.1 divided by 10 at 30 and
-60, weight decay 1e-4 on all parameters, and initial weights as for CIFAR.
+the paper: ResNeXt-101 and SENet are taken to be 64x4d and SENet-154, which have the errors that it gives.
+Their training is not described either. Ours is 224-pixel crops, 90 epochs of batch 256, learning rate 0.1
+divided by 10 at 30 and 60, weight decay 1e-4 on all parameters, and initial weights as for CIFAR.
 """
 
 from configs import base
@@ -50,7 +50,7 @@ def _recipe(epochs, decay_at, weight_decay, **others):
     }
 
 
-# Table 5, whose training the paper does not describe: that of ResNet in torchvision's reference, 90 epochs.
+# The training of Table 5, which the paper does not describe: torchvision's reference for ResNet, 90 epochs.
 _IMAGENET = {
     "data.image_size": 224,
     "data.crop_scale": (0.08, 1.0),
@@ -155,7 +155,7 @@ def claims(table):
 
 
 def _rates(place):
-    """Columns of Fig. 4 for a place, without dropout and by drop rate."""
+    """The columns of Fig. 4 for a place: without dropout, and by drop rate."""
     return (f",place={place}", *(f",place={place},rate={rate}" for rate in (0.1, 0.3, 0.5, 0.7)))
 
 

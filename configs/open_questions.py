@@ -6,14 +6,13 @@
     python train.py --config=configs/open_questions.py:one_image,dropout,data=cifar10
     python train.py --config=configs/open_questions.py:sparse_autoencoder,negative,quick
 
-The first word is a question of `QUESTIONS`, which says what is asked and what to look at, the second one of
-its arms; then seed, data (another dataset, whose images are in memory), and `quick` (two steps).
-`sweep(question)` lists the arms, those of every question for "all"; there is no published value beside them.
-`claims(question)` lists the comparisons that answer it.
+The first word is a question of `QUESTIONS`, which says what is asked and what to look at. The second word is
+one of its arms. Further words: seed, data (another dataset, with images in memory), and `quick` (two steps).
+`sweep(question)` lists the arms, for "all" those of every question; no values of theirs are published.
+`claims(question)` lists the comparisons that answer the question.
 
-Most networks are a small `lenet`, whose orders hold noise, BN and pooling. Where a question is about the
-variance, look at the shift of eval.py's report; where about one image against a batch, at its evaluation
-grid.
+Most networks are a small `lenet`, whose orders hold noise, BN and pooling. For questions about the variance
+look at the shift in eval.py's report; for those about one image against a batch, at its table of modes.
 """
 
 from ml_collections import ConfigDict
@@ -43,7 +42,7 @@ _RESTORE = {
 }
 _SQRT2 = {"model.bn.scale_init": 2**0.5}
 _SPEED = ("loss_after_a_tenth", "loss_after_a_third", "steps_to_loss_0.1")
-# The factor against none, and the simple factor against the exact one.
+# Each factor against no factor, and the simple factor against the exact one.
 _RESTORED = (("plain", "sqrt_keep"), ("plain", "exact"), ("sqrt_keep", "exact"))
 
 
@@ -57,7 +56,7 @@ def _accuracy_and_shift(*pairs):
 
 
 # "compare": metric of dropbn.study.claims -> the pairs of arms whose comparison answers the question; (): the
-# first arm and every other one. "asserted": (arm with more, arm with less, metric, difference, source).
+# first arm with each of the others. "asserted": (arm with more, arm with less, metric, difference, source).
 QUESTIONS = {
     "bn_scale": {
         "asks": "Does a BN scale that begins at sqrt(2) before ReLU train faster? A forum post asks; its "
@@ -78,7 +77,7 @@ QUESTIONS = {
     },
     "sparse_autoencoder": {
         "asks": "Does a BN bias that begins at -3.5 before a sigmoid speed up a sparse autoencoder of target "
-        "0.05 (sigmoid(-3.5) = 0.03), as the same post asserts, and what of its reconstruction?",
+        "0.05 (sigmoid(-3.5) = 0.03), as the same post asserts, and does it change the reconstruction?",
         "fields": {
             **_LENET,
             "task": "reconstruct",
@@ -99,13 +98,13 @@ QUESTIONS = {
         ],
     },
     "relu": {
-        "asks": "Dropout before or after ReLU? They are one for the same mask (Kim et al., Proposition 1).",
+        "asks": "Dropout before or after ReLU? They are equal for the same mask (Kim et al., Prop. 1).",
         "fields": {**_LENET, **_DROPOUT},
         "arms": _blocks(before="conv bn drop relu maxpool", after="conv bn relu drop maxpool"),
         "compare": _accuracy_and_shift(),
     },
     "pooling": {
-        "asks": "Dropout before or after max pooling and average pooling? The next BN's shift.",
+        "asks": "Dropout before or after max pooling and average pooling? Look at the next BN's shift.",
         "fields": {**_LENET, **_DROPOUT},
         "arms": _blocks(
             before_maxpool="conv bn relu drop maxpool",
@@ -125,13 +124,13 @@ QUESTIONS = {
         "compare": _accuracy_and_shift(*_RESTORED),
     },
     "restore_nonzero_mean": {
-        "asks": "The same of an input with a mean, ReLU's.",
+        "asks": "The same for an input whose mean is not zero, ReLU's output.",
         "fields": {**_LENET, **_DROPOUT, "model.block": "conv bn relu drop bn maxpool"},
         "arms": _RESTORE,
         "compare": _accuracy_and_shift(*_RESTORED),
     },
     "restore_skewed": {
-        "asks": "The same of a zero-mean but skewed input: BN of ReLU.",
+        "asks": "The same for a zero-mean but skewed input: BN of ReLU.",
         "fields": {**_LENET, **_DROPOUT, "model.block": "conv relu bn drop bn maxpool"},
         "arms": _RESTORE,
         "compare": _accuracy_and_shift(*_RESTORED),
@@ -143,7 +142,7 @@ QUESTIONS = {
         "compare": _accuracy_and_shift(),
     },
     "both": {
-        "asks": "Dropout on its own, BN on its own, both, neither.",
+        "asks": "Dropout alone, BN alone, both, or neither?",
         "fields": {**_LENET},
         "arms": {
             "neither": {"model.block": "conv relu maxpool"},
@@ -151,11 +150,11 @@ QUESTIONS = {
             "bn": {"model.block": "conv bn relu maxpool"},
             "both": {"model.block": "conv bn relu drop maxpool", **_DROPOUT},
         },
-        # Of the shift only those with BN.
+        # Only the arms with BN have a shift.
         "compare": {"accuracy": (), "shift": (("both", "bn"),)},
     },
     "activation": {
-        "asks": "BN before or after the activation, for sigmoid beside ReLU.",
+        "asks": "BN before or after the activation, for sigmoid and for ReLU?",
         "fields": {**_LENET},
         "arms": {
             f"{side}_{activation}": {
@@ -185,7 +184,7 @@ QUESTIONS = {
         "compare": {"accuracy": ()},
     },
     "where": {
-        "asks": "Dropout in convolutions only, in dense layers only, in both.",
+        "asks": "Dropout only in convolutions, only in dense layers, or in both?",
         "fields": {**_LENET, **_DROPOUT, "model.block": "conv bn relu maxpool"},
         "arms": {
             "conv": {"model.block": "conv bn relu drop maxpool"},
@@ -198,7 +197,7 @@ QUESTIONS = {
         "compare": _accuracy_and_shift(),
     },
     "nonzero_at_zero": {
-        "asks": "Dropout before an activation with f(0) != 0 (a dropped unit is not off), beside after it.",
+        "asks": "Dropout before or after an activation with f(0) != 0, where a dropped unit is not off?",
         "fields": {**_MLP, **_DROPOUT},
         "arms": _blocks(
             before_sigmoid="dense bn drop sigmoid",
@@ -209,8 +208,8 @@ QUESTIONS = {
         "compare": _accuracy_and_shift(("before_sigmoid", "after_sigmoid"), ("before_tanh", "after_tanh")),
     },
     "one_image": {
-        "asks": "Predicting one image, with running statistics, against a batch with its own: the table of "
-        "modes of eval.py, whose batches have batch_size or bn.group_size images.",
+        "asks": "Is one image, with running statistics, predicted as well as a batch with its own? "
+        "See the table of modes of eval.py, whose batches have batch_size or bn.group_size images.",
         "fields": {**_LENET},
         "arms": {
             "no_dropout": {"model.block": "conv bn relu maxpool"},
@@ -243,14 +242,14 @@ def get_config(arg="bn_scale,one") -> ConfigDict:
 
 
 def sweep(question):
-    """The arms of a question, or "all": [{"arg": for get_config, "paper": None, "adjusted": None}]."""
+    """The arms of a question, or of "all": [{"arg": for get_config, "paper": None, "adjusted": None}]."""
     if question not in TABLES:
         raise unknown("question", question, TABLES)
     return [{"arg": arg, "paper": None, "adjusted": None} for arg in TABLES[question]]
 
 
 def claims(question):
-    """The comparisons that answer a question, or of "all"; claims where a source asserts the sign."""
+    """The comparisons that answer a question, or "all" of them; claims if a source asserts the sign."""
     if question == "all":
         return [claim for name in QUESTIONS for claim in claims(name)]
     sweep(question)  # Refuses a question that does not exist.

@@ -5,21 +5,21 @@
     python -m dropbn study --config=configs/small.py:cifar10 --workdir=runs/cifar_study --seeds=5
     python train.py --config=configs/small.py:preresnet8,digits,place=P5,seed=3
 
-The first word of a cell is a network (`NETWORKS`), the second a dataset; then place, rate (0.2) or beta, kind
-(of the noise), block (an order), seed, and `quick`. PreResNet-8 of width 16 trains 20 epochs on digits;
-PreResNet-20 of width 16 trains 10 epochs on 10,000 images of CIFAR-10 (pad-4 crop and flip; accuracies on all
-test images); the learning rate falls from 0.1 by a cosine.
+The first word of a cell is a network (`NETWORKS`), the second a dataset. Further words: place, rate (0.2) or
+beta, kind (of the noise), block (an order), seed, and `quick`. PreResNet-8 of width 16 trains 20 epochs on
+digits; PreResNet-20 of width 16 trains 10 epochs on 10,000 images of CIFAR-10 (pad-4 crop and flip;
+accuracies on all test images); the learning rate falls from 0.1 by a cosine.
 
 preresnet8_few is the same PreResNet-8 on few images, so that accuracies differ. Digits is divided into 800
-test images, the same for every seed, and 997 others, of which each seed draws its own training images. It
-trains 60 epochs in batches of 50. Their number, 100, was chosen on the network without noise alone, with
-seeds 100 to 102, which are not the study's. That network is right on 89.8 % of the test images with 100
-training images, on 92.1 % with 150 and on 94.7 % with 200.
+test images, the same for every seed, and 997 others, from which each seed draws its own training images. It
+trains 60 epochs in batches of 50. The number of training images, 100, was chosen only on the network without
+noise, with seeds 100 to 102, which the study does not use. That network is right on 89.8 % of the test images
+with 100 training images, on 92.1 % with 150 and on 94.7 % with 200.
 
-`sweep(table)` lists the cells of "digits", "digits_few" and "cifar10", beside each the accuracy in % of a
-paper's PreResNet-110 on CIFAR-10 with the same noise: in "cifar10" Li et al.'s (2018, 100 - error of Tables 3
-and 4), in the others Kim et al.'s (2023, Table 1). They give the sign and the size of differences and are no
-targets. `claims(table)` says what the papers claim of the cells, and in "digits_few" also that a less
+`sweep(table)` lists the cells of "digits", "digits_few" and "cifar10", each with the accuracy in % of a
+paper's PreResNet-110 on CIFAR-10 with the same noise: Li et al.'s in "cifar10" (2018, 100 - error of Tables 3
+and 4), Kim et al.'s in the others (2023, Table 1). They give the sign and the size of differences and are not
+targets. `claims(table)` lists what the papers claim about the cells, and in "digits_few" also that a less
 accurate cell has the larger test loss.
 """
 
@@ -90,9 +90,8 @@ NAMES = {
     "preresnet20": "PreResNet-20",
 }
 METRIC = "accuracy"  # what the tables count, in %
-COMPARABLE = (
-    False  # The paper's values are of larger networks: differences between cells compare, not values.
-)
+# The paper's values belong to larger networks: only differences between cells can be compared.
+COMPARABLE = False
 A, B, LAST = (f",place={place},rate=0.5" for place in ("a", "b", "last"))
 UOUT_A, UOUT_B = (f",place={place},beta=0.5" for place in "ab")
 GAUSSIAN_A, GAUSSIAN_B = (f",place={place},kind=gaussian,rate=0.5" for place in "ab")
@@ -108,12 +107,12 @@ def sweep(table):
 
 
 def claims(table):
-    """What the papers claim of the cells of a table, with their differences in their own networks.
+    """What the papers claim about the cells of a table, with the differences in their own networks.
 
     A metric of adjusted statistics is compared with the same cell's unadjusted accuracy. The training
     accuracy in train mode minus that in test mode is a question: the noise lowers the former, the statistics
-    lower the latter, and the sign says which is more. In Li's Fig. 5 the noise takes 1.2 points at most
-    (98.8 % in train mode, PreResNet, CIFAR-10).
+    lower the latter, and the sign says which effect is larger. In Li's Fig. 5 the noise costs at most 1.2
+    points (98.8 % in train mode, PreResNet, CIFAR-10).
     """
     sweep(table)  # Refuses a table that does not exist.
     (network,), (dataset,) = TABLES[table]["networks"], TABLES[table]["paper"]
@@ -128,7 +127,7 @@ def claims(table):
     return found
 
 
-# Claims: (column with more, column with less, metric of dropbn.study.claims, the paper's difference, source,
+# A claim: (column with more, column with less, metric of dropbn.study.claims, the paper's difference, source,
 # sign).
 def _li(more, less, metric, paper, place, sign=1):
     return (more, less, metric, paper, f"Li et al. 2018, {place}, PreResNet-110, CIFAR-10", sign)
@@ -141,7 +140,7 @@ def _kim(position):
 
 
 def _in_loss(claim):
-    """A claim of our own: what is less accurate has the larger test loss."""
+    """A claim of our own: the less accurate cell has the larger test loss."""
     more, less, _, _, source, sign = claim
     return (less, more, "test_loss", None, f"ours, as the accuracies of {source}", sign)
 
@@ -170,7 +169,7 @@ _SHIFTS = (
 _FEW = tuple(f",place=P{i}" for i in (0, 1, 2, 4, 6, 7))
 _GUIDELINES, _IC = ",place=G1+G2", ",place=ic"
 _BN_AFTER = ",block=[relu bn conv relu bn conv | conv]"
-# Noises of one variance s2 of the factor in one place, P4 being (a) and P6 (b): s2 = 1/4, then 1/12.
+# Noises in one place whose factors have the same variance s2, 1/4 and then 1/12; P4 is (a), P6 is (b).
 _EQUAL = (
     (",place=a,kind=gaussian,rate=0.2", ",place=P4"),
     (",place=a,beta=0.866", ",place=P4"),
