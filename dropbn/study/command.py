@@ -33,7 +33,7 @@ from absl import flags
 
 from dropbn import cli
 from dropbn.errors import DropbnError, headline
-from dropbn.study import finished_runs, members, table, training, work_items
+from dropbn.study import finished_runs, members, table, table_text, training, work_items
 from dropbn.study.progress import StudyProgress
 from dropbn.train import evaluation, parallel
 
@@ -108,7 +108,7 @@ def main(overrides: Sequence[str]) -> int:
         failed = _errors(chosen) | failed
         command = _command(given, overrides)
         found = _collect(module, name, cells, claimed, published, failed, bool(todo), command)
-        table.show(found, console)
+        table_text.show(found, console)
         console.print(f"Written to {given.workdir}: table.md, table.csv, table.json, figures", soft_wrap=True)
     parallel.wait_for_all("the table is written")
     for member, error in failed.items():

@@ -361,7 +361,7 @@ def test_refusals_leave_the_old_page(tmp_path, study):
         write_page(study)
     assert (study / "report.html").read_bytes() == before
     (study / "table.json").write_text("[]")
-    with pytest.raises(DropbnError, match="holds no object"):
+    with pytest.raises(DropbnError, match="does not hold a JSON object"):
         write_page(study)
     (study / "table.json").write_text("{}")
     for output in (study / "figures", study / "missing" / "page.html"):

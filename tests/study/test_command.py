@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,3 +139,25 @@ def test_a_dry_run_trains_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "8 members, 8 to be trained" in done.stdout and "place=P3" in done.stdout
     assert not (tmp_path / "w").exists()
+
+
+def test_collecting_published_members_gives_the_published_table(tmp_path):
+    """The numbers and the words, up to the figures, which need the runs themselves."""
+    results = ROOT / "docs" / "results" / "digits"
+    for name in ("members.csv", "correct.csv"):
+        shutil.copy(results / name, tmp_path)
+    words = [
+        "-m",
+        "dropbn",
+        "study",
+        "--config=configs/small.py:digits",
+        f"--workdir={tmp_path}",
+        "--collect",
+    ]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "P5 above no dropout" in done.stdout and "Written to " in done.stdout
+    for name in ("members.csv", "correct.csv", "table.csv"):
+        assert (tmp_path / name).read_text() == (results / name).read_text()
+    published = (results / "table.md").read_text()
+    assert (tmp_path / "table.md").read_text().rstrip() == published.partition("\n![")[0].rstrip()
