@@ -7,7 +7,7 @@ import re
 import shlex
 import sys
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import absl.logging
 import jax
@@ -125,7 +125,7 @@ def _connect():
 
 
 @contextlib.contextmanager
-def parsing():
+def parsing() -> Iterator[None]:
     """Turns errors of defining and parsing flags into a sentence.
 
     A config flag with a default needs it around its definition, where it already reads the overrides.
@@ -136,7 +136,7 @@ def parsing():
         _exit(f"cannot load the config: {str(error).strip().splitlines()[-1].strip()}", 2)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
         # What get_config itself refused reaches us wrapped in its traceback.
-        cause = error
+        cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, DropbnError) and "Traceback" not in str(cause):
                 _exit(str(cause), 2)

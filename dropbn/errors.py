@@ -11,7 +11,7 @@ class DropbnError(ValueError):
 class Preempted(SystemExit):
     """A run was stopped by SIGTERM after it was saved. Uncaught it ends the process with status 0."""
 
-    def __init__(self, message: str):
+    def __init__(self, message: str) -> None:
         super().__init__(0)
         self.message = message
 

@@ -39,7 +39,7 @@ def prepare() -> None:
     gc.set_threshold(_NEW_OBJECTS)
 
 
-def convolve_on_all_cores():
+def convolve_on_all_cores() -> None:
     """Gives convolutions on CPU to Eigen, as jaxlib once did: YNNPACK runs many of them on one core.
 
     To be called before the first computation. What the user says of the flag stays. XLA ends a process whose
@@ -70,9 +70,9 @@ def _keep_compiled():
 
 def _private_directory():
     """dropbn/xla under the user's cache directory; None where it is not the user's alone."""
-    root = os.environ.get("XDG_CACHE_HOME", "")
+    given = os.environ.get("XDG_CACHE_HOME", "")
     try:
-        root = pathlib.Path(root) if os.path.isabs(root) else pathlib.Path.home() / ".cache"
+        root = pathlib.Path(given) if os.path.isabs(given) else pathlib.Path.home() / ".cache"
         directory = root / "dropbn" / "xla"
         root.mkdir(parents=True, exist_ok=True)
         for path in (directory.parent, directory):

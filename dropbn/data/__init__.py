@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,6 +11,9 @@ from dropbn.data.photos import View
 from dropbn.data.splits import Split
 from dropbn.data.streams import Stream
 from dropbn.errors import DropbnError, unknown
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 # Of ImageNet's training images, which the studies on photographs normalize by.
 PHOTO_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
@@ -52,7 +56,7 @@ class Dataset:
         return self.train.take(evenly(number, self.train.num_examples))
 
 
-def load(config) -> Dataset:
+def load(config: "ConfigDict") -> Dataset:
     """The dataset of `config.data`.
 
     `name` is one of `stock.NAMES`, which tensorflow-datasets prepared before ("digits" is prepared on first
@@ -142,8 +146,8 @@ def _divided(config, sources):
     # One division for all seeds of a run: they differ in the order and the weights.
     rows = np.random.default_rng(0).permutation(len(together))
     parts = np.split(rows, np.cumsum(shares)[:2] * len(rows) // sum(shares))
-    divided = zip(("train", "validation", "test"), shares, parts, strict=True)
-    divided = {name: part for name, share, part in divided if share}
+    named = zip(("train", "validation", "test"), shares, parts, strict=True)
+    divided = {name: part for name, share, part in named if share}
     if not all(map(len, divided.values())):
         raise DropbnError(f"data.split={config.split!r} of {len(rows)} images leaves a part empty.")
     return {name: (together, part) for name, part in divided.items()}

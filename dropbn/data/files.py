@@ -36,10 +36,10 @@ class Files:
     files: tuple[pathlib.Path, ...]
     labels: tuple[int, ...]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files)
 
-    def __getitem__(self, row) -> dict:
+    def __getitem__(self, row: int) -> dict:
         """The example of a row.
 
         Raises:
@@ -71,13 +71,13 @@ class Arrays:
     images: np.ndarray
     labels: np.ndarray
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, row) -> dict:
+    def __getitem__(self, row: int) -> dict:
         return {"image": self.images[row], "label": int(self.labels[row])}
 
-    def take(self, rows) -> Split:
+    def take(self, rows: slice | np.ndarray) -> Split:
         return Split(self.images[rows], self.labels[rows].astype(np.int32))
 
 
@@ -87,10 +87,10 @@ class Joined:
 
     sources: tuple[Sequence, ...]
 
-    def __len__(self):
+    def __len__(self) -> int:
         return sum(map(len, self.sources))
 
-    def __getitem__(self, row) -> dict:
+    def __getitem__(self, row: int) -> dict:
         ends = list(itertools.accumulate(map(len, self.sources)))
         index = bisect.bisect(ends, row)
         return self.sources[index][row - ends[index] + len(self.sources[index])]
@@ -110,7 +110,7 @@ class Joined:
         return stacked(examples)
 
 
-def from_folder(path) -> tuple[dict[str, Files], int]:
+def from_folder(path: str | os.PathLike) -> tuple[dict[str, Files], int]:
     """Finds `path/train/<class>/*.png|jpg` and `path/test/<class>/...`.
 
     Classes are numbered in the order of their names; files are in the order of theirs.
@@ -134,7 +134,7 @@ def from_folder(path) -> tuple[dict[str, Files], int]:
     return splits, len(folders["train"])
 
 
-def from_npz(path) -> tuple[dict[str, Arrays], int]:
+def from_npz(path: str | os.PathLike) -> tuple[dict[str, Arrays], int]:
     """Reads train_images, train_labels, test_images, test_labels from an .npz; nothing is unpickled.
 
     Returns:

@@ -6,6 +6,7 @@ order and augmentation are the same on any number of devices.
 
 import dataclasses
 from collections.abc import Iterator
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,26 @@ from dropbn import keys
 from dropbn.data.splits import Split
 from dropbn.data.streams import Stream
 
+Images = TypeVar("Images", jax.Array, np.ndarray)
 
-def epoch_order(seed, epoch, num_examples: int) -> jax.Array:
+
+def epoch_order(seed: int | jax.Array, epoch: int | jax.Array, num_examples: int) -> jax.Array:
     """The order of the training examples in an epoch: a permutation of range(num_examples)."""
     return jax.random.permutation(keys.key(seed, "shuffle", epoch), num_examples)
 
 
 def train_batch(
-    split: Split, order, step, seed, *, mean, std, batch_size: int, crop_padding=0, flip=False, axis_name=None
+    split: Split,
+    order: jax.Array,
+    step: int | jax.Array,
+    seed: int | jax.Array,
+    *,
+    mean: np.ndarray,
+    std: np.ndarray,
+    batch_size: int,
+    crop_padding: int = 0,
+    flip: bool = False,
+    axis_name: str | None = None,
 ) -> dict[str, jax.Array]:
     """This device's share of the batch of a training step.
 
@@ -49,7 +62,14 @@ def train_batch(
     return {"image": normalize(images, mean, std), "label": split.labels[examples]}
 
 
-def augment_at(images, seed, epoch, positions, crop_padding: int, flip: bool) -> jax.Array:
+def augment_at(
+    images: jax.Array,
+    seed: int | jax.Array,
+    epoch: int | jax.Array,
+    positions: jax.Array,
+    crop_padding: int,
+    flip: bool,
+) -> jax.Array:
     """`augment` for the images at some positions of an epoch's order."""
     of_example = jax.vmap(lambda position: keys.key(seed, "augment", epoch, position))(positions)
     return augment(images, of_example, crop_padding, flip)
@@ -76,12 +96,20 @@ def augment(images: jax.Array, of_example: jax.Array, crop_padding: int, flip: b
     return jax.vmap(one)(padded, of_example)
 
 
-def normalize(images, mean, std):
+def normalize(images: Images, mean: np.ndarray, std: np.ndarray) -> Images:
     """uint8 images as float32, (x / 255 - mean) / std per channel."""
     return (images.astype(np.float32) / 255 - mean) / std
 
 
-def eval_batch(split: Split, index, *, mean, std, batch_size: int, axis_name=None) -> dict[str, jax.Array]:
+def eval_batch(
+    split: Split,
+    index: int | jax.Array,
+    *,
+    mean: np.ndarray,
+    std: np.ndarray,
+    batch_size: int,
+    axis_name: str | None = None,
+) -> dict[str, jax.Array]:
     """This device's share of the `index`-th batch in the split's own order, padded at the end.
 
     Returns:

@@ -23,11 +23,11 @@ class Split(NamedTuple):
     @property
     def fingerprint(self) -> str:
         """Number and shape of the images, and a digest of them and their labels."""
-        found = hashlib.blake2b(np.ascontiguousarray(self.images), digest_size=8)
-        found.update(np.ascontiguousarray(self.labels, np.int32))
+        found = hashlib.blake2b(np.ascontiguousarray(self.images).data, digest_size=8)
+        found.update(np.ascontiguousarray(self.labels, np.int32).data)
         shape = "x".join(map(str, self.image_shape))
         return f"{self.num_examples} images {shape}, digest {found.hexdigest()}"
 
-    def take(self, rows) -> "Split":
+    def take(self, rows: slice | np.ndarray) -> "Split":
         """The examples of some rows (a slice or an array)."""
         return Split(self.images[rows], self.labels[rows])

@@ -4,11 +4,15 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dropbn.data import files
 from dropbn.errors import DropbnError, unknown
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 # Name -> the split to test on.
 NAMES = {
@@ -91,7 +95,7 @@ def _decode(source):
 
 def _keep(path, decoded):
     """Writes the arrays as `files.from_npz` reads them; who reads meanwhile finds all of them or none."""
-    kept = {}
+    kept: dict[str, Any] = {}
     for split, arrays in decoded.items():
         kept |= {f"{split}_images": arrays.images, f"{split}_labels": arrays.labels}
     temporary = pathlib.Path(f"{path}.{os.getpid()}")
@@ -103,7 +107,7 @@ def _keep(path, decoded):
         temporary.unlink(missing_ok=True)
 
 
-def prepare(name: str, directory: str = ""):
+def prepare(name: str, directory: str = "") -> "tfds.core.DatasetBuilder":
     """Downloads and prepares a dataset where that has not been done; returns its tfds builder."""
     if name not in NAMES:
         raise unknown("dataset", name, NAMES)

@@ -40,7 +40,7 @@ class Stream:
         sample = np.unique(np.linspace(0, self.num_examples - 1, 64).astype(int))
         return f"{self.num_examples} images, of which {self.take(sample).fingerprint}"
 
-    def take(self, positions) -> Split:
+    def take(self, positions: slice | np.ndarray) -> Split:
         """The examples at some positions (a slice or an array), in memory, as in test."""
         with concurrent.futures.ThreadPoolExecutor() as pool:
             images, labels = zip(*pool.map(self._plain, self.rows[positions]), strict=True)

@@ -5,7 +5,7 @@ the mean over the batch of a device (Ng 2011, "Sparse autoencoder", section 3). 
 task="reconstruct".
 """
 
-from dropbn.models.network import Family, Section, classifier
+from dropbn.models.network import Config, Family, Section, classifier
 from dropbn.nn.layers import Size
 from dropbn.nn.order import Order, parse
 
@@ -13,7 +13,7 @@ BLOCK = "dense bn sigmoid sparse"
 HEAD = "dense"
 
 
-def sections(config, block: Order, head: Order) -> list[Section]:
+def sections(config: Config, block: Order, head: Order) -> list[Section]:
     """`config.width` hidden units, `config.num_classes` outputs: as many as an image has values."""
     return [
         Section("input", parse("flatten")),

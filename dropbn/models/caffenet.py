@@ -9,7 +9,7 @@ after the first two poolings. Under maxout a unit's weights make 2 x 1/sqrt(2) t
 
 import functools
 
-from dropbn.models.network import Family, Section, classifier
+from dropbn.models.network import Config, Family, Section, classifier
 from dropbn.nn.layers import Size
 from dropbn.nn.order import Order, parse
 
@@ -26,7 +26,7 @@ CONVS = (
 POOLED = (1, 2, 5)
 
 
-def sections(config, block: Order, head: Order, *, pool: str = "maxpool") -> list[Section]:
+def sections(config: Config, block: Order, head: Order, *, pool: str = "maxpool") -> list[Section]:
     """`config.width` units in each hidden dense layer, 2048 as in the benchmark; depth is not used."""
     is_maxout = "maxout" in (config.activation, *(word for _, word in block.named()))
 

@@ -15,7 +15,7 @@ also after the one between the blocks, as in the authors' code (liuzhuang13/Dens
 """
 
 from dropbn.errors import DropbnError
-from dropbn.models.network import Family, Section, by_depth, classifier
+from dropbn.models.network import Config, Family, Section, by_depth, classifier
 from dropbn.nn.layers import Size
 from dropbn.nn.order import Concat, Order, parse
 
@@ -27,7 +27,7 @@ HEAD = "bn relu gap dense"
 IMAGENET_LAYERS = {13: (1, 1, 1, 1), 121: (6, 12, 24, 16), 169: (6, 12, 32, 32), 201: (6, 12, 48, 32)}
 
 
-def small(config, block: Order, head: Order) -> list[Section]:
+def small(config: Config, block: Order, head: Order) -> list[Section]:
     """`config.depth` is 6n + 4 (of a plain DenseNet 3n + 4), `config.width` the growth rate k.
 
     Raises:
@@ -45,7 +45,7 @@ def small(config, block: Order, head: Order) -> list[Section]:
     return [stem, *rows, classifier(config, head)]
 
 
-def imagenet(config, block: Order, head: Order) -> list[Section]:
+def imagenet(config: Config, block: Order, head: Order) -> list[Section]:
     """`config.depth` is a key of `IMAGENET_LAYERS`, `config.width` the growth rate k.
 
     Raises:

@@ -4,7 +4,7 @@ The block is the order of one convolution's unit, of which the inception blocks 
 "conv bn relu", or "conv relu bn". Convolutions have a bias. 6,998,552 parameters on 1000 classes without BN.
 """
 
-from dropbn.models.network import Family, Section, by_depth, classifier
+from dropbn.models.network import Config, Family, Section, by_depth, classifier
 from dropbn.nn.layers import Size
 from dropbn.nn.order import Order, parse
 
@@ -26,7 +26,7 @@ INCEPTIONS = {
 DEPTHS = {22: tuple(INCEPTIONS), 10: ("3a", "4a", "5a")}
 
 
-def sections(config, block: Order, head: Order) -> list[Section]:
+def sections(config: Config, block: Order, head: Order) -> list[Section]:
     """`config.width` is per cent of the published channels; depth 10 has the inceptions 3a, 4a and 5a alone.
 
     Raises:

@@ -12,10 +12,11 @@ published.
 
 import functools
 import itertools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from dropbn.errors import DropbnError
-from dropbn.models.network import Family, Section, by_depth, classifier, sizes_of
+from dropbn.models.network import Config, Family, Section, by_depth, classifier, sizes_of
 from dropbn.models.residual import bracket
 from dropbn.nn.layers import Size
 from dropbn.nn.order import WEIGHTS, Order, Residual, parse, unbracket
@@ -60,13 +61,13 @@ EFFICIENTNET_BLOCKS = {50: (1, 2, 2, 3, 3, 4, 1), 23: (1,) * 7}
 
 
 def sections(
-    config,
+    config: Config,
     block: Order,
     head: Order,
     *,
     stem: str,
     stages: tuple[Stage, ...],
-    blocks: dict[int, tuple[int, ...]],
+    blocks: Mapping[int, tuple[int, ...]],
     squeeze_activation: str = "relu",
 ) -> list[Section]:
     """The stem, the stages of blocks, and the head.

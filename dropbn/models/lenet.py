@@ -6,7 +6,7 @@ so noise and BN can stand before and after pooling, in convolutions alone, or in
 
 import itertools
 
-from dropbn.models.network import Family, Section, classifier, sizes_of
+from dropbn.models.network import Config, Family, Section, classifier, sizes_of
 from dropbn.nn.layers import Size
 from dropbn.nn.order import Order
 
@@ -14,7 +14,7 @@ BLOCK = "conv relu maxpool"
 HEAD = "flatten dense relu dense"
 
 
-def sections(config, block: Order, head: Order) -> list[Section]:
+def sections(config: Config, block: Order, head: Order) -> list[Section]:
     """`config.depth` blocks of 5x5 convolutions with bias, `config.width` x 1, 2, 4, ... channels.
 
     A pooling is 2x2. The head's hidden dense layers have eight times `config.width` units.

@@ -1,6 +1,6 @@
 """A multilayer perceptron with BN and dropout on its layers."""
 
-from dropbn.models.network import Family, Section, classifier
+from dropbn.models.network import Config, Family, Section, classifier
 from dropbn.nn.layers import Size
 from dropbn.nn.order import Order, parse
 
@@ -8,7 +8,7 @@ BLOCK = "dense bn relu"
 HEAD = "dense"
 
 
-def sections(config, block: Order, head: Order) -> list[Section]:
+def sections(config: Config, block: Order, head: Order) -> list[Section]:
     """`config.depth` hidden layers of `config.width` units, each with a bias."""
     hidden = [Section(f"layer{i + 1}", block, (Size(config.width, bias=True),)) for i in range(config.depth)]
     return [

@@ -1,7 +1,7 @@
 """A network as a list of named orders."""
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -9,6 +9,8 @@ import jax
 from dropbn.errors import DropbnError
 from dropbn.nn.layers import Layers, Parts, Size
 from dropbn.nn.order import SIZED, Order
+
+Config = Any  # The `config.model` of a config: configs/base.py documents its fields.
 
 
 class Section(NamedTuple):
@@ -39,7 +41,7 @@ class Family(NamedTuple):
     head: str
 
 
-def classifier(config, head: Order, hidden: int = 0) -> Section:
+def classifier(config: Config, head: Order, hidden: int = 0) -> Section:
     """The head: its dense layers have `hidden` units, the last one a unit for each class; all a bias."""
     before = (Size(hidden, bias=True),) * (head.count("dense") - 1) if hidden else ()
     return Section("head", head, (*before, Size(config.num_classes, bias=True)))
@@ -52,7 +54,7 @@ def sizes_of(order: Order, **sizes: Iterable[Size]) -> tuple[Size, ...]:
     return tuple(size for size in found if size is not None)
 
 
-def by_depth(config, numbers: dict[int, tuple]) -> tuple:
+def by_depth(config: Config, numbers: Mapping[int, tuple]) -> tuple:
     """`numbers[config.depth]`, of a network that exists in a few depths.
 
     Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from dropbn.errors import DropbnError
-from dropbn.models.network import Section, by_depth, classifier
+from dropbn.models.network import Config, Section, by_depth, classifier
 from dropbn.nn.layers import Size
 from dropbn.nn.order import WEIGHTS, Order, Residual, parse
 
@@ -14,7 +14,7 @@ Sizes = Callable[..., tuple[Size, ...]]
 IMAGENET = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 200: (3, 24, 36, 3)}
 
 
-def plain_sizes(config, block: Order, stage: int, stride: int) -> tuple[Size, ...]:
+def plain_sizes(config: Config, block: Order, stage: int, stride: int) -> tuple[Size, ...]:
     """Sizes of a basic block (3x3, 3x3) or a bottleneck (1x1, 3x3, 1x1 to four times the channels).
 
     `config.width` channels in the first stage and twice that in each next.
@@ -24,13 +24,13 @@ def plain_sizes(config, block: Order, stage: int, stride: int) -> tuple[Size, ..
     """
     channels = config.width * 2**stage
     if _convs(block) == 2:
-        branch = (Size(channels, 3, stride), Size(channels, 3))
+        branch: tuple[Size, ...] = (Size(channels, 3, stride), Size(channels, 3))
     else:
         branch = (Size(channels, 1), Size(channels, 3, stride), Size(4 * channels, 1))
     return branch + shortcut(block, branch, stride)
 
 
-def grouped_sizes(config, block: Order, stage: int, stride: int) -> tuple[Size, ...]:
+def grouped_sizes(config: Config, block: Order, stage: int, stride: int) -> tuple[Size, ...]:
     """Sizes of a ResNeXt bottleneck, to 256 channels in the first stage (Xie et al. 2017, Table 1).
 
     Its 3x3 convolution has `config.cardinality` groups of `config.width` channels in the first stage and
@@ -47,7 +47,7 @@ def grouped_sizes(config, block: Order, stage: int, stride: int) -> tuple[Size, 
 
 
 def small(
-    config,
+    config: Config,
     block: Order,
     head: Order,
     *,
@@ -83,7 +83,7 @@ def small(
 
 
 def imagenet(
-    config,
+    config: Config,
     block: Order,
     head: Order,
     *,
@@ -107,7 +107,7 @@ def imagenet(
 
 
 def stages(
-    config,
+    config: Config,
     numbers: Sequence[int],
     block: Order,
     sizes: Sizes,

@@ -11,6 +11,7 @@ published errors are those of Li's Table 5, has 83,455,272 parameters.
 """
 
 import functools
+from typing import Any
 
 from dropbn.models import residual
 from dropbn.models.network import Family
@@ -18,6 +19,6 @@ from dropbn.models.network import Family
 BLOCK = "[conv bn relu conv bn relu conv bn | conv bn] relu"
 HEAD = "gap dense"
 
-_GROUPED = {"stem_width": 64, "sizes": residual.grouped_sizes}
+_GROUPED: dict[str, Any] = {"stem_width": 64, "sizes": residual.grouped_sizes}
 SMALL = Family(functools.partial(residual.small, stem="conv bn relu", **_GROUPED), BLOCK, HEAD)
 IMAGENET = Family(functools.partial(residual.imagenet, stem="conv bn relu maxpool", **_GROUPED), BLOCK, HEAD)

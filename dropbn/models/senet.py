@@ -9,7 +9,7 @@ cardinality 64 (timm's legacy_senet154); its published errors are those of Li's 
 import itertools
 
 from dropbn.models import residual
-from dropbn.models.network import Family, Section, by_depth, classifier, sizes_of
+from dropbn.models.network import Config, Family, Section, by_depth, classifier, sizes_of
 from dropbn.nn.layers import Size
 from dropbn.nn.order import Order, parse
 
@@ -17,7 +17,7 @@ BLOCK = "[conv bn relu conv bn relu conv bn se | conv bn] relu"
 HEAD = "gap dense"
 
 
-def sections(config, block: Order, head: Order) -> list[Section]:
+def sections(config: Config, block: Order, head: Order) -> list[Section]:
     """`config.depth` is a key of `residual.IMAGENET`; width and cardinality are as in `resnext`.
 
     Raises:

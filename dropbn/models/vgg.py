@@ -6,7 +6,7 @@ convolution, so that "conv bn relu" and "conv relu bn" are BN before and after t
 14,728,266 parameters on 10 classes.
 """
 
-from dropbn.models.network import Family, Section, by_depth, classifier
+from dropbn.models.network import Config, Family, Section, by_depth, classifier
 from dropbn.nn.layers import Size
 from dropbn.nn.order import Order, parse
 
@@ -17,7 +17,7 @@ HEAD = "flatten dense"
 GROUPS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 
 
-def sections(config, block: Order, head: Order) -> list[Section]:
+def sections(config: Config, block: Order, head: Order) -> list[Section]:
     """`config.depth` is 11, 13, 16 or 19; `config.width` the first group's channels (64 as published).
 
     Groups double the channels up to eight times the first's.

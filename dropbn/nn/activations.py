@@ -1,5 +1,7 @@
 """Activations by name: those of Flax, and the ones of the caffenet benchmark."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -57,16 +59,18 @@ class RReLU(Noise):
 
     is_identity = False
 
-    def at_test(self, inputs):
+    def at_test(self, inputs: jax.Array) -> jax.Array:
         return jnp.where(inputs > 0, inputs, inputs / ((self.low + self.high) / 2))
 
-    def perturb(self, inputs, rng, shape):
+    def perturb(  # type: ignore[override] # It hides flax.linen.Module.perturb.
+        self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]
+    ) -> jax.Array:
         a = self.low + (self.high - self.low) * draws.uniform(rng, shape)
         return jnp.where(inputs > 0, inputs, (inputs / a).astype(inputs.dtype))
 
 
 # Functions of an array, and modules.
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
     "relu6": nn.relu6,
     "leaky_relu": nn.leaky_relu,

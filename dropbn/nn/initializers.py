@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from dropbn.errors import DropbnError, unknown
 from dropbn.nn.activations import ACTIVATIONS
@@ -36,7 +37,7 @@ def timm(groups: int) -> Callable:
     return nn.initializers.variance_scaling(2.0 * groups, "fan_out", "normal")
 
 
-def uniform_fan_in(key, shape, dtype=jnp.float32):
+def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """U(-1/sqrt(n), 1/sqrt(n)) for n inputs of a (n, features) kernel: PyTorch's default for Linear."""
     bound = shape[0] ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -109,7 +110,10 @@ def second_moments(activation: str) -> tuple[float, float]:
     density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
     with jax.ensure_compile_time_eval():  # A model may be made within a traced step.
         values, slopes = jax.vmap(jax.value_and_grad(function))(jnp.asarray(z, jnp.float32))
-    return tuple(float(np.trapezoid(np.square(y, dtype=np.float64) * density, z)) for y in (values, slopes))
+    forward, backward = (
+        float(np.trapezoid(np.square(y, dtype=np.float64) * density, z)) for y in (values, slopes)
+    )
+    return forward, backward
 
 
 def lsuv(model: nn.Module, variables: dict, images: jax.Array) -> dict:

@@ -42,7 +42,9 @@ class BatchNorm(nn.BatchNorm):
     group_size: int = 0
 
     @nn.compact
-    def __call__(self, x: jax.Array, use_running_average: bool | None = None, *, mask=None) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, use_running_average: bool | None = None, *, mask: jax.Array | None = None
+    ) -> jax.Array:
         """Normalizes `x` of shape (batch, ..., channels); returns the same shape."""
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average

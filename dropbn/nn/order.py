@@ -17,7 +17,7 @@ Layers are named by kind and count, brackets ignored: conv1, bn1, conv2, bn2; sh
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -35,14 +35,14 @@ _DEEPEST = 50  # brackets within each other; Python could follow some hundreds
 class Order:
     """A parsed order: `items` are words, `Residual`s, `Concat`s and `Parallel`s. `str` prints it back."""
 
-    items: tuple
+    items: tuple["Item", ...]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return " ".join(map(str, self.items))
 
     def named(self, prefix: str = "") -> list[tuple[str, str]]:
         """(layer name, word) of every word, shortcuts included, in the order of the string."""
-        counts = collections.Counter()
+        counts: collections.Counter[str] = collections.Counter()
 
         def visit(order, prefix):
             for item in order.items:
@@ -69,7 +69,7 @@ class Residual:
     branch: Order
     shortcut: Order | None = None
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"[{self.branch} | {self.shortcut}]" if self.shortcut else f"[{self.branch}]"
 
 
@@ -79,7 +79,7 @@ class Concat:
 
     branch: Order
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{{{self.branch}}}"
 
 
@@ -89,8 +89,11 @@ class Parallel:
 
     branches: tuple[Order, ...]
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{{{' | '.join(map(str, self.branches))}}}"
+
+
+Item = str | Residual | Concat | Parallel
 
 
 def parse(text: str) -> Order:
@@ -116,7 +119,7 @@ def parse(text: str) -> Order:
 
     def read(ends, where):
         nonlocal position
-        items = []
+        items: list[Item] = []
         while pieces[position][0] not in ends:
             piece, start = pieces[position]
             position += 1
@@ -152,7 +155,7 @@ def hoist(order: Order) -> Order:
     "[bn relu conv bn relu conv | conv]" becomes "bn relu [conv bn relu conv | conv]": the opening of a wide
     residual network's stage, whose pre-activation branch and shortcut share.
     """
-    items = []
+    items: list[Item] = []
     for item in order.items:
         if isinstance(item, Residual):
             branch = item.branch.items
@@ -168,7 +171,7 @@ def unbracket(order: Order) -> Order:
 
     "[conv bn relu conv bn]" becomes "conv bn relu conv bn", as where a MobileNetV2 widens.
     """
-    items = []
+    items: list[Item] = []
     for item in order.items:
         items += item.branch.items if isinstance(item, Residual) else [item]
     return Order(tuple(items))
@@ -184,7 +187,7 @@ def run(order: Order, x: jax.Array, layer: Callable[[str, str, jax.Array], jax.A
     return _run(order, x, layer, iter(order.named()))
 
 
-def _run(order, x, layer, names: Iterator):
+def _run(order, x, layer, names):
     for item in order.items:
         if isinstance(item, str):
             x = layer(*next(names), x)

@@ -7,7 +7,8 @@ the images are those of `lax.conv_general_dilated`; the kernel's gradient is the
 """
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,13 @@ from jax import lax
 _IMAGES = 32  # of a part; fewer gain little, and every part costs a twentieth of a second of compilation
 
 
-def conv_general_dilated(lhs: jax.Array, rhs: jax.Array, window_strides, padding, **options) -> jax.Array:
+def conv_general_dilated(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[tuple[int, int]],
+    **options: Any,
+) -> jax.Array:
     """`jax.lax.conv_general_dilated`, for `flax.linen.Conv(conv_general_dilated=...)`.
 
     Args:
@@ -26,13 +33,13 @@ def conv_general_dilated(lhs: jax.Array, rhs: jax.Array, window_strides, padding
     """
     if jax.default_backend() != "cpu" or len(lhs) <= _IMAGES:
         return lax.conv_general_dilated(lhs, rhs, window_strides, padding, **options)
-    padding = padding if isinstance(padding, str) else tuple(map(tuple, padding))
-    given = {"window_strides": tuple(window_strides), "padding": padding} | options
+    padding = padding if isinstance(padding, str) else tuple((low, high) for low, high in padding)
+    given: dict[str, Any] = {"window_strides": tuple(window_strides), "padding": padding} | options
     return _in_parts(tuple(given.items()), lhs, rhs)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def in_parts(options: tuple[tuple[str, Hashable], ...], images: jax.Array, kernel: jax.Array) -> jax.Array:
+def in_parts(options: tuple[tuple[str, Any], ...], images: jax.Array, kernel: jax.Array) -> jax.Array:
     """`lax.conv_general_dilated` with `options`, the kernel's gradient summed over parts of the images."""
     return lax.conv_general_dilated(images, kernel, **dict(options))
 
@@ -41,7 +48,10 @@ def in_parts(options: tuple[tuple[str, Hashable], ...], images: jax.Array, kerne
 def _derivative(options, primals, tangents):
     images, kernel = primals
     d_images, d_kernel = tangents
-    convolve = functools.partial(lax.conv_general_dilated, **dict(options))
+
+    def convolve(images, kernel):
+        return lax.conv_general_dilated(images, kernel, **dict(options))
+
     # Transposed, this is the sum over parts.
     parts = [convolve(images[start : start + _IMAGES], d_kernel) for start in range(0, len(images), _IMAGES)]
     return in_parts(options, *primals), convolve(d_images, kernel) + jnp.concatenate(parts)

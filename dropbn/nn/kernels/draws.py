@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike
 
 _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 _PARITY = np.uint32(0x1BD11BDA)
@@ -30,7 +31,7 @@ def uniform(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="shape")
-def bernoulli(key: jax.Array, p, shape: tuple[int, ...]) -> jax.Array:
+def bernoulli(key: jax.Array, p: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
     """`jax.random.bernoulli(key, p, shape)` as uint8: 1 with probability p, else 0.
 
     The dtype of `p` decides how many bits are drawn: a Python number is float64 under `jax_enable_x64`.
@@ -65,7 +66,7 @@ def _of_bits(function, key, shape):
     if str(jax.random.key_impl(key)) != "threefry2x32" or size >= 2**32 - 1:
         return function(jax.random.bits(key, shape, jnp.uint32))
     key = jax.random.key_data(key)
-    if jax.config.jax_threefry_partitionable:
+    if jax.config.jax_threefry_partitionable:  # type: ignore[attr-defined] # JAX adds it when it is imported.
         low = lax.iota(jnp.uint32, size)
         return function(jnp.bitwise_xor(*_hash(key, jnp.zeros_like(low), low))).reshape(shape)
     half = (size + 1) // 2

@@ -24,17 +24,17 @@ class Moments(NamedTuple):
       m2: sum of squared deviations from the mean, shape (channels,).
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment] # It hides tuple.count.
     origin: jax.Array
     offset: jax.Array
     m2: jax.Array
 
     @property
-    def mean(self):
+    def mean(self) -> jax.Array:
         return self.origin + self.offset
 
     @property
-    def variance(self):
+    def variance(self) -> jax.Array:
         """Population variance m2 / count (biased, as Flax keeps it)."""
         return self.m2 / self.count[..., None]
 
@@ -73,10 +73,10 @@ def both_sums(x: jax.Array, y: jax.Array, axes: tuple[int, ...]) -> tuple[jax.Ar
     # On a CPU, one axis after the other is several times faster than all at once; the examples come last, so
     # that devices and cores share them.
     steps = [(axis,) for axis in reversed(axes)] if jax.default_backend() == "cpu" else [axes]
-    sums, zero = (x, y), jnp.zeros((), x.dtype)
+    zero = jnp.zeros((), x.dtype)
     for step in steps:
-        sums = lax.reduce(sums, (zero, zero), _add, step)
-    return tuple(sums)
+        x, y = lax.reduce((x, y), (zero, zero), _add, step)
+    return x, y
 
 
 @both_sums.defjvp
