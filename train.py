@@ -4,9 +4,12 @@ import pathlib
 import re
 
 from absl import flags
-from ml_collections import config_flags
 
 from dropbn import cli
+from dropbn.errors import extra
+
+with cli.parsing(), extra("train"):
+    from ml_collections import config_flags
 
 _DIGITS = str(pathlib.Path(__file__).parent / "configs" / "digits.py")
 with cli.parsing():

@@ -3,7 +3,7 @@
 import importlib
 import sys
 
-from dropbn.errors import unknown
+from dropbn.errors import DropbnError, unknown
 
 # command -> (the module whose `run` it calls, what it does).
 COMMANDS = {
@@ -28,7 +28,11 @@ def main() -> None:
         print(f"error: {unknown('command', name, COMMANDS)}", file=sys.stderr)
         sys.exit(2)
     sys.argv = [f"dropbn {name}", *arguments]
-    importlib.import_module(COMMANDS[name][0]).run()
+    try:
+        run = importlib.import_module(COMMANDS[name][0]).run
+    except DropbnError as error:  # an extra that is not installed
+        sys.exit(f"error: {error}")
+    run()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """The errors: a request that is refused, and a run that was told to stop."""
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class DropbnError(ValueError):
@@ -22,6 +23,25 @@ def unknown(what: str, name: str, known: Iterable[str]) -> DropbnError:
     nearest = difflib.get_close_matches(str(name), known, n=1)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
     return DropbnError(f"Unknown {what} {name!r}. {hint}Known: {', '.join(known)}.")
+
+
+@contextlib.contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Goes around imports of packages that an extra of dropbn brings; the error says how to install it.
+
+    >>> with extra("plot"):
+    ...     from matplotlib.figure import Figure
+
+    Raises:
+      DropbnError: a package that is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise DropbnError(
+            f"This needs {package}, which is not installed: pip install 'dropbn[{name}]'."
+        ) from error
 
 
 def headline(error: str) -> str:

@@ -8,6 +8,8 @@ testing.
 import numpy as np
 import tensorflow_datasets as tfds
 
+from dropbn.errors import extra
+
 
 class Digits(tfds.core.GeneratorBasedBuilder):
     """scikit-learn's handwritten digits, read without TensorFlow."""
@@ -25,8 +27,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         return {"train": self._generate_examples(False), "test": self._generate_examples(True)}
 
     def _generate_examples(self, is_test):
-        from PIL import Image
-        from sklearn.datasets import load_digits
+        with extra("data"):
+            from PIL import Image
+            from sklearn.datasets import load_digits
 
         digits = load_digits()
         for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):

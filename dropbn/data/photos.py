@@ -3,7 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageEnhance
+
+from dropbn.errors import extra
+
+with extra("data"):
+    from PIL import Image, ImageEnhance
 
 
 class View(NamedTuple):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dropbn.data import files
-from dropbn.errors import DropbnError, unknown
+from dropbn.errors import DropbnError, extra, unknown
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -111,7 +111,8 @@ def prepare(name: str, directory: str = "") -> "tfds.core.DatasetBuilder":
     """Downloads and prepares a dataset where that has not been done; returns its tfds builder."""
     if name not in NAMES:
         raise unknown("dataset", name, NAMES)
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     tfds.disable_progress_bar()
     builder = _builder(name, directory)
@@ -126,7 +127,8 @@ def prepare(name: str, directory: str = "") -> "tfds.core.DatasetBuilder":
 
 
 def _builder(name, directory):
-    import tensorflow_datasets as tfds
+    with extra("data"):
+        import tensorflow_datasets as tfds
 
     where = {"data_dir": os.path.expanduser(directory) or None, "file_format": "array_record"}
     if name != "digits":

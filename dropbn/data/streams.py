@@ -10,6 +10,7 @@ from absl import flags
 
 from dropbn.data.photos import View
 from dropbn.data.splits import Split
+from dropbn.errors import extra
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Stream:
           epoch: the epoch.
           workers: processes that read; 0 reads in threads.
         """
-        import grain
+        with extra("data"):
+            import grain
 
         read = _Augmented(self, order, seed, epoch)
         batches = grain.MapDataset.source(positions).map(read).batch(batch_size, drop_remainder=True)

@@ -9,3 +9,8 @@ is one run of a cell, with one seed; a finished run is what it leaves.
 `verdicts` judges the claims by `estimates`. `table`, `table_text` and the files of figures show the results;
 `papers` holds the papers' own curves. For a single run use `train.py`.
 """
+
+from dropbn.errors import extra
+
+with extra("train"):
+    import ml_collections  # noqa: F401 - nothing here works without it

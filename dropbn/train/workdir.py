@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import ml_collections
 
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, extra
 
 # What a process that was killed early, or a study's member that could not begin, leaves behind.
 _LEFTOVERS = ("config.json.tmp", "checkpoint_dir", "checkpoint_dir.tmp", "error.txt", ".lock")
@@ -146,9 +146,10 @@ def log(workdir, restored_step: int) -> Iterator[Log]:
       DropbnError: they cannot be written.
     """
     # Here, because it imports much, and every config reads this file.
-    from tensorboardX.event_file_writer import EventsWriter
-    from tensorboardX.proto.event_pb2 import Event, SessionLog
-    from tensorboardX.proto.summary_pb2 import Summary
+    with extra("train"):
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.summary_pb2 import Summary
 
     directory = pathlib.Path(workdir)
     file = directory / "metrics.jsonl"
