@@ -1,4 +1,4 @@
-"""Activations by name: those of Flax, and the ones of the caffenet benchmark."""
+"""Activations by name: Flax's, and those that the caffenet benchmark adds."""
 
 from collections.abc import Callable
 
@@ -24,12 +24,12 @@ def maxout(x: jax.Array) -> jax.Array:
     """
     if x.shape[-1] % 2:
         raise DropbnError(f"maxout takes an even number of channels, got an array of shape {x.shape}.")
-    # Not max(-1): its gradient is NaN where XLA computes x twice and rounds it otherwise.
+    # Not max(-1): its gradient is NaN if XLA computes x twice and rounds it differently.
     return jnp.maximum(x[..., ::2], x[..., 1::2])
 
 
 class PReLU(nn.Module):
-    """y = max(x, 0) + slope * min(x, 0), a learned slope a channel, 0.25 at first (He et al. 2015, eq. 1)."""
+    """y = max(x, 0) + slope * min(x, 0); each channel learns its slope from 0.25 (He et al. 2015, eq. 1)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,11 +41,12 @@ class RReLU(Noise):
     """Randomized leaky ReLU: y = x where x > 0, else x / a (Xu et al. 2015, section 2.4).
 
     In training a ~ U(low, high) for every element, in test mode a = (low + high) / 2. So it is a noise: it
-    draws from the dropout stream and is switched on and off with dropout. E[1 / a] is not 1 / E[a]: even the
-    mean of its output shifts between training and test, by 8 % of the negative part at the default bounds.
+    draws from the dropout stream and is switched on and off with dropout. Because E[1 / a] is not 1 / E[a],
+    even the mean of its output shifts between training and test, by 8 % of the negative part at the default
+    bounds.
 
     Attributes:
-      low, high: bounds of a, 3 and 8 as published.
+      low, high: bounds of a; 3 and 8 are the published ones.
       broadcast_dims: dimensions that share one draw.
       deterministic: True switches the noise off.
       rng_collection: name of the random stream.
@@ -69,7 +70,7 @@ class RReLU(Noise):
         return jnp.where(inputs > 0, inputs, (inputs / a).astype(inputs.dtype))
 
 
-# Functions of an array, and modules.
+# Functions of an array, and module classes.
 ACTIVATIONS: dict[str, Callable] = {
     "relu": nn.relu,
     "relu6": nn.relu6,

@@ -1,4 +1,4 @@
-"""Initial weights: the schemes that the studies used."""
+"""Initial weights: the schemes that the papers' studies use."""
 
 import functools
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from jax.typing import DTypeLike
 from dropbn.errors import DropbnError, unknown
 from dropbn.nn.activations import ACTIVATIONS
 
-# N(0, 2 / (kernel^2 features)), of the convolutions in the papers' code (bearpaw/pytorch-classification); all
-# features count, also those of a convolution in groups.
+# N(0, 2 / (kernel^2 features)), for convolutions in the papers' code (bearpaw/pytorch-classification). All
+# features count, even if the convolution has groups.
 he_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 # N(0, 2 / inputs), He et al. 2015, eq. 10.
 he_fan_in = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 orthogonal = nn.initializers.orthogonal()
 
-# U(-1/sqrt(n), 1/sqrt(n)) for n features, of timm's EfficientNet.
+# U(-1/sqrt(n), 1/sqrt(n)) for n features, as in timm's EfficientNet.
 uniform_fan_out = nn.initializers.variance_scaling(1 / 3, "fan_out", "uniform")
 
 NAMES = ("he_fan_out", "timm", "he_fan_in", "orthogonal", "lsuv", "hendrycks")
@@ -29,8 +29,8 @@ NAMES = ("he_fan_out", "timm", "he_fan_in", "orthogonal", "lsuv", "hendrycks")
 def timm(groups: int) -> Callable:
     """N(0, 2 / (kernel^2 features / groups)): `he_fan_out` with the features of one group.
 
-    An input channel feeds the features of its own group alone. A depthwise convolution (groups = features)
-    has the variance 2 / kernel^2.
+    An input channel feeds only the features of its own group. For a depthwise convolution (groups = features)
+    the variance is 2 / kernel^2.
 
     Source: huggingface/pytorch-image-models, timm/models/_efficientnet_builder.py, `_init_weight_goog`.
     """
@@ -49,18 +49,19 @@ def create(
     """The initializers of convolution and dense kernels.
 
     Args:
-      name: "he_fan_out" (dense: `uniform_fan_in`), "timm" (`timm`, as its EfficientNet and MobileNet; dense:
-        `uniform_fan_out`), "he_fan_in", "orthogonal" (Saxe et al. 2014), "lsuv" (orthogonal, to be scaled by
-        `lsuv`), or "hendrycks" (`hendrycks`; convolutions leave out the backward term, as the paper allows).
-      activation: of the network; for "hendrycks".
-      keep: 1 - rate of its dropout; for "hendrycks".
+      name: "he_fan_out" (dense: `uniform_fan_in`), "timm" (`timm`, as in its EfficientNet and MobileNet;
+        dense: `uniform_fan_out`), "he_fan_in", "orthogonal" (Saxe et al. 2014), "lsuv" (orthogonal, to be
+        scaled by `lsuv`), or "hendrycks" (`hendrycks`; convolutions leave out the backward term, as the paper
+        allows).
+      activation: the network's activation; for "hendrycks".
+      keep: 1 - rate of the network's dropout; for "hendrycks".
 
     Returns:
       (groups of a convolution -> the initializer of its kernel, the initializer of dense kernels).
 
     Raises:
-      DropbnError: an unknown name; for "hendrycks" an activation that is no function of one number, or a keep
-        of 0.
+      DropbnError: the name is unknown, or "hendrycks" gets a keep of 0 or an activation that is not a
+        function of one number.
     """
     if name not in NAMES:
         raise unknown("init", name, NAMES)
@@ -79,14 +80,14 @@ def create(
 
 
 def hendrycks(forward: float, backward: float, keep: float) -> Callable:
-    """W / sqrt(forward / keep + keep * backward), the columns of W drawn on the unit sphere.
+    """W / sqrt(forward / keep + keep * backward), with the columns of W drawn on the unit sphere.
 
-    Keeps the variances of activations and of gradients near 1 under dropout (Hendrycks & Gimpel 2016,
+    This keeps the variances of activations and of gradients near 1 under dropout (Hendrycks & Gimpel 2016,
     arXiv:1607.02488).
 
     Args:
       forward: E[f(z)^2] of the activation before the layer.
-      backward: E[f'(z)^2] of the one after it.
+      backward: E[f'(z)^2] of the activation after it.
       keep: 1 - rate of the dropout.
     """
 
@@ -106,9 +107,9 @@ def second_moments(activation: str) -> tuple[float, float]:
         raise DropbnError(
             f"init='hendrycks' needs an activation of one number, such as relu; got {activation!r}."
         )
-    z = np.linspace(-12, 12, 24_000)  # An even number: no node at 0, where some have a kink.
+    z = np.linspace(-12, 12, 24_000)  # An even number puts no node at 0, where some f have a kink.
     density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi)
-    with jax.ensure_compile_time_eval():  # A model may be made within a traced step.
+    with jax.ensure_compile_time_eval():  # A traced step may create a model.
         values, slopes = jax.vmap(jax.value_and_grad(function))(jnp.asarray(z, jnp.float32))
     forward, backward = (
         float(np.trapezoid(np.square(y, dtype=np.float64) * density, z)) for y in (values, slopes)
@@ -119,14 +120,14 @@ def second_moments(activation: str) -> tuple[float, float]:
 def lsuv(model: nn.Module, variables: dict, images: jax.Array) -> dict:
     """Scales every conv and dense kernel so that its output on a batch has variance 1.
 
-    Layer-sequential unit variance (Mishkin & Matas 2016, algorithm 1) of a model with orthogonal kernels:
-    since a layer's output is linear in its kernel, one pass finds all the factors. Noise is off and BN uses
-    the batch. Biases stay as they are and do not count.
+    This is layer-sequential unit variance (Mishkin & Matas 2016, algorithm 1), for a model with orthogonal
+    kernels. Because a layer's output is linear in its kernel, one pass finds all the factors. Noise is off,
+    and BN uses batch statistics. Biases stay as they are and do not count.
 
     Args:
       model: called as `model(images, deterministic=True, use_running_average=False)`.
-      variables: its variables; they are not changed.
-      images: a batch of its inputs.
+      variables: the model's variables; they are not changed.
+      images: a batch of inputs.
 
     Returns:
       The variables with the scaled kernels.

@@ -14,21 +14,21 @@ from dropbn.nn.kernels import convolution
 from dropbn.nn.noise import Noise
 from dropbn.nn.order import SIZED, Order, run
 
-_MOST_CHANNELS = 10**8  # No array of weights between so many has more elements than int64 counts.
+_MOST_CHANNELS = 10**8  # The size of a kernel between so many channels still fits into int64.
 
 
 class Size(NamedTuple):
     """The size of one conv, dense, se, maxpool or avgpool.
 
     Attributes:
-      features: output channels; of an se the squeezed ones; unused by pooling.
-      kernel: side of the window, in pixels; of conv and pooling alone, as the next three.
+      features: output channels; for an se its squeezed channels. Pooling does not use it.
+      kernel: side of the window, in pixels; for conv and pooling, like stride and padding.
       stride: step of the window, in pixels.
       padding: zeros on each side, in pixels; None is kernel // 2 for conv and 0 for pooling. "ceil" pads at
         the right and the bottom until a last window fits, as Caffe's pooling does.
-      groups: channel groups of a convolution.
-      bias: whether conv or dense has a bias.
-      activation: of an se between its two layers.
+      groups: channel groups of a conv.
+      bias: whether a conv or dense has a bias.
+      activation: the activation between the two layers of an se.
     """
 
     features: int = 0
@@ -41,7 +41,7 @@ class Size(NamedTuple):
 
 
 class SqueezeExcite(nn.Module):
-    """y = x * sigmoid(W2 f(W1 mean(x) + b1) + b2), the mean over pixels (Hu et al. 2018, eq. 2 to 4).
+    """y = x * sigmoid(W2 f(W1 mean(x) + b1) + b2), with the mean over pixels (Hu et al. 2018, eq. 2 to 4).
 
     Attributes:
       features: squeezed channels, rows of W1.
@@ -64,7 +64,7 @@ class SqueezeExcite(nn.Module):
 def local_response_norm(x: jax.Array, size: int = 5, alpha: float = 1e-4, beta: float = 0.75) -> jax.Array:
     """y_c = x_c / (1 + alpha / size * sum of x^2 over the `size` channels around c)^beta.
 
-    Krizhevsky et al. (2012, section 3.3), with the constants of Caffe's CaffeNet.
+    From Krizhevsky et al. (2012, section 3.3), with the constants of Caffe's CaffeNet.
     """
     window = (*(1,) * (x.ndim - 1), size)
     energy = jax.lax.reduce_window(jnp.square(x), 0.0, jax.lax.add, window, (1,) * x.ndim, "SAME")
@@ -83,12 +83,12 @@ def sparsity_penalty(x: jax.Array, target: float, weight: float) -> jax.Array:
 
 
 class Parts(NamedTuple):
-    """What a model's layers are made of, the same all over a network.
+    """What the layers are made of, the same throughout a network.
 
     Attributes:
       norm: `norm(name=...)` makes a batch normalization.
       noise: `noise(name=...)` makes what `drop` stands for.
-      activation: the activation that `act` stands for, or "".
+      activation: name of the activation that `act` stands for, or "".
       dtype: dtype of the computation; parameters and statistics stay float32.
       sparsity: (target, weight) of `sparse`, see `sparsity_penalty`.
       conv_init: groups of a convolution -> the initializer of its kernel.
@@ -105,7 +105,7 @@ class Parts(NamedTuple):
 
 
 class Layers(nn.Module):
-    """The module that runs an order, on (batch, height, width, channels) or (batch, features).
+    """The module that runs an order on (batch, height, width, channels) or (batch, features).
 
     Attributes:
       order: the order.
@@ -113,9 +113,9 @@ class Layers(nn.Module):
       parts: what the layers are made of.
 
     Raises:
-      DropbnError: another number of sizes than the order asks for, `act` without an activation, images
-        where a layer wants features or the reverse, groups that do not divide the channels, more than 10^8
-        channels.
+      DropbnError: the number of sizes is not what the order asks for, `act` has no activation, a layer gets
+        images where it wants features or the reverse, groups do not divide the channels, or there are more
+        than 10^8 channels.
     """
 
     order: Order

@@ -16,25 +16,25 @@ from dropbn.nn.kernels import batch_norm
 class BatchNorm(nn.BatchNorm):
     """`flax.linen.BatchNorm` whose statistics cover a stated number of images on any machine.
 
-    y = (x - mean) / sqrt(var + epsilon) * scale + bias, with mean and (biased) variance over the group
-    an image belongs to and over its pixels (Ioffe & Szegedy 2015), in float32 at least. How many
-    images share a statistic is part of an experiment, so it is stated and not left to the number of
-    devices.
+    y = (x - mean) / sqrt(var + epsilon) * scale + bias, with mean and (biased) variance over all images of a
+    group and their pixels (Ioffe & Szegedy 2015), in float32 at least. The number of images that share a
+    statistic is part of an experiment. So it is stated, and does not follow from the number of devices.
 
     Running statistics follow `running = momentum * running + (1 - momentum) * batch`, where `batch` is
     the average over this device's groups; a training step averages them over devices. The running
     variance is the biased one, as in Flax; PyTorch's is larger by m / (m - 1) for m values a channel.
 
-    Attributes (beside those of `flax.linen.BatchNorm`; the default momentum here is 0.9, and the variance is
-    always that of `moments.of`, about the first image's mean and in float32 at least, because the fast form
-    loses that of a channel with a large mean, so that use_fast_variance and force_float32_reductions have no
-    effect):
+    The default momentum is 0.9. use_fast_variance and force_float32_reductions have no effect: the variance
+    is always that of `moments.of`, about the first image's mean and in float32 at least, because Flax's fast
+    form loses the variance of a channel with a large mean.
+
+    Attributes (in addition to those of `flax.linen.BatchNorm`):
       group_size: images per statistic. 0 is the whole batch, over all devices of `axis_name`. Otherwise
         a divisor of the device's batch (several groups a device) or a multiple (a group spans devices).
-      axis_name: the device axis of `pmap`; None where there is one device.
+      axis_name: the device axis of `pmap`; None on one device.
 
     Raises:
-      DropbnError: a `group_size` that does not fit, channels that are not last, a `mask`.
+      DropbnError: the `group_size` does not fit, channels are not last, or a `mask` is given.
     """
 
     momentum: float = 0.9
@@ -71,14 +71,14 @@ class BatchNorm(nn.BatchNorm):
         return y
 
     def _parameter(self, name, init, channels):
-        """`self.param`; of a value that is there, the shape is compared without tracing `init` for it."""
+        """`self.param`, but `init` is not traced only to check the shape of a value that exists."""
         value = nn.unbox(self.get_variable("params", name))
         if np.shape(value) == (channels,):
             return value
         return self.param(name, init, (channels,), self.param_dtype)
 
     def _groups(self, images):
-        """Groups on each device, and the devices that share one, as of `kernels.batch_norm.normalize`."""
+        """The number of groups on each device, and `across` for `kernels.batch_norm.normalize`."""
         if self.is_initializing():
             return 1, None
         devices = lax.axis_size(self.axis_name) if self.axis_name else 1
@@ -88,7 +88,7 @@ class BatchNorm(nn.BatchNorm):
         return number, (self.axis_name, tuple(map(tuple, together)) if len(together) > 1 else None)
 
 
-# These two are traced once for all layers of a shape.
+# These two are traced once for all layers with the same shapes.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _by_running(epsilon, dtype, x, scale, bias, running_mean, running_var):
     """`x` normalized by running statistics."""
@@ -99,7 +99,7 @@ def _by_running(epsilon, dtype, x, scale, bias, running_mean, running_var):
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _by_groups(number, across, epsilon, momentum, dtype, x, scale, bias, running_mean, running_var):
-    """`x` normalized by the statistics of its `number` groups, and the running ones after it."""
+    """`x` normalized by the statistics of its `number` groups, and the new running statistics."""
     x, scale, bias = _promoted(x, scale, bias)
     groups = x.reshape(number, -1, *x.shape[1:])
     y, *batch = batch_norm.normalize(across, epsilon, groups, scale, bias)
@@ -111,7 +111,7 @@ def _by_groups(number, across, epsilon, momentum, dtype, x, scale, bias, running
 
 
 def _promoted(x, scale, bias):
-    """All three in float32 at least; scale and bias, which may be numbers, of shape (channels,)."""
+    """All three in float32 at least; scale and bias, which may be numbers, with shape (channels,)."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     return x, *(jnp.broadcast_to(jnp.asarray(value, x.dtype), x.shape[-1:]) for value in (scale, bias))
 
@@ -120,10 +120,10 @@ def split_groups(group_size: int, images: int, devices: int = 1) -> tuple[int, l
     """How groups of `group_size` images lie on `devices` devices of `images` images each.
 
     Returns:
-      (groups on each device, lists of devices that share a group or None where no group is shared).
+      (groups on each device, lists of devices that share a group, or None if no group spans devices).
 
     Raises:
-      DropbnError: `group_size` is no divisor of `images` and no multiple that divides the whole batch.
+      DropbnError: `group_size` is neither a divisor of `images` nor a multiple that divides the whole batch.
     """
     size = group_size or images * devices
     if size > 0 and images % size == 0:

@@ -1,16 +1,16 @@
 """Order strings: the order of a network's layers as text.
 
     bn relu conv bn relu conv                  a plain sequence
-    [bn relu conv bn relu conv | conv]         residual: x + branch(x); after | the shortcut, on raw x,
-                                               which runs only where the branch changes the shape
+    [bn relu conv bn relu conv | conv]         residual: x + branch(x); the shortcut after | acts on raw x
+                                               and runs only where the branch changes the shape
     {bn relu conv bn relu conv}                dense: concat(x, branch(x)) along the channels
     {conv relu | maxpool conv relu}            parallel: concat(branch(x), branch(x), ...)
 
-Words: `conv dense se bn lrn drop sparse maxpool avgpool gap flatten`, an activation by name, or `act` for the
-one that the configuration names. Sizes are not in the string: the model's family gives one `Size` for every
-conv, dense, se (squeeze and excitation), maxpool and avgpool, in the order of the string.
+A word is one of `conv dense se bn lrn drop sparse maxpool avgpool gap flatten`, the name of an activation, or
+`act` for the activation that the configuration names. The string holds no sizes: the model's family gives one
+`Size` for every conv, dense, se (squeeze and excitation), maxpool and avgpool, in the order of the string.
 
-Layers are named by kind and count, brackets ignored: conv1, bn1, conv2, bn2; shortcut_conv1. Moving
+Layers are named by kind and count, whatever the brackets: conv1, bn1, conv2, bn2; shortcut_conv1. Moving
 `drop` therefore renames no parameter, and a checkpoint trained with one placement loads into any other.
 """
 
@@ -28,12 +28,12 @@ from dropbn.nn.activations import ACTIVATIONS
 WEIGHTS = ("conv", "dense")
 SIZED = (*WEIGHTS, "se", "maxpool", "avgpool")
 WORDS = (*SIZED, "bn", "lrn", "drop", "sparse", "gap", "flatten", "act", *ACTIVATIONS)
-_DEEPEST = 50  # brackets within each other; Python could follow some hundreds
+_DEEPEST = 50  # nested brackets; Python's recursion would allow some hundreds
 
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """A parsed order: `items` are words, `Residual`s, `Concat`s and `Parallel`s. `str` prints it back."""
+    """A parsed order: its `items` are words and brackets. `str` gives the string again."""
 
     items: tuple["Item", ...]
 
@@ -100,8 +100,8 @@ def parse(text: str) -> Order:
     """Reads an order string; `parse(str(order)) == order`.
 
     Raises:
-      DropbnError: an unknown word, brackets that do not match, an empty order, branch or shortcut, a
-        bar outside brackets, more than 50 brackets within each other. The message shows the string with a
+      DropbnError: a word is unknown, brackets do not match, an order, branch or shortcut is empty, a bar
+        stands outside brackets, or more than 50 brackets are nested. The message shows the string with a
         caret under the place.
     """
     pieces = [(m.group(), m.start()) for m in re.finditer(r"[\[\]{}|]|[^\s\[\]{}|]+", text)]
@@ -152,8 +152,8 @@ def parse(text: str) -> Order:
 def hoist(order: Order) -> Order:
     """Takes what stands before the first weight layer out of the residual bracket, so that the skip gets it.
 
-    "[bn relu conv bn relu conv | conv]" becomes "bn relu [conv bn relu conv | conv]": the opening of a wide
-    residual network's stage, whose pre-activation branch and shortcut share.
+    "[bn relu conv bn relu conv | conv]" becomes "bn relu [conv bn relu conv | conv]". So begins a stage of a
+    wide residual network, where branch and shortcut share the pre-activation.
     """
     items: list[Item] = []
     for item in order.items:
@@ -167,9 +167,9 @@ def hoist(order: Order) -> Order:
 
 
 def unbracket(order: Order) -> Order:
-    """The order with its residual branches in line: a block that changes the shape and has no skip.
+    """The order without its residual brackets: a block that changes the shape and has no skip.
 
-    "[conv bn relu conv bn]" becomes "conv bn relu conv bn", as where a MobileNetV2 widens.
+    "[conv bn relu conv bn]" becomes "conv bn relu conv bn", as in MobileNetV2 where the channels change.
     """
     items: list[Item] = []
     for item in order.items:
@@ -178,11 +178,11 @@ def unbracket(order: Order) -> Order:
 
 
 def run(order: Order, x: jax.Array, layer: Callable[[str, str, jax.Array], jax.Array]) -> jax.Array:
-    """Runs `order` on `x` by calling `layer(name, word, x)` for every word it comes to.
+    """Runs `order` on `x` by calling `layer(name, word, x)` for every word that it reaches.
 
     Raises:
-      DropbnError: a branch changes the shape and there is no shortcut, or the shortcut's shape differs;
-        what is to be concatenated differs in more than the channels.
+      DropbnError: a branch changes the shape and has no shortcut, the shortcut gives another shape, or parts
+        to be concatenated differ in more than the channels.
     """
     return _run(order, x, layer, iter(order.named()))
 
@@ -199,7 +199,7 @@ def _run(order, x, layer, names):
         if isinstance(item, Concat):
             x = _concatenate(item, [x, y])
             continue
-        # Taken also where the shortcut does not run, so that no later layer changes its name.
+        # The shortcut uses up its names even if it does not run, so that no later layer changes its name.
         of_shortcut = [next(names) for _ in item.shortcut.named()] if item.shortcut else []
         if y.shape != x.shape:
             if not item.shortcut:

@@ -1,4 +1,4 @@
-"""Named positions: where the papers put dropout and BN, as functions from a plain order to an order."""
+"""Named positions where the papers put dropout and BN, as functions from a plain order to an order."""
 
 import dataclasses
 import functools
@@ -40,22 +40,27 @@ NORM_PLACES = ("before", "after")
 def place(order: Order, name: str) -> Order:
     """The plain `order` with `drop`, or `bn`, in a named position.
 
-    In a block: Li et al. (2018, section 4) `a`, before the branch's last BN, and `b`, before its last
-    weight layer; Kim et al. (2023, Fig. 2) `P0` on the trunk before the split, `P1` before the first BN,
-    `P2` after it, `P3` after the first activation, `P4` after the first weight layer, `P5` after the
-    last BN, `P6` before the last weight layer, `P7` after it, and `G1`, their Guideline 1: after the branch's
-    last BN, pre-activation or not; Chen et al. (2019) `ic`, which moves every BN to right
-    before the next weight layer and `drop` between them. In a head: Li's `last`, before the classifier;
-    Kim's (Fig. 4) `H1` and `H2` around a convolution, `H3` after BN, `H4` before global average pooling
-    (which is `G2` too, their Guideline 2), `H5` after it, `H6` after the classifier. `P6+P7` stands at both.
+    Positions in a block:
+    - Li et al. (2018, section 4): `a` before the branch's last BN, `b` before its last weight layer.
+    - Kim et al. (2023, Fig. 2): `P0` on the trunk before the split, `P1` before the first BN, `P2` after it,
+      `P3` after the first activation, `P4` after the first weight layer, `P5` after the last BN, `P6` before
+      the last weight layer, `P7` after it. `G1`, their Guideline 1, is after the branch's last BN, with
+      pre-activation or without.
+    - Chen et al. (2019): `ic` moves every BN to right before the next weight layer and puts `drop` between
+      the two.
 
-    In both, of a network without BN: caffenet-benchmark's `before` and `after`, `bn` right before or after
-    every activation. A `drop` that the order holds stays where it is.
+    Positions in a head:
+    - Li: `last` before the classifier.
+    - Kim (Fig. 4): `H1` and `H2` around a convolution, `H3` after BN, `H4` before global average pooling,
+      `H5` after it, `H6` after the classifier. `G2`, their Guideline 2, is `H4`.
+
+    `P6+P7` puts `drop` at both. For networks without BN, `before` and `after` (caffenet-benchmark) insert
+    `bn` right before or after each activation; a `drop` in the order stays where it is.
 
     Raises:
-      DropbnError: an unknown name, an order that already holds `drop` (`bn` for `before` and `after`), P0 to
-        P7 or ic in a branch that does not begin with bn (they are defined for pre-activation), or no layer
-        of the kind to stand by.
+      DropbnError: the name is unknown; the order already holds `drop` (`bn` for `before` and `after`); the
+        branch does not begin with bn, for P0 to P7 and ic, which are defined for pre-activation; or there is
+        no layer of the kind that the position refers to.
     """
     names = name.split("+")
     for part in () if name in NORM_PLACES else names:

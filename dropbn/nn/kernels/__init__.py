@@ -1,5 +1,5 @@
 """Fast forms of plain formulas, kept apart so that the layers read like a textbook.
 
-Each module says what it brings, where its plain form stands and when it can be deleted; a test compares the
-two. Use the layers of `dropbn.nn` instead.
+Each module names the plain form that it replaces, says what it brings, and says when to delete it. A test
+compares the two forms. To build a network, use the layers of `dropbn.nn`, which call these.
 """

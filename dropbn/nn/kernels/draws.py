@@ -1,12 +1,14 @@
 """The draws of `jax.random`, bit for bit in every configuration of JAX, in loops that a CPU runs well.
 
-JAX hashes on CPU round by round, each of them a pass over memory. Here the rounds of threefry are written
-out, so that XLA's compiler makes one vectorized loop of the hash and of what turns bits into a draw. A key of
-another generator draws from `jax.random` itself, and so does a probability that is not float32.
+On a CPU, JAX passes over memory once for each round of the threefry hash. Here the rounds are written out, so
+that XLA's compiler makes one vectorized loop of the hash and of what turns its bits into a draw.
 
-The plain form is `jax.random`, which tests/nn/kernels/test_draws.py compares bit for bit. Dropout of 2.1
-million values takes 3.4 instead of 14.6 ms on two cores (benchmarks/notes.md). Delete this when XLA's CPU
-compiler fuses the rounds.
+Replaces: `jax.random.uniform`, `bernoulli` and `normal`; tests/nn/kernels/test_draws.py compares them bit for
+bit. For a key of another generator, or a probability that is not float32, `jax.random` itself draws.
+
+Brings: dropout of 2.1 million values takes 3.4 instead of 14.6 ms on two cores (benchmarks/notes.md).
+
+Delete it when XLA's CPU compiler fuses the rounds.
 """
 
 import functools
@@ -20,7 +22,7 @@ from jax.typing import ArrayLike
 
 _ROTATIONS = (13, 15, 26, 6), (17, 29, 16, 24)
 _PARITY = np.uint32(0x1BD11BDA)
-# The smallest float32 above -1: the argument of a normal draw's inverse error function stays inside (-1, 1).
+# The smallest float32 above -1 keeps the argument of a normal draw's inverse error function inside (-1, 1).
 _ABOVE_MINUS_1 = np.nextafter(np.float32(-1), np.float32(0))
 
 
@@ -35,7 +37,7 @@ def bernoulli(key: jax.Array, p: ArrayLike, shape: tuple[int, ...]) -> jax.Array
     """`jax.random.bernoulli(key, p, shape)` as uint8: 1 with probability p, else 0.
 
     The dtype of `p` decides how many bits are drawn: a Python number is float64 under `jax_enable_x64`.
-    XLA's CPU compiler does not vectorize a select on a stored bool. Compare in float32 where one is needed.
+    XLA's CPU compiler does not vectorize a select on a stored bool: compare as float32 if you need a bool.
     """
     if jnp.result_type(p) != jnp.float32:
         return jax.random.bernoulli(key, p, shape).astype(jnp.uint8)
@@ -59,7 +61,7 @@ def _normal(bits):
 
 
 def _of_bits(function, key, shape):
-    """`function(jax.random.bits(key, shape, jnp.uint32))`, elementwise, before bits are put together."""
+    """`function(jax.random.bits(key, shape, jnp.uint32))`; applies it before the two halves are joined."""
     if not jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.wrap_key_data(key)
     size = math.prod(shape)
