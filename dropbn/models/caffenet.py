@@ -1,10 +1,10 @@
 """CaffeNet128 of ducha-aiki/caffenet-benchmark: CaffeNet for 128x128 images, without or with LRN.
 
-Five convolutions and two hidden dense layers, all with a bias; the 2nd, 4th and 5th convolution have two
-groups. Each is one unit: the block is the order of a convolution's, and the head holds the dense ones, with
-dropout after each as in the benchmark. "conv bn relu" and "conv relu bn" are BN before and after the
-activation (places `before` and `after` derive both orders). `caffenet_lrn` has local response normalization
-after the first two poolings. Under maxout a unit's weights make 2 x 1/sqrt(2) times the channels.
+It has five convolutions and two hidden dense layers, all with a bias; the 2nd, 4th and 5th convolution have
+two groups. The block is the order around one convolution. The head holds the dense layers, with dropout after
+each as in the benchmark. "conv bn relu" and "conv relu bn" put BN before and after the activation; the places
+`before` and `after` derive both. `caffenet_lrn` has local response normalization after the first two
+poolings. With maxout, a layer has 2 x 1/sqrt(2) times as many channels before the activation.
 """
 
 import functools

@@ -1,14 +1,15 @@
 """DenseNet (Huang et al. 2017).
 
-A layer of DenseNet-BC is a 1x1 convolution to 4k and a 3x3 convolution to k channels whose output is
-concatenated to its input; between the blocks of layers "bn relu conv avgpool" halves channels and resolution.
+A layer of DenseNet-BC is a 1x1 convolution to 4k and a 3x3 convolution to k channels. Its output is
+concatenated to its input. Between blocks of layers, "bn relu conv avgpool" halves channels and resolution.
 
 `densenet`, for small images, after bearpaw's `models/cifar/densenet.py`: a 3x3 convolution to 2k channels and
 three blocks of (L - 4) / 6 layers. DenseNet-BC(L=100, k=12) has 769,162 parameters on 10 classes and 99 BN
 layers (Li et al. 2018, Table 2 and Fig. 4). A block with one convolution, "{bn relu conv}", makes the plain
-DenseNet: (L - 4) / 3 layers of one 3x3 convolution, 16 channels in the stem, and no halving of channels;
-1,019,722 parameters for L=40, k=12. "{bn relu conv drop}" has dropout after every convolution but the stem's:
-also after the one between the blocks, as in the authors' code (liuzhuang13/DenseNet, models/densenet.lua).
+DenseNet: (L - 4) / 3 layers of one 3x3 convolution, 16 channels in the stem, and no halving of channels. With
+L=40 and k=12 it has 1,019,722 parameters. "{bn relu conv drop}" has dropout after every convolution except
+the stem's. It follows the convolution between two blocks too, as in the authors' code
+(liuzhuang13/DenseNet, models/densenet.lua).
 
 `densenet_imagenet`: a 7x7 convolution to 2k channels with BN and max pooling, and four blocks. DenseNet-169
 (k = 32) has 14,149,480 parameters (torchvision).
@@ -28,10 +29,10 @@ IMAGENET_LAYERS = {13: (1, 1, 1, 1), 121: (6, 12, 24, 16), 169: (6, 12, 32, 32),
 
 
 def small(config: Config, block: Order, head: Order) -> list[Section]:
-    """`config.depth` is 6n + 4 (of a plain DenseNet 3n + 4), `config.width` the growth rate k.
+    """`config.depth` is 6n + 4 (3n + 4 for a plain DenseNet), `config.width` the growth rate k.
 
     Raises:
-      DropbnError: a depth that is no such number, a block that is no dense bracket.
+      DropbnError: the depth is not such a number, or the block is not a dense bracket.
     """
     per_layer = 3 * block.count("conv")
     layers, rest = divmod(config.depth - 4, per_layer) if per_layer else (0, 0)
@@ -49,7 +50,7 @@ def imagenet(config: Config, block: Order, head: Order) -> list[Section]:
     """`config.depth` is a key of `IMAGENET_LAYERS`, `config.width` the growth rate k.
 
     Raises:
-      DropbnError: another depth, a block that is no dense bracket.
+      DropbnError: the depth is another, or the block is not a dense bracket.
     """
     numbers = by_depth(config, IMAGENET_LAYERS)
     stem = (Size(2 * config.width, 7, 2), Size(kernel=3, stride=2, padding=1))

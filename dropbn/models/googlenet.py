@@ -1,7 +1,7 @@
 """GoogLeNet (Szegedy et al. 2015) without its auxiliary classifiers, as caffenet-benchmark's GoogLeNet128.
 
-The block is the order of one convolution's unit, of which the inception blocks are made: "conv relu", or
-"conv bn relu", or "conv relu bn". Convolutions have a bias. 6,998,552 parameters on 1000 classes without BN.
+The block is the order around one convolution: "conv relu", "conv bn relu" or "conv relu bn". The inception
+blocks are made of it. Convolutions have a bias. Without BN it has 6,998,552 parameters on 1000 classes.
 """
 
 from dropbn.models.network import Config, Family, Section, by_depth, classifier
@@ -27,10 +27,10 @@ DEPTHS = {22: tuple(INCEPTIONS), 10: ("3a", "4a", "5a")}
 
 
 def sections(config: Config, block: Order, head: Order) -> list[Section]:
-    """`config.width` is per cent of the published channels; depth 10 has the inceptions 3a, 4a and 5a alone.
+    """`config.width` is per cent of the published channels; depth 10 has only the inceptions 3a, 4a and 5a.
 
     Raises:
-      DropbnError: a depth that is neither 22 nor 10.
+      DropbnError: the depth is neither 22 nor 10.
     """
 
     def conv(features, kernel=1, stride=1):

@@ -1,13 +1,13 @@
 """Networks of inverted residual blocks: MobileNetV2 (Sandler et al. 2018), EfficientNet-B0 (Tan & Le 2019).
 
-A block widens by a 1x1 convolution, filters each channel by itself, and narrows by a 1x1 convolution without
-an activation; it has a skip where it keeps the shape, and is a plain sequence elsewhere (`unbracket`). The
-first stage's block does not widen. The head begins with a convolution, so that Kim's H1 and H2 exist.
+A block widens with a 1x1 convolution, filters each channel by itself, and narrows with a 1x1 convolution
+without an activation. It has a skip where it keeps the shape; elsewhere it is a plain sequence (`unbracket`).
+The first stage's block does not widen. The head begins with a convolution, so that Kim's H1 and H2 exist.
 
-`mobilenetv2`: 3,504,872 parameters at width 100, 6,108,776 at width 140, the 1.4 of Kim et al. (2023, Table
-6). `efficientnet`: with squeeze and excitation, 5,288,548 parameters; the published training's stochastic
-depth is left out. Widths are per cent of the published one; channels are rounded to multiples of 8 as
-published.
+`mobilenetv2` has 3,504,872 parameters at width 100, and 6,108,776 at width 140, the 1.4 of Kim et al. (2023,
+Table 6). `efficientnet` has squeeze and excitation and 5,288,548 parameters; it leaves out the stochastic
+depth of the published training. Widths are per cent of the published width. As published, channels are
+rounded to multiples of 8.
 """
 
 import functools
@@ -55,7 +55,8 @@ EFFICIENTNET = (
     Stage(6, 192, 5, 2),
     Stage(6, 320, 3, 1),
 )
-# Blocks in each stage, by depth: all convolutions but those of se, and the classifier. 23 is for tests.
+# Blocks in each stage, by depth. A depth counts convolutions, except those of se, and the classifier. 23 is
+# for tests.
 MOBILENETV2_BLOCKS = {53: (1, 2, 3, 4, 3, 3, 1), 23: (1,) * 7}
 EFFICIENTNET_BLOCKS = {50: (1, 2, 2, 3, 3, 4, 1), 23: (1,) * 7}
 
@@ -78,10 +79,11 @@ def sections(
       stem: order of the stem.
       stages: the stages at width 100.
       blocks: depth -> blocks in each stage.
-      squeeze_activation: of se, whose squeezed channels are a quarter of the block's input.
+      squeeze_activation: activation of se. Its squeezed channels are a quarter of the block's input channels.
 
     Raises:
-      DropbnError: another depth, a block that is not one bracket, a branch with less than two weight layers.
+      DropbnError: the depth is another, the block is not one bracket, or its branch has fewer than two weight
+        layers.
     """
     wide = config.width / 100
     channels = rounded(32 * wide)
@@ -108,13 +110,13 @@ def sections(
 
 
 def rounded(channels: float) -> int:
-    """The nearest multiple of 8 that is not more than a tenth below, at least 8."""
+    """The nearest multiple of 8, at least 8; the next one if that is more than a tenth below `channels`."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest + 8 * (nearest < 0.9 * channels)
 
 
 def _without_widening(block):
-    """The block without its first weight layer, and the bn and activation that belong to it."""
+    """The block without its first weight layer and the bn and activation that follow it."""
     branch = bracket(block).branch.items
     weights = [i for i, word in enumerate(branch) if word in WEIGHTS]
     if len(weights) < 2:

@@ -1,7 +1,7 @@
 """A small convolutional network after LeNet-5 (LeCun et al. 1998), whose pooling is part of the order.
 
-The block is one convolution with all that follows it, pooling included, and the head holds the dense layers:
-so noise and BN can stand before and after pooling, in convolutions alone, or in dense layers alone.
+The block is one convolution with all that follows it, pooling included. The head holds the dense layers. So
+noise and BN can stand before or after pooling, only among convolutions, or only among dense layers.
 """
 
 import itertools

@@ -19,7 +19,7 @@ class Section(NamedTuple):
     Attributes:
       name: name of its module, as in "stage1_block1".
       order: its layers.
-      sizes: a `Size` for each conv, dense, se, maxpool and avgpool of the order.
+      sizes: one `Size` for each conv, dense, se, maxpool and avgpool of the order.
     """
 
     name: str
@@ -42,23 +42,23 @@ class Family(NamedTuple):
 
 
 def classifier(config: Config, head: Order, hidden: int = 0) -> Section:
-    """The head: its dense layers have `hidden` units, the last one a unit for each class; all a bias."""
+    """The head. The last dense layer has a unit for each class, the others have `hidden`; all have a bias."""
     before = (Size(hidden, bias=True),) * (head.count("dense") - 1) if hidden else ()
     return Section("head", head, (*before, Size(config.num_classes, bias=True)))
 
 
 def sizes_of(order: Order, **sizes: Iterable[Size]) -> tuple[Size, ...]:
-    """The sizes of an order, wherever its words stand, from those of each kind: conv=(...), se=(...)."""
+    """The sizes of an order, from the sizes of each kind of layer: conv=(...), se=(...)."""
     kinds = {word: iter(of_word) for word, of_word in sizes.items()}
     found = [next(kinds.get(word, iter(())), None) for _, word in order.named() if word in SIZED]
     return tuple(size for size in found if size is not None)
 
 
 def by_depth(config: Config, numbers: Mapping[int, tuple]) -> tuple:
-    """`numbers[config.depth]`, of a network that exists in a few depths.
+    """`numbers[config.depth]`, for a network that has only a few depths.
 
     Raises:
-      DropbnError: another depth.
+      DropbnError: the depth is another.
     """
     if config.depth not in numbers:
         raise DropbnError(

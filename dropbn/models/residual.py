@@ -1,4 +1,4 @@
-"""What the residual networks share: stages of equal blocks behind a stem."""
+"""What the residual networks share: a stem, then stages of equal blocks."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,10 +17,10 @@ IMAGENET = {14: (1, 1, 1, 1), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 
 def plain_sizes(config: Config, block: Order, stage: int, stride: int) -> tuple[Size, ...]:
     """Sizes of a basic block (3x3, 3x3) or a bottleneck (1x1, 3x3, 1x1 to four times the channels).
 
-    `config.width` channels in the first stage and twice that in each next.
+    The first stage has `config.width` channels, each later one twice as many as the one before.
 
     Raises:
-      DropbnError: a block of neither kind.
+      DropbnError: the block is of neither kind.
     """
     channels = config.width * 2**stage
     if _convs(block) == 2:
@@ -33,11 +33,11 @@ def plain_sizes(config: Config, block: Order, stage: int, stride: int) -> tuple[
 def grouped_sizes(config: Config, block: Order, stage: int, stride: int) -> tuple[Size, ...]:
     """Sizes of a ResNeXt bottleneck, to 256 channels in the first stage (Xie et al. 2017, Table 1).
 
-    Its 3x3 convolution has `config.cardinality` groups of `config.width` channels in the first stage and
-    twice that in each next.
+    In the first stage, its 3x3 convolution has `config.cardinality` groups of `config.width` channels, and in
+    each later stage twice as many channels.
 
     Raises:
-      DropbnError: a branch without three convolutions.
+      DropbnError: the branch does not have three convolutions.
     """
     if _convs(block) != 3:
         raise DropbnError(f"A block of {config.name} has three convolutions in its branch; got '{block}'.")
@@ -57,7 +57,7 @@ def small(
     others: int = 2,
     opening: Callable[[Order], Order] = lambda block: block,
 ) -> list[Section]:
-    """A network for small images: a 3x3 convolution and three stages of equally many blocks.
+    """A network for small images: a 3x3 convolution, then three stages with the same number of blocks.
 
     Args:
       config: `config.model`; its depth counts layers.
@@ -65,11 +65,11 @@ def small(
       stem: order of the stem.
       stem_width: channels of the stem; 0 is `config.width`.
       sizes: (config, block, stage from 0, stride) -> sizes of a block.
-      others: layers of `config.depth` that stand outside the blocks.
-      opening: makes the order of a stage's first block from that of the others.
+      others: how many layers of `config.depth` are outside the blocks.
+      opening: makes the order of a stage's first block from the order of the others.
 
     Raises:
-      DropbnError: a depth that does not divide into such blocks, a block that `sizes` refuses.
+      DropbnError: the depth does not divide into such blocks, or `sizes` refuses the block.
     """
     per_block = 3 * _convs(block)
     number, rest = divmod(config.depth - others, per_block)
@@ -92,10 +92,10 @@ def imagenet(
     sizes: Sizes = plain_sizes,
     opening: Callable[[Order], Order] = lambda block: block,
 ) -> list[Section]:
-    """A network for ImageNet: a 7x7 convolution, max pooling and four stages, as `small` else.
+    """A network for ImageNet: a 7x7 convolution, max pooling and four stages, otherwise like `small`.
 
     Raises:
-      DropbnError: a depth that is no key of `IMAGENET`, a block that `sizes` refuses.
+      DropbnError: the depth is not a key of `IMAGENET`, or `sizes` refuses the block.
     """
     start = (Size(stem_width or config.width, 7, 2), Size(kernel=3, stride=2, padding=1))
     numbers = by_depth(config, IMAGENET)
@@ -113,7 +113,7 @@ def stages(
     sizes: Sizes,
     opening: Callable[[Order], Order] = lambda block: block,
 ) -> list[Section]:
-    """Stages of `numbers` blocks; the first block of every stage but the first halves the resolution."""
+    """Stages of `numbers` blocks. The first block of each stage except the first halves the resolution."""
     return [
         Section(
             f"stage{stage + 1}_block{i + 1}",
@@ -131,10 +131,10 @@ def shortcut(block: Order, branch: tuple[Size, ...], stride: int, kernel: int = 
 
 
 def bracket(block: Order) -> Residual:
-    """The block's one residual bracket.
+    """The block's residual bracket.
 
     Raises:
-      DropbnError: there is none, or more than one.
+      DropbnError: the block has no residual bracket, or more than one.
     """
     found = [item for item in block.items if isinstance(item, Residual)]
     if len(found) != 1:

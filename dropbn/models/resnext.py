@@ -1,10 +1,10 @@
 """ResNeXt (Xie et al. 2017).
 
-`resnext`, for small images, after bearpaw's `models/cifar/resnext.py`: a 3x3 convolution to 64 channels,
-three stages of bottlenecks with 256, 512, 1024 output channels, whose grouped 3x3 convolution is
-`config.cardinality` groups of `config.width` channels in the first stage and twice that in each next; depth
-9n + 2. ResNeXt-29, 8x64d has 34,426,698 parameters on 10 classes, 31 BN layers (Li et al. 2018, Table 2 and
-Fig. 4).
+`resnext`, for small images, after bearpaw's `models/cifar/resnext.py`: a 3x3 convolution to 64 channels and
+three stages of bottlenecks with 256, 512 and 1024 output channels; depth 9n + 2. In the first stage, the
+grouped 3x3 convolution has `config.cardinality` groups of `config.width` channels, and in each later stage
+twice as many channels. ResNeXt-29, 8x64d has 34,426,698 parameters on 10 classes and 31 BN layers (Li et al.
+2018, Table 2 and Fig. 4).
 
 `resnext_imagenet`: the four stages of `resnet_imagenet` with such bottlenecks. ResNeXt-101, 64x4d, whose
 published errors are those of Li's Table 5, has 83,455,272 parameters.

@@ -1,9 +1,10 @@
 """SENet-154 (Hu et al. 2018), after the authors' network.
 
-ResNeXt-152's bottlenecks of 64 groups with squeeze and excitation before the addition (a 16th of the
-channels), three 3x3 convolutions for the stem, half the channels in each bottleneck's 1x1 convolution, and
-3x3 shortcut convolutions where the resolution halves. 115,088,984 parameters at depth 152, width 4,
-cardinality 64 (timm's legacy_senet154); its published errors are those of Li's "SENet" (2018, Table 5).
+It has ResNeXt-152's bottlenecks of 64 groups with squeeze and excitation before the addition (to a 16th of
+the channels), a stem of three 3x3 convolutions, half the channels in each bottleneck's first 1x1 convolution,
+and 3x3 shortcut convolutions where the resolution halves. At depth 152, width 4 and cardinality 64 it has
+115,088,984 parameters (timm's legacy_senet154). Its published errors are those of Li's "SENet" (2018,
+Table 5).
 """
 
 import itertools
@@ -21,7 +22,7 @@ def sections(config: Config, block: Order, head: Order) -> list[Section]:
     """`config.depth` is a key of `residual.IMAGENET`; width and cardinality are as in `resnext`.
 
     Raises:
-      DropbnError: another depth, a branch without three convolutions.
+      DropbnError: the depth is another, or the branch does not have three convolutions.
     """
     stem = (Size(64, 3, 2), Size(64, 3), Size(128, 3), Size(kernel=3, stride=2, padding="ceil"))
     return [

@@ -1,9 +1,9 @@
 """VGG with BN for small images (Simonyan & Zisserman 2015), after bearpaw's `models/cifar/vgg.py`.
 
-3x3 convolutions with bias in five groups, each followed by 2x2 max pooling, and one dense layer; hidden dense
-layers of another head have as many units as the last group has channels. The block is the unit around one
-convolution, so that "conv bn relu" and "conv relu bn" are BN before and after the activation. VGG-16 has
-14,728,266 parameters on 10 classes.
+It has five groups of 3x3 convolutions with a bias, 2x2 max pooling after each group, and one dense layer. If
+another head has hidden dense layers, they have as many units as the last group has channels. The block is the
+order around one convolution: "conv bn relu" and "conv relu bn" put BN before and after the activation. VGG-16
+has 14,728,266 parameters on 10 classes.
 """
 
 from dropbn.models.network import Config, Family, Section, by_depth, classifier
@@ -20,10 +20,10 @@ GROUPS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2,
 def sections(config: Config, block: Order, head: Order) -> list[Section]:
     """`config.depth` is 11, 13, 16 or 19; `config.width` the first group's channels (64 as published).
 
-    Groups double the channels up to eight times the first's.
+    Each group has twice the channels of the one before, up to eight times the first's.
 
     Raises:
-      DropbnError: another depth.
+      DropbnError: the depth is another.
     """
     rows = []
     for group, number in enumerate(by_depth(config, GROUPS), 1):

@@ -1,10 +1,10 @@
 """Wide residual network, WRN-depth-k (Zagoruyko & Komodakis 2016), after bearpaw's `models/cifar/wrn.py`.
 
-Basic pre-activation blocks of 16k, 32k, 64k channels after a 3x3 convolution to 16. The first block of a
-stage shares its pre-activation with the shortcut: "bn relu [conv bn relu conv | conv]", derived from the
-block by `hoist`. WRN-28-10 has 36,479,194 parameters on 10 classes and 25 BN layers (Li et al. 2018,
-Table 2 and Fig. 4). `config.width` is 16k; `config.depth` is 6n + 4, because the shortcuts of the three
-stages count as layers in a WRN's name.
+After a 3x3 convolution to 16 channels it has basic pre-activation blocks of 16k, 32k and 64k channels. In the
+first block of a stage, branch and shortcut share the pre-activation: `hoist` makes
+"bn relu [conv bn relu conv | conv]" of the block. WRN-28-10 has 36,479,194 parameters on 10 classes and 25 BN
+layers (Li et al. 2018, Table 2 and Fig. 4). `config.width` is 16k; `config.depth` is 6n + 4, because the
+shortcuts of the three stages count as layers in a WRN's name.
 """
 
 import functools
