@@ -16,7 +16,7 @@ COMMANDS = {
 
 
 def main() -> None:
-    """Runs the command that the first argument names; the others are the command's own."""
+    """Runs the command that the first argument names. The command parses the other arguments."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         print("usage: dropbn COMMAND ...\n")

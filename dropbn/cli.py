@@ -16,25 +16,25 @@ from absl import app, flags
 from dropbn import runtime
 from dropbn.errors import DropbnError, Preempted, unknown
 
-# A process that has been silent for so long is taken for dead, and the others end.
+# A process that is silent for so long counts as dead, and the others end.
 _HEARTBEAT_SECONDS = 30
 
 
 def run(
     main: Callable[..., int | None], *, arguments: Sequence[str] = (), failure: int = 1, interrupted: str = ""
 ) -> None:
-    """Parses flags and calls `main`; what the user got wrong ends in a sentence, not a traceback.
+    """Parses flags and calls `main`. A user's mistake ends in a sentence, not in a traceback.
 
     With --help it prints how the command is used instead, see `answer_help`.
 
     Args:
       main: called with the positional arguments; returns the exit status.
-      arguments: what those are, for the sentence about a missing one.
+      arguments: what the positional arguments are, for the sentence about a missing one.
       failure: exit status after a `DropbnError`.
       interrupted: what to say after Ctrl-C.
     """
     answer_help(inspect.getdoc(inspect.getmodule(main)) or "", *arguments)
-    absl.logging.set_verbosity(absl.logging.FATAL)  # What goes wrong is raised, and said once.
+    absl.logging.set_verbosity(absl.logging.FATAL)  # Errors are raised, and said once.
     runtime.prepare()
 
     def guarded(argv):
@@ -93,7 +93,7 @@ def _describe(flag):
 
 
 def define_processes() -> None:
-    """Defines the flags of commands that run as several processes, one for each host."""
+    """Defines the flags of commands that can run as several processes, one for each host."""
     flags.DEFINE_bool(
         "distributed", False, "One process of several, as TPU pod, SLURM, Open MPI or Kubernetes say."
     )
@@ -103,7 +103,7 @@ def define_processes() -> None:
 
 
 def _connect():
-    """Joins the other processes, where the flags say that there are some; only process 0 prints."""
+    """Joins the other processes, if the flags say that there are some. Only process 0 prints."""
     given = flags.FLAGS
     if "distributed" not in given:
         return
@@ -126,28 +126,28 @@ def _connect():
 
 @contextlib.contextmanager
 def parsing() -> Iterator[None]:
-    """Turns errors of defining and parsing flags into a sentence.
+    """Turns errors in defining and parsing flags into a sentence.
 
-    A config flag with a default needs it around its definition, where it already reads the overrides.
+    A config flag with a default needs it around its definition, because that already reads the overrides.
     """
     try:
         yield
     except OSError as error:
         _exit(f"cannot load the config: {str(error).strip().splitlines()[-1].strip()}", 2)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        # What get_config itself refused reaches us wrapped in its traceback.
+        # What get_config itself refused arrives wrapped in its traceback.
         cause: BaseException | None = error
         while cause is not None:
             if isinstance(cause, DropbnError) and "Traceback" not in str(cause):
                 _exit(str(cause), 2)
             cause = cause.__cause__ or cause.__context__
-        # For a key that a config lacks, ml_collections raises an AttributeError or KeyError whose text is
-        # the key, quoted once or twice, and on a second line the nearest one.
+        # For a key that a config lacks, ml_collections raises an AttributeError or KeyError. Its text is the
+        # key, quoted once or twice, and on a second line the nearest key.
         text = str(error.args[0] if error.args else error)
         plain = text.replace("\\n", "\n").replace("\\'", "'").strip("'\"")
         if new := re.match(r'Key "(\w+)" does not exist and cannot be added', plain):
             _exit(f"the config file sets a new field. {unknown('field', new[1], _fields(plain))}", 2)
-        if "Traceback" in text:  # of a config file: its own line is the last that is not of a library.
+        if "Traceback" in text:  # A config file failed; its own line is the last outside libraries.
             lines = [
                 line
                 for line in re.findall(r'File "(.+)", line (\d+)', text)
@@ -159,7 +159,7 @@ def parsing() -> Iterator[None]:
 
 
 def _fields(text):
-    """The fields of a group, of which ml_collections prints a dictionary without its own groups' fields."""
+    """The fields of a group in the dictionary that ml_collections prints, without those of its subgroups."""
     return re.findall(r"'(\w+)': ", re.sub(r"\{[^{}]*\}(?=.*\})", "", text))
 
 
@@ -174,5 +174,5 @@ def _parse(argv):
 def _exit(message, status):
     print(f"error: {message}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        os._exit(status)  # Else this process would wait for the others, and they for it.
+        os._exit(status)  # Otherwise this process would wait for the others, and they for it.
     sys.exit(status)

@@ -10,7 +10,7 @@ class DropbnError(ValueError):
 
 
 class Preempted(SystemExit):
-    """A run was stopped by SIGTERM after it was saved. Uncaught it ends the process with status 0."""
+    """A run was saved and then stopped by SIGTERM. If it is not caught, the process ends with status 0."""
 
     def __init__(self, message: str) -> None:
         super().__init__(0)
@@ -18,7 +18,7 @@ class Preempted(SystemExit):
 
 
 def unknown(what: str, name: str, known: Iterable[str]) -> DropbnError:
-    """The error for a `name` that is none of the `known` names of `what`, with the nearest one."""
+    """The error for a `name` that is not one of the `known` names of `what`. It suggests the nearest one."""
     known = list(known)
     nearest = difflib.get_close_matches(str(name), known, n=1)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
@@ -45,6 +45,6 @@ def extra(name: str) -> Iterator[None]:
 
 
 def headline(error: str) -> str:
-    """The line of an error that says most: a traceback's last, a sentence's first."""
+    """The line of an error that says most: the last of a traceback, the first of a message."""
     lines = error.strip().splitlines() or [""]
     return lines[-1] if lines[0].startswith("Traceback") else lines[0]

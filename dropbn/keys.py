@@ -1,4 +1,4 @@
-"""Random keys: one seed, one stream for each purpose, nothing carried and nothing saved.
+"""Random keys: one seed, one stream for each purpose, and no state to carry or to save.
 
 A key follows from the seed, the stream's name and indices such as epoch and position, so that a resumed
 run draws what an uninterrupted one would have drawn.

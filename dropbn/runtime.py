@@ -1,7 +1,7 @@
-"""Settings of the process that every command shares. The library never touches them.
+"""Settings of the process that every command shares. The library never changes them.
 
-Each is a trick of its own: what it brings stands in benchmarks/notes.md, and it can be deleted when JAX, XLA
-or the C library no longer need it.
+Each setting makes the commands faster, and benchmarks/notes.md says by how much. Delete one when JAX, XLA or
+the C library no longer need it.
 """
 
 import contextlib
@@ -16,20 +16,20 @@ from importlib.util import find_spec
 import jax
 import jaxlib.version
 
-# Of kept programs: the most that they take on disk, and the compilation that is worth keeping: also the
-# many small ones of an eager init.
+# How much disk the compiled programs may take, and the shortest compilation that is kept: an eager init has
+# many short ones.
 _CACHE_BYTES, _CACHE_SECONDS = 2 * 1024**3, 0.0
 _XLA_FLAG = "--xla_cpu_experimental_ynn_fusion_type=-LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
-# Python looks for unreachable objects after so many new ones. By default it does after some hundreds, which
-# slows tracing down: that makes a million that stay.
+# Python looks for unreachable objects after so many new ones. Its default, some hundreds, slows down tracing,
+# which makes a million objects that stay.
 _NEW_OBJECTS = 50_000
-# glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_ARENA_MAX: one heap that grows and is not given back. M_MXFAST:
-# free blocks join at once if they are small too, because to join all those of a large heap takes long.
+# glibc's M_MMAP_MAX, M_TRIM_THRESHOLD and M_ARENA_MAX make one heap that grows and is not given back. With
+# M_MXFAST, small free blocks are joined at once, because joining all those of a large heap takes long.
 _MALLOC = {-4: 0, -1: 2**31 - 1, -8: 1, 1: 0}
 
 
 def prepare() -> None:
-    """Settings of the process that every command shares; before anything is drawn or compiled."""
+    """Makes the settings that every command shares. Call it before anything is drawn or compiled."""
     # On CPU this form of threefry draws dropout masks 2 to 3 times faster and compiles several times faster.
     # Every draw depends on it, so it is fixed once for all runs.
     jax.config.update("jax_threefry_partitionable", False)
@@ -42,8 +42,9 @@ def prepare() -> None:
 def convolve_on_all_cores() -> None:
     """Gives convolutions on CPU to Eigen, as jaxlib once did: YNNPACK runs many of them on one core.
 
-    To be called before the first computation. What the user says of the flag stays. XLA ends a process whose
-    flags it does not know: jaxlibs that were not tried, and libtpu, which brings its own XLA, are left alone.
+    Call it before the first computation. A value that the user gave to the flag stays. XLA ends a process
+    with a flag that it does not know, so nothing is set for jaxlibs that were not tried, or beside libtpu,
+    which brings its own XLA.
     """
     name = _XLA_FLAG.partition("=")[0]
     given = os.environ.get("XLA_FLAGS", "")
@@ -53,9 +54,9 @@ def convolve_on_all_cores() -> None:
 
 
 def _keep_compiled():
-    """Keeps compiled programs for the next start, where the user has not said where or that none are kept.
+    """Keeps compiled programs for the next start, unless the user's environment configures JAX's cache.
 
-    Whoever can write to that directory can make this process run code, so it has to be the user's alone.
+    Whoever can write to that directory can make this process run code, so only the user may have access.
     """
     if {"JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"} & set(os.environ):
         return
@@ -69,7 +70,7 @@ def _keep_compiled():
 
 
 def _private_directory():
-    """dropbn/xla under the user's cache directory; None where it is not the user's alone."""
+    """dropbn/xla under the user's cache directory; None unless it is the user's alone."""
     given = os.environ.get("XDG_CACHE_HOME", "")
     try:
         root = pathlib.Path(given) if os.path.isabs(given) else pathlib.Path.home() / ".cache"
@@ -83,15 +84,15 @@ def _private_directory():
                 if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
                     return None
         return directory if os.access(directory, os.W_OK) else None
-    except (OSError, RuntimeError):  # a read-only home, or none
+    except (OSError, RuntimeError):  # The home directory is read-only, or there is none.
         return None
 
 
 def _forget_the_oldest(directory):
-    """Removes what was not used for longest, down to the most that is kept."""
+    """Removes the programs that were not used for longest, until the rest is small enough."""
     found = []
     for path in directory.iterdir():
-        with contextlib.suppress(OSError):  # another process removes it
+        with contextlib.suppress(OSError):  # Another process may remove it.
             status = path.stat()
             found.append((max(status.st_atime, status.st_mtime), status.st_size, path))
     total = 0
@@ -103,15 +104,15 @@ def _forget_the_oldest(directory):
 
 
 def _keep_memory():
-    """Lets the process keep what it frees: a step on CPU otherwise pays for its memory's pages again.
+    """Lets the process keep the memory that it frees, which the next step on a CPU needs again.
 
-    The GNU C library gives blocks of this size back to the system at once, which then hands out and clears
-    every page anew in the next step. Other libraries are left alone.
+    The GNU C library gives large blocks back to the system at once, and in the next step the system clears
+    every page anew. Other C libraries stay as they are.
     """
     if not sys.platform.startswith("linux"):
         return
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.gnu_get_libc_version  # noqa: B018 - raises where it is another library
+        library.gnu_get_libc_version  # noqa: B018 - raises for another library
         for option, value in _MALLOC.items():
             library.mallopt(option, value)

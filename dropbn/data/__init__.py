@@ -15,7 +15,7 @@ from dropbn.errors import DropbnError, unknown
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
-# Of ImageNet's training images, which the studies on photographs normalize by.
+# The channels' mean and deviation of ImageNet's training images, by which studies on photographs normalize.
 PHOTO_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 PHOTO_STD = np.array([0.229, 0.224, 0.225], np.float32)
 _LARGEST_SIDE = 10**5  # in pixels
@@ -29,10 +29,10 @@ class Dataset:
       train: training split.
       test: test split.
       num_classes: labels lie in [0, num_classes).
-      mean: mean of the training images' channels, in units of 0 to 1, shape (channels,); of streams,
-        ImageNet's.
-      std: standard deviation likewise.
-      validation: the split that the best checkpoint is chosen by; None: the test split is.
+      mean: mean of the training images' channels, in units of 0 to 1, shape (channels,); ImageNet's for
+        streams.
+      std: their standard deviation, likewise.
+      validation: the split that chooses the best checkpoint; None leaves that to the test split.
     """
 
     train: Split | Stream
@@ -44,14 +44,14 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, str]:
-        """By which a run that is resumed knows its data, split by split."""
+        """What a resumed run compares to know that its data is the same, split by split."""
         splits = {"train": self.train, "test": self.test, "validation": self.validation}
         return {name: split.fingerprint for name, split in splits.items() if split is not None}
 
     def plain(self, number: int) -> Split:
-        """`number` training images (0: all) at equal distances, as in test, in memory.
+        """`number` training images (0: all), in memory and without augmentation.
 
-        Not the first ones: a folder's images lie class by class.
+        They are at equal distances, because a folder's images lie class by class.
         """
         return self.train.take(evenly(number, self.train.num_examples))
 
@@ -59,13 +59,14 @@ class Dataset:
 def load(config: "ConfigDict") -> Dataset:
     """The dataset of `config.data`.
 
-    `name` is one of `stock.NAMES`, which tensorflow-datasets prepared before ("digits" is prepared on first
-    use), or "folder:PATH" or "npz:PATH", one's own images (see `dropbn.data.files`). With `image_size` the
-    splits are streams (see `dropbn.data.photos`), else arrays in memory, the images at their own size.
+    `name` is one of `stock.NAMES`, or "folder:PATH" or "npz:PATH" for your own images (see
+    `dropbn.data.files`). Prepare a stock dataset with `dropbn prepare` first; "digits" is prepared on first
+    use. With `image_size` the splits are streams (see `dropbn.data.photos`). Without it they are arrays in
+    memory, and the images keep their size.
 
     Raises:
-      DropbnError: an unknown name, a stock dataset that is not prepared, a place that cannot be read or
-        written, a `split`, a size or an augmentation that does not fit.
+      DropbnError: the name is unknown, a stock dataset is not prepared, a path cannot be read or written, or
+        a `split`, a size or an augmentation does not fit.
     """
     for field, most in (
         ("image_size", _LARGEST_SIDE),
@@ -127,7 +128,7 @@ def _splits(config, sources):
 
 
 def _chosen(config, total):
-    """Which of `total` training images a config takes: at equal distances, or drawn with `subset_seed`."""
+    """The rows of the training images that a config takes: at equal distances, or drawn by `subset_seed`."""
     if config.subset_seed < 0:
         return evenly(config.train_examples, total)
     drawn = np.random.default_rng(config.subset_seed).permutation(total)
@@ -143,7 +144,7 @@ def _divided(config, sources):
             f"data.split={config.split!r}: give train:validation:test, such as 70:15:15 or 80:0:20, or ''."
         )
     together = files.Joined(tuple(sources.values()))
-    # One division for all seeds of a run: they differ in the order and the weights.
+    # All seeds share one division; they differ in the order and the initial weights.
     rows = np.random.default_rng(0).permutation(len(together))
     parts = np.split(rows, np.cumsum(shares)[:2] * len(rows) // sum(shares))
     named = zip(("train", "validation", "test"), shares, parts, strict=True)
@@ -154,7 +155,7 @@ def _divided(config, sources):
 
 
 def _refuse_streams(config):
-    """Raises for what takes a size of the images; before anything is opened or decoded."""
+    """Refuses what needs an image size, before anything is opened or decoded."""
     given = {
         field: config[field]
         for field in ("crop_scale", "part_size", "rotation", "jitter", "workers")
@@ -169,7 +170,7 @@ def _refuse_streams(config):
 
 def _in_memory(config, sources, num_classes):
     splits = {name: source.take(rows) for name, (source, rows) in _splits(config, sources).items()}
-    # Moments of the bytes, in float64 channel by channel, so that no float copy of all images is made.
+    # Moments from the counts of byte values, in float64, so that no float copy of all images is made.
     images = splits["train"].images
     channels = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]
     values = np.arange(256) / 255

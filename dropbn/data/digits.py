@@ -1,8 +1,8 @@
-"""Handwritten digits: 1,797 images of 8x8 pixels that scikit-learn carries, as a TFDS dataset.
+"""Handwritten digits: scikit-learn's 1,797 images of 8x8 pixels, as a TFDS dataset.
 
 Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI repository (its test
-part, 4 bits a pixel). Every fifth image, from the first, is a test image: 1,437 for training, 360 for
-testing.
+part, 4 bits a pixel). Every fifth image, from the first on, is a test image: 1,437 images are for training,
+360 for testing.
 """
 
 import numpy as np
@@ -34,6 +34,6 @@ class Digits(tfds.core.GeneratorBasedBuilder):
         digits = load_digits()
         for i, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
             if (i % 5 == 0) == is_test:
-                # Sixteen levels of grey spread over a byte; TFDS would need TensorFlow to encode arrays.
+                # 16 levels of grey, spread over a byte. TFDS would need TensorFlow to encode an array.
                 image = Image.fromarray(np.round(pixels * (255 / 16)).astype(np.uint8))
                 yield i, {"image": image, "label": int(label)}

@@ -1,4 +1,4 @@
-"""One's own images: folders of image files, or an .npz archive of arrays."""
+"""Your own images: folders of image files, or an .npz archive of arrays."""
 
 import bisect
 import dataclasses
@@ -15,7 +15,7 @@ from dropbn.errors import DropbnError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "test")
-FORMATS = ("PNG", "JPEG")  # of which Pillow knows many more; one of them starts Ghostscript
+FORMATS = ("PNG", "JPEG")  # Pillow knows many more, and one of them starts Ghostscript.
 
 
 def stacked(examples: list[dict]) -> Split:
@@ -26,7 +26,7 @@ def stacked(examples: list[dict]) -> Split:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """Examples that lie in image files; each is read when it is asked for.
+    """Examples in image files. A file is read when its example is asked for.
 
     Attributes:
       files: the files.
@@ -43,7 +43,7 @@ class Files:
         """The example of a row.
 
         Raises:
-          DropbnError: a file that cannot be read as an image; the message names it.
+          DropbnError: the file cannot be read as an image; the message names it.
         """
         return {"image": _read(self.files[row]), "label": self.labels[row]}
 
@@ -51,9 +51,9 @@ class Files:
         """The examples of some rows, all images of one shape.
 
         Raises:
-          DropbnError: an image whose size or number of channels differs from the first; the message names it.
+          DropbnError: an image has not the size and channels of the first; the message names it.
         """
-        examples = [self[row] for row in rows]  # Of small images threads take several times as long.
+        examples = [self[row] for row in rows]  # For small images, threads take several times as long.
         shapes = [example["image"].shape for example in examples]
         for row, shape in zip(rows, shapes, strict=True):
             if shape != shapes[0]:
@@ -66,7 +66,7 @@ class Files:
 
 @dataclasses.dataclass(frozen=True)
 class Arrays:
-    """Examples that lie in arrays: images uint8 (examples, height, width, channels), integer labels."""
+    """Examples in arrays: images uint8 (examples, height, width, channels), and integer labels."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -99,7 +99,7 @@ class Joined:
         """The examples of some rows.
 
         Raises:
-          DropbnError: images of several shapes.
+          DropbnError: the images have several shapes.
         """
         examples = [self[row] for row in rows]
         if len(shapes := {example["image"].shape for example in examples}) > 1:
@@ -113,14 +113,14 @@ class Joined:
 def from_folder(path: str | os.PathLike) -> tuple[dict[str, Files], int]:
     """Finds `path/train/<class>/*.png|jpg` and `path/test/<class>/...`.
 
-    Classes are numbered in the order of their names; files are in the order of theirs.
+    Classes are numbered in the order of their names. Files are in the order of their names.
 
     Returns:
       ({"train": Files, "test": Files}, number of classes).
 
     Raises:
-      DropbnError: a missing, empty or unreadable folder, classes that differ between the splits; the message
-        names it.
+      DropbnError: a folder is missing, empty or unreadable, or the splits have different classes; the message
+        names them.
     """
     root = _expanded(path)
     folders = {split: _class_folders(root / split) for split in SPLITS}
@@ -141,12 +141,12 @@ def from_npz(path: str | os.PathLike) -> tuple[dict[str, Arrays], int]:
       ({"train": Arrays, "test": Arrays}, number of classes).
 
     Raises:
-      DropbnError: a file that cannot be read, a missing array, images that are not uint8 (examples,
-        height, width, channels), labels that are not as many integers in [0, classes).
+      DropbnError: the file cannot be read, an array is missing, images are not uint8 (examples, height,
+        width, channels), or labels are not one integer in [0, classes) for each image.
     """
     try:
         with np.load(_expanded(path), allow_pickle=False) as file:
-            # An array whose header says too little is never read to the checksum at its end.
+            # NumPy never reads to the checksum at the end of an array whose header says too little.
             if damaged := file.zip.testzip():
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
             arrays = {
@@ -188,7 +188,7 @@ OPENERS = {"folder": from_folder, "npz": from_npz}
 
 
 def _expanded(path):
-    return pathlib.Path(os.path.expanduser(path))  # pathlib's own raises for a user that is not there.
+    return pathlib.Path(os.path.expanduser(path))  # pathlib's own raises for a user that does not exist.
 
 
 def _listed(folder):
@@ -221,7 +221,7 @@ def _open(file):
     if image.format != "PNG":
         return image
     with image:
-        image.verify()  # Decoding does not compare its checksums, and this cannot be decoded any more.
+        image.verify()  # It compares the checksums, which decoding does not; then the file must be reopened.
     return Image.open(file, formats=FORMATS)
 
 

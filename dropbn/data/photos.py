@@ -1,4 +1,4 @@
-"""Photographs as squares of one size: crops and augmentation of the 224-pixel studies, with Pillow."""
+"""Photographs as squares of one size: the crops and augmentation of studies at 224 pixels, with Pillow."""
 
 from typing import NamedTuple
 
@@ -13,18 +13,19 @@ with extra("data"):
 class View(NamedTuple):
     """How an image of any size becomes a square.
 
-    In training: a random part of the image at `part_size` x `part_size` (`scale`), or the whole image with
-    its shorter side at `resize`; then rotation, flip, a crop of `size` (in the middle of a random part, at
-    random of a whole image), and colour jitter. In test: the shorter side at `resize`, and the middle.
+    In training, it is a random part, resized to `part_size` x `part_size` (with `scale`), or the whole image
+    with its shorter side resized to `resize`. It is then rotated, cropped to `size` (a random part in the
+    middle, a whole image anywhere) and flipped, and its colours are jittered. In test, the shorter side is
+    resized to `resize`, and the middle is cropped.
 
     Attributes:
       size: pixels of a side.
       resize: pixels of the shorter side of a whole image before the crop.
-      part_size: pixels of a side of a random part before the crop; 0 is `size`, with nothing to crop.
-      scale: least and largest share of the area of a random part, whose sides are between 3:4 and 4:3
-        (Szegedy et al. 2015, section 6); empty for none.
-      rotation: largest angle to either side, in degrees; the corners are filled with black.
-      jitter: j; brightness, contrast and saturation are each scaled by U(1 - j, 1 + j), in this order.
+      part_size: pixels of a side of a random part before the crop; 0 is `size`, and nothing is cropped.
+      scale: least and largest share of the image's area in a random part, whose sides are between 3:4 and
+        4:3 (Szegedy et al. 2015, section 6); empty for the whole image.
+      rotation: largest angle to either side, in degrees; the corners are black.
+      jitter: j scales brightness, contrast and saturation, in this order, by a U(1 - j, 1 + j) each.
       flip: whether to flip half of the images from left to right.
     """
 
@@ -41,7 +42,7 @@ class View(NamedTuple):
         return np.asarray(_crop(_shorter_side(_image(pixels), self.resize), self.size, 0.5, 0.5))
 
     def train(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """As `test`, augmented; every image draws the same numbers, used or not."""
+        """`test` with augmentation. An image draws all random numbers, even those that it does not use."""
         left, top, angle, flipped = rng.random(4)
         image = _image(pixels)
         if self.scale:
@@ -71,13 +72,13 @@ def _shorter_side(image, length):
 
 
 def _crop(image, size, left, top):
-    """A square, its corner at the shares `left` and `top` of what is free."""
+    """A square of `size`; `left` and `top` are the shares of the rest that stay to its left and above it."""
     x, y = (round((side - size) * share) for side, share in zip(image.size, (left, top), strict=True))
     return image.crop((x, y, x + size, y + size))
 
 
 def _random_part(size, scale, rng):
-    """A box of the wanted area and sides, or after ten boxes that do not fit the largest in the middle."""
+    """A random box with the wanted area and sides. If ten do not fit, the largest in the middle."""
     width, height = size
     for _ in range(10):
         area = width * height * rng.uniform(*scale)

@@ -2,8 +2,8 @@
 
     python -m dropbn prepare cifar10 [DIR]
 
-All but digits need TensorFlow for that (`pip install tensorflow-cpu`); reading them does not. The archives of
-imagenet2012 have to lie in DIR/downloads/manual first: they are not downloaded by anybody's program.
+All datasets except digits need TensorFlow for that (`pip install tensorflow-cpu`), but not to be read later.
+Put the archives of imagenet2012 into DIR/downloads/manual first, because no program may download them.
 """
 
 import sys

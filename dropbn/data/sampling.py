@@ -1,7 +1,7 @@
-"""Batches taken from a dataset that lives on the device, and their augmentation there.
+"""Batches taken from a dataset on the device, and their augmentation there.
 
-Everything random is keyed by the epoch and an example's position in the epoch's global order, so that
-order and augmentation are the same on any number of devices.
+A random key follows from the epoch and an example's position in the epoch's global order, so that order and
+augmentation are the same on any number of devices.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ def train_batch(
       mean, std: of the channels, in units of 0 to 1.
       batch_size: images a step over all devices.
       crop_padding, flip: see `augment`.
-      axis_name: device axis, None for one device.
+      axis_name: the device axis; None on one device.
 
     Returns:
       {"image": float32 (batch_size / devices, height, width, channels), "label": int32}.
@@ -113,8 +113,8 @@ def eval_batch(
     """This device's share of the `index`-th batch in the split's own order, padded at the end.
 
     Returns:
-      {"image", "label", "mask"}: the mask is False for the padding, which repeats the last image, so
-      that every image counts exactly once.
+      {"image", "label", "mask"}. The padding repeats the last image, and its mask is False, so that every
+      image counts exactly once.
     """
     position = _positions(index, batch_size, axis_name)
     last = split.labels.shape[0] - 1
@@ -128,13 +128,13 @@ def eval_batch(
 
 @dataclasses.dataclass(frozen=True)
 class PlainBatches:
-    """All images of a split on the host, from the beginning each time; the last batch is as short as it is.
+    """All images of a split, on the host. Each iteration starts anew; the last batch may be shorter.
 
     Attributes:
       split: the split.
       batch_size: images in each batch.
       mean, std: of the channels, in units of 0 to 1.
-      order: a permutation of the split's examples; None is its own order.
+      order: a permutation of the split's examples; None is the split's own order.
     """
 
     split: Split | Stream
@@ -151,7 +151,7 @@ class PlainBatches:
 
 
 def _positions(index, batch_size, axis_name):
-    """Positions in the global order of this device's share of the `index`-th batch."""
+    """Positions of this device's share of the `index`-th batch, in the global order."""
     devices, rank = (lax.axis_size(axis_name), lax.axis_index(axis_name)) if axis_name else (1, 0)
     share = batch_size // devices
     return index * batch_size + rank * share + jnp.arange(share)

@@ -34,23 +34,23 @@ def sources(name: str, directory: str = "") -> tuple[dict[str, Sequence], int]:
 
     Args:
       name: one of `NAMES`.
-      directory: where prepared data lies; "" is tensorflow-datasets' default.
+      directory: where prepared data is; "" is tensorflow-datasets' default.
 
     Returns:
       ({"train", "test": examples {"image": uint8 (height, width, channels), "label"}}, number of classes).
 
     Raises:
-      DropbnError: a dataset that is not prepared, a directory that cannot be read or written.
+      DropbnError: the dataset is not prepared, or the directory cannot be read or written.
     """
     opened, builder = _open(name, directory)
     return opened, _num_classes(builder)
 
 
 def arrays(name: str, directory: str = "") -> tuple[dict[str, files.Arrays], int]:
-    """As `sources`, of images of one size, decoded.
+    """`sources` of images with one size, decoded.
 
-    Decoding ten thousand takes more than a second, so they are kept in decoded.npz beside the prepared data,
-    where that can be written. A damaged file is made anew.
+    To decode ten thousand images takes more than a second, so the arrays are kept in decoded.npz beside the
+    prepared data, if that can be written. A damaged file is replaced.
     """
     opened, builder = _open(name, directory)
     path = os.path.join(builder.data_dir, "decoded.npz")
@@ -94,7 +94,7 @@ def _decode(source):
 
 
 def _keep(path, decoded):
-    """Writes the arrays as `files.from_npz` reads them; who reads meanwhile finds all of them or none."""
+    """Writes the arrays for `files.from_npz`; another process finds the whole file or none."""
     kept: dict[str, Any] = {}
     for split, arrays in decoded.items():
         kept |= {f"{split}_images": arrays.images, f"{split}_labels": arrays.labels}
@@ -108,7 +108,7 @@ def _keep(path, decoded):
 
 
 def prepare(name: str, directory: str = "") -> "tfds.core.DatasetBuilder":
-    """Downloads and prepares a dataset where that has not been done; returns its tfds builder."""
+    """Downloads and prepares a dataset, unless that has been done; returns its tfds builder."""
     if name not in NAMES:
         raise unknown("dataset", name, NAMES)
     with extra("data"):

@@ -1,4 +1,4 @@
-"""Splits that are too large for the memory: images are read and prepared when they are asked for."""
+"""Splits that are too large for memory: an image is read and prepared when it is asked for."""
 
 import concurrent.futures
 import dataclasses
@@ -15,12 +15,12 @@ from dropbn.errors import extra
 
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """A split that stands where a `Split` would, with its images in `source`.
+    """A split that is used like a `Split`, with its images in `source`.
 
     Attributes:
       source: examples by row, {"image": uint8 (height, width, 1 or 3), "label": int}.
-      rows: the rows of `source` that are the split's, in its order.
-      view: what becomes of an image.
+      rows: the rows of `source` that belong to the split, in its order.
+      view: how an image becomes a square.
     """
 
     source: Sequence[dict]
@@ -37,12 +37,12 @@ class Stream:
 
     @property
     def fingerprint(self) -> str:
-        """As of a `Split`, of 64 images at equal distances: reading all of them would take an epoch."""
+        """Like a `Split`'s, but of 64 images at equal distances: reading all would take an epoch."""
         sample = np.unique(np.linspace(0, self.num_examples - 1, 64).astype(int))
         return f"{self.num_examples} images, of which {self.take(sample).fingerprint}"
 
     def take(self, positions: slice | np.ndarray) -> Split:
-        """The examples at some positions (a slice or an array), in memory, as in test."""
+        """The examples at some positions (a slice or an array), in memory and without augmentation."""
         with concurrent.futures.ThreadPoolExecutor() as pool:
             images, labels = zip(*pool.map(self._plain, self.rows[positions]), strict=True)
         return Split(np.stack(images), np.array(labels))
@@ -63,13 +63,13 @@ class Stream:
     ) -> Iterator[Split]:
         """Augmented batches of an epoch, read ahead by grain.
 
-        An image's augmentation follows from seed, epoch and position alone.
+        An image's augmentation follows only from seed, epoch and position.
 
         Args:
-          order: of the epoch, as positions of this split.
-          positions: the places in that order that are wanted, one batch after another.
-          batch_size: how many of them make a batch.
-          seed: of the run.
+          order: the order of the epoch, as positions in this split.
+          positions: the wanted places in that order, one batch after another.
+          batch_size: images in a batch.
+          seed: the run's seed.
           epoch: the epoch.
           workers: processes that read; 0 reads in threads.
         """
@@ -82,7 +82,7 @@ class Stream:
         reader = batches.to_iter_dataset(ahead)
         if workers:
             if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain reads its flags; a program without absl has none.
+                flags.FLAGS.mark_as_parsed()  # grain reads flags, which a program without absl never parses.
             reader = reader.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers), _quiet)
         for batch in reader:
             yield Split(batch["image"], batch["label"])
@@ -94,7 +94,7 @@ def _quiet(worker, num_workers):
 
 @dataclasses.dataclass(frozen=True)
 class _Augmented:
-    """Reads and augments the example at a position of an epoch; travels to worker processes."""
+    """Reads and augments the example at a position of an epoch; it is sent to worker processes."""
 
     stream: Stream
     order: np.ndarray
