@@ -29,14 +29,14 @@ def main():
     from dropbn.train import evaluation, loop, summary
     from dropbn.train.plan import make_plan
 
-    config = _CONFIG.value
     workdir = _WORKDIR.value or f"runs/{_name(flags.FLAGS['config'].config_filename)}"
-    dataset = data.load(config.data)
+    dataset = data.load(_CONFIG.value.data)
+    plan = make_plan(_CONFIG.value, dataset)
     image = jax.ShapeDtypeStruct((2, *dataset.train.image_shape), "float32")
-    for line in lint.check(make_plan(config, dataset).model, image).summary():
+    for line in lint.check(plan.model, image).summary():
         print(line)
-    state, records = loop.train_and_evaluate(config, workdir, dataset, _CHECKPOINTS.value)
-    shift = evaluation.measure_shift(config, dataset, state)
+    state, records = loop.run_plan(plan, workdir, dataset, _CHECKPOINTS.value)
+    shift = evaluation.measure_shift(plan.config, dataset, state)
     summary.print_run(records, shift, workdir)
 
 

@@ -20,7 +20,6 @@ from benchmarks.side_by_side import Row
 from configs import base
 from dropbn import data, runtime
 from dropbn.data import splits
-from dropbn.nn import noise
 from dropbn.train import feeds, parallel, plan, programs, runs, steps
 
 ROUNDS, STEPS = 7, 3
@@ -116,10 +115,10 @@ def _streamed():
 def _training(config, dataset, layout=None):
     """(step, state, feed, hyper) of a config's training."""
     planned = plan.make_plan(config, dataset, layout)
-    feed = feeds.create(config, dataset, planned.layout)
-    step = programs.create(config, feed, planned).train
-    state = planned.layout.put([runs.initial_state(config, dataset, planned)])
-    hyper = planned.layout.put([steps.Hyper(config.seed, noise.amount(config.model.noise), 1.0)])
+    feed = feeds.create([planned], [dataset])
+    step = programs.create(planned, feed).train
+    state = planned.layout.put([runs.initial_state(planned, dataset)])
+    hyper = planned.layout.put([steps.Hyper(planned.seed, planned.architecture.amount, 1.0)])
     return step, state, feed, hyper
 
 

@@ -5,6 +5,7 @@ optimizer under `jax.jit`, and a `torch.nn.Module` in channels_last with `torch.
 pre-activation residual networks for 32 x 32 pixels; dropout stands before the last BN of a block.
 """
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -86,16 +87,18 @@ def images(batch_size: int) -> dict[str, np.ndarray]:
 
 def ours(settings: Settings, axis_name: str | None = None):
     """(step, state): dropbn's `steps.train_step` of a network, neither compiled nor mapped."""
-    given = config(settings)
+    architecture = models.resolve(config(settings))
     tx = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(0.1, momentum=0.9))
-    state = steps.create_state(models.create(given), tx, 0, (32, 32, 3))
+    state = steps.create_state(models.create(architecture), tx, 0, (32, 32, 3))
 
     def step(state, batch):
         return steps.train_step(
             state,
             batch,
             steps.Hyper(jnp.int32(0), settings.rate, 1.0),
-            build=lambda hyper: models.create(given, hyper.amount if settings.rate else None, axis_name),
+            build=lambda hyper: models.create(
+                dataclasses.replace(architecture, amount=hyper.amount if settings.rate else 0.0), axis_name
+            ),
             tx=tx,
             axis_name=axis_name,
         )

@@ -1,5 +1,6 @@
 """Every cell of every table builds, with its paper's network and settings."""
 
+import dataclasses
 import functools
 import pathlib
 import re
@@ -62,8 +63,8 @@ def test_every_cell_says_where_its_noise_is(study):
     for _, _, arg in (cell for cell in CELLS if cell[0] is study):
         config = study.get_config(arg)
         config.model.num_classes = config.model.num_classes or 10
-        block, head = models.orders(config.model)
-        sections = models.create(config.model).sections
+        architecture = models.resolve(config.model)
+        block, head, sections = architecture.block, architecture.head, architecture.sections
         noises = sum(section.order.count("drop") for section in sections)
         if study in (li2018, kim2023):
             place = config.model.place
@@ -193,17 +194,18 @@ def test_a_quick_cell_takes_two_steps(study, arg):
     variables = jax.tree_util.tree_map_with_path(fill, variables)
     params, stats = variables["params"], variables.get("batch_stats", {})
     state = steps.TrainState(jnp.int32(0), params, stats, jax.jit(plan.tx.init)(params))
+    architecture = plan.architecture
     step = jax.jit(
         functools.partial(
             steps.train_step,
-            build=lambda hyper: models.create(config.model, hyper.amount),
+            build=lambda hyper: models.create(dataclasses.replace(architecture, amount=hyper.amount)),
             tx=plan.tx,
             task=plan.task,
         )
     )
     part = dataset.plain(config.batch_size)
     images = sampling.normalize(part.images, dataset.mean, dataset.std)
-    hyper = steps.Hyper(0, noise.amount(config.model.noise), 1.0)
+    hyper = steps.Hyper(0, architecture.amount, 1.0)
     batch = {"image": images, "label": part.labels}
     first, _ = step(state, batch, hyper)
     second, sums = step(first, batch, hyper)

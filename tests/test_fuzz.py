@@ -184,7 +184,8 @@ def _two_steps(config, dataset):
     """State and losses of two steps on one device, by the run's own parts."""
     layout = parallel.Layout(tuple(jax.devices()[:1]), axis_name=None)
     plan = make_plan(config, dataset, layout)
-    feed = feeds.create(config, dataset, layout)
+    feed = feeds.create([plan], [dataset])
+    architecture = plan.architecture
     create = functools.partial(steps.create_state, plan.model, plan.tx, config.seed)
     state = jax.jit(lambda: create(dataset.train.image_shape), compiler_options=QUICKLY)()
     if config.model.init == "lsuv":
@@ -197,14 +198,14 @@ def _two_steps(config, dataset):
             state,
             feed.batches.train(inputs, state.step, hyper.seed),
             hyper,
-            build=lambda hyper: models.create(config.model, hyper.amount),
+            build=lambda hyper: models.create(dataclasses.replace(architecture, amount=hyper.amount)),
             tx=plan.tx,
             task=plan.task,
         )
 
     losses = []
     for inputs in feed.train_inputs(0, range(plan.total_steps)):
-        hyper = steps.Hyper(config.seed, noise.amount(config.model.noise), 1.0)
+        hyper = steps.Hyper(config.seed, architecture.amount, 1.0)
         state, sums = step(state, jax.tree.map(lambda stacked: stacked[0], inputs), hyper)
         losses.append(sums["loss"] / sums["count"] + sums.get("penalty", 0))
     return state, losses
@@ -320,7 +321,7 @@ def test_random_fields_are_refused_in_a_sentence(cases, tmp_path, monkeypatch):
         try:
             dataset = data.load(config.data) if any(f.startswith("data.") for f in fields) else _digits()
             plan = make_plan(config, dataset)
-            abstract_state(config, dataset, plan)
+            abstract_state(plan, dataset)
             outcomes["accepted"] += 1
         except DropbnError as error:
             assert len(str(error)) > 20
@@ -360,7 +361,7 @@ def test_what_random_fields_found(fields, message):
     config = _config({"model.depth": 8, "model.width": 4, **fields})
     with pytest.raises(DropbnError, match=message):
         dataset = data.load(config.data)
-        abstract_state(config, dataset, make_plan(config, dataset))
+        abstract_state(make_plan(config, dataset), dataset)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5, 1.0])

@@ -1,11 +1,13 @@
 """The index of the networks: `create(config.model)` makes any of them."""
 
+import dataclasses
 import functools
 import itertools
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from dropbn.errors import DropbnError, unknown
 from dropbn.models import (
@@ -23,7 +25,7 @@ from dropbn.models import (
     vgg,
     wrn,
 )
-from dropbn.models.network import Network
+from dropbn.models.network import Network, Section
 from dropbn.nn import initializers, noise, norm, places
 from dropbn.nn.activations import ACTIVATIONS
 from dropbn.nn.layers import Parts
@@ -54,22 +56,66 @@ FAMILIES = {
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
-def create(config, amount=None, axis_name: str | None = None) -> Network:
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """`config.model`, resolved: all that `create` needs.
+
+    Attributes:
+      name: the family.
+      num_classes: outputs.
+      block, head: orders, with `config.model.place` applied.
+      sections: the network from the stem to the head, each with its order and sizes.
+      noise: kind of the noise.
+      amount: its rate or beta; `dataclasses.replace` puts a traced one in its place.
+      group_size: images per BN statistic; 0 is the whole batch.
+      init: name of the initializer.
+      parts: what the layers are made of. `create` gives the noise its amount, and BN its groups and its axis.
+    """
+
+    name: str
+    num_classes: int
+    block: Order
+    head: Order
+    sections: tuple[Section, ...]
+    noise: str
+    amount: float | jax.Array
+    group_size: int
+    init: str
+    parts: Parts
+
+
+def create(architecture: Architecture | ConfigDict, axis_name: str | None = None) -> Network:
     """The network of `config.model` (its fields are documented in `configs/base.py`).
 
     Args:
-      config: `config.model`.
-      amount: the noise's rate or beta, possibly traced; by default the config's.
+      architecture: `config.model`, or what `resolve` makes of it.
       axis_name: the device axis over which BN statistics are shared; None on one device.
 
     Returns:
       A Linen module called as `model(x, deterministic=True, use_running_average=None)`.
 
     Raises:
-      DropbnError: a name, order, place, depth or noise that does not exist or does not fit; a noise that no
+      DropbnError: what `resolve` says.
+    """
+    if not isinstance(architecture, Architecture):
+        architecture = resolve(architecture)
+    parts = architecture.parts
+    parts = parts._replace(
+        norm=functools.partial(parts.norm, group_size=architecture.group_size, axis_name=axis_name),
+        noise=functools.partial(parts.noise, architecture.amount),
+    )
+    return Network(architecture.sections, parts)
+
+
+def resolve(config: ConfigDict) -> Architecture:
+    """What `config.model` means.
+
+    Raises:
+      DropbnError: a name, order, place, activation, depth or noise that does not exist or does not fit; a
+        place beside a `drop` in the orders; an `act` without an activation, or the reverse; a noise that no
         order has a place for; fewer outputs than one.
     """
-    block, head = orders(config)
+    block, head = _orders(config)
     if config.num_classes < 1:
         raise DropbnError(
             f"model.num_classes={config.num_classes}: give the number of outputs. 0 stands for as many as "
@@ -77,48 +123,56 @@ def create(config, amount=None, axis_name: str | None = None) -> Network:
         )
     if config.dtype not in DTYPES:
         raise unknown("dtype", config.dtype, DTYPES)
-    default_amount = noise.amount(config.noise)
-    if default_amount and not block.count("drop") + head.count("drop"):
+    amount = noise.amount(config.noise)
+    if amount and not block.count("drop") + head.count("drop"):
         raise DropbnError(
-            f"model.noise is {config.noise.kind} {default_amount:g}, but no order says where: put drop into "
+            f"model.noise is {config.noise.kind} {amount:g}, but no order says where: put drop into "
             f"model.block ('{block}') or model.head ('{head}'), give a model.place, or make it 0."
         )
+    return Architecture(
+        name=config.name,
+        num_classes=config.num_classes,
+        block=block,
+        head=head,
+        sections=tuple(FAMILIES[config.name].sections(config, block, head)),
+        noise=config.noise.kind,
+        amount=amount,
+        group_size=config.bn.group_size,
+        init=config.init,
+        parts=_parts(config, block, amount),
+    )
+
+
+def _parts(config, block, amount):
+    """What the layers are made of; the noise still wants its amount, and BN its groups and its axis."""
     dtype, constant = DTYPES[config.dtype], nn.initializers.constant
     conv_init, dense_init = initializers.create(
         config.init,
         config.activation or _activation(block),
-        keep=1 / (1 + noise.KINDS[config.noise.kind](default_amount).s2),  # 1 - rate, for any noise
+        keep=1 / (1 + noise.KINDS[config.noise.kind](amount).s2),  # 1 - rate, for any noise
     )
-    parts = Parts(
+    return Parts(
         norm=functools.partial(
             norm.BatchNorm,
             momentum=config.bn.momentum,
             epsilon=config.bn.epsilon,
-            group_size=config.bn.group_size,
             use_scale=config.bn.use_scale,
             use_bias=config.bn.use_bias,
             scale_init=constant(config.bn.scale_init),
             bias_init=constant(config.bn.bias_init),
-            axis_name=axis_name,
             dtype=dtype,
         ),
-        noise=noise.create(config.noise, default_amount if amount is None else amount),
+        noise=noise.create(config.noise),
         activation=config.activation,
         dtype=dtype,
         sparsity=(config.sparsity.target, config.sparsity.weight),
         conv_init=conv_init,
         dense_init=dense_init,
     )
-    return Network(tuple(FAMILIES[config.name].sections(config, block, head)), parts)
 
 
-def orders(config) -> tuple[Order, Order]:
-    """The orders of block and head of `config.model`, with `config.model.place` applied.
-
-    Raises:
-      DropbnError: an unknown model, a malformed order, an unknown place, a place beside a `drop` in the
-        orders, an unknown activation, an `act` without a `config.model.activation` or the reverse.
-    """
+def _orders(config):
+    """The orders of block and head, with the place applied."""
     if config.name not in FAMILIES:
         raise unknown("model", config.name, FAMILIES)
     family = FAMILIES[config.name]
@@ -164,15 +218,16 @@ def describe(config, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Result:
       `number`, the `order`, and over all of them `parameters`, `batch_norms` and `noises`; the last row is
       the total.
     """
-    network = create(config)
-    noises = ("drop", "rrelu", *(["act"] if config.activation == "rrelu" else []))
+    architecture = resolve(config)
+    network = create(architecture)
+    noises = ("drop", "rrelu", *(["act"] if architecture.parts.activation == "rrelu" else []))
     shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.ones((1, *image_shape)))
     rows = []
 
     def stage_and_order(section):
         return section.name.split("_")[0], section.order
 
-    for (_, order), group in itertools.groupby(network.sections, stage_and_order):
+    for (_, order), group in itertools.groupby(architecture.sections, stage_and_order):
         names = [section.name for section in group]
         weights, statistics = (
             jax.tree.leaves([shapes.get(collection, {}).get(name, {}) for name in names])
@@ -191,4 +246,5 @@ def describe(config, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Result:
     counted = ("number", "parameters", "batch_norms", "noises")
     total = {key: sum(row[key] for row in rows) for key in counted}
     rows.append({"sections": "total", "order": "", **total})
-    return Result(rows, f"{config.name}, {config.num_classes} classes, drop is {config.noise.kind}")
+    name, classes, kind = architecture.name, architecture.num_classes, architecture.noise
+    return Result(rows, f"{name}, {classes} classes, drop is {kind}")

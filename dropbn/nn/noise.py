@@ -256,15 +256,14 @@ class Uout(Noise):
 KINDS = {"dropout": Dropout, "gaussian": GaussianDropout, "uout": Uout}
 
 
-def create(config, amount) -> Callable[..., Noise]:
-    """`make(name=...)` of a config's noise.
+def create(config) -> Callable[..., Noise]:
+    """`make(amount, name=...)` of a config's noise; the amount, its rate or beta, may be traced.
 
     Args:
       config: has `kind`, and `scale_at` and `restore`, which dropout alone uses (`config.model.noise`).
-      amount: its rate or beta, possibly traced.
     """
     own = {"scale_at": config.scale_at, "restore": config.restore} if config.kind == "dropout" else {}
-    return functools.partial(KINDS[config.kind], amount, **own)
+    return functools.partial(KINDS[config.kind], **own)
 
 
 def amount(config) -> float:

@@ -12,7 +12,6 @@ from dropbn.study.numbers import largest_shift
 from dropbn.study.progress import StudyProgress
 from dropbn.study.work_items import WorkItem
 from dropbn.train import evaluation, loop, parallel, workdir
-from dropbn.train.plan import structure
 
 # How many kinds of networks keep their programs. Linux lets a process map 65,530 pieces of memory; after some
 # hundred programs for the CPU it ends in a segmentation fault.
@@ -31,7 +30,7 @@ def train(todo: Sequence[WorkItem], shown: StudyProgress) -> dict[str, str]:
     """
     failed, compiled = {}, set()
     for group in work_items.groups(todo):
-        compiled.add(structure(group[0].member.config))
+        compiled.add(group[0].plan.structure)
         if len(compiled) > _MOST_COMPILED:
             jax.clear_caches()
             compiled.clear()
@@ -39,11 +38,10 @@ def train(todo: Sequence[WorkItem], shown: StudyProgress) -> dict[str, str]:
         names, started = [member.name for member in given], time.monotonic()
         with shown.group(names, sum(item.flops for item in group), plan.total_steps) as progress:
             try:
-                outcomes = loop.train(
-                    [member.config for member in given],
+                outcomes = loop.train_together(
+                    [item.plan for item in group],
                     [member.directory for member in given],
                     [item.dataset for item in group],
-                    plan,
                     progress,
                 )
             except Exception as error:  # Whatever it is, the other members can still be run.
@@ -66,10 +64,10 @@ def train(todo: Sequence[WorkItem], shown: StudyProgress) -> dict[str, str]:
 
 def _summarize(item, state):
     """Marks a member as finished; returns the line that says what was measured."""
-    member, model = item.member, work_items.model(structure(item.member.config))
+    member, model = item.member, work_items.model(item.plan.structure)
     records = workdir.read_metrics(member.directory)
-    summary = evaluation.summarize(member.config, item.dataset, state, records, model)
-    summary["provenance"] = provenance.of_run(member.config)
+    summary = evaluation.summarize(item.plan.config, item.dataset, state, records, model)
+    summary["provenance"] = provenance.of_run(item.plan.config)
     finished_runs.write(member.directory, summary)
     shift, adjusted = largest_shift(summary["shift"]), summary["recalibrated"].get("li2018_torch")
     more = f", adjusted {adjusted:.2%}   largest shift {shift:.3f}" if shift and adjusted is not None else ""

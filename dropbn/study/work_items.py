@@ -18,7 +18,7 @@ from dropbn.results import Result
 from dropbn.study import cost, finished_runs, provenance
 from dropbn.study.members import Member
 from dropbn.train import checkpoint, evaluation, parallel, workdir
-from dropbn.train.plan import Plan, make_plan, structure
+from dropbn.train.plan import Plan, make_plan
 
 
 class WorkItem(NamedTuple):
@@ -63,12 +63,12 @@ def create(
             plan = make_plan(member.config, dataset, parallel.side_by_side(1) if apart else None)
             finished = elsewhere.get((member.cell, member.config.seed))
             if finished_runs.finished(member.directory):
-                workdir.refuse_another(member.directory, member.config)
+                workdir.refuse_another(member.directory, plan.config)
                 finished = finished_runs.read(member.directory)
             if finished:
-                provenance.refuse_another(finished, member.config)
+                provenance.refuse_another(finished, plan.config)
             else:
-                found.append(WorkItem(member, dataset, plan, _flops(member.config, dataset, plan)))
+                found.append(WorkItem(member, dataset, plan, _flops(plan, dataset)))
         except DropbnError as error:
             refused[member.name] = str(error)
     return found, refused
@@ -89,7 +89,7 @@ def groups(todo: Sequence[WorkItem]) -> Iterator[list[WorkItem]]:
     """
     alike = {}
     for item in todo:
-        alike.setdefault((structure(item.member.config), _step(item.member.directory)), []).append(item)
+        alike.setdefault((item.plan.structure, _step(item.member.directory)), []).append(item)
     for group in alike.values():
         layout = group[0].plan.layout
         if not layout.axis_name:
@@ -145,8 +145,8 @@ def _step(directory):
         return checkpoints.latest_step() or 0
 
 
-def _flops(config, dataset, plan):
-    return 3 * plan.total_steps * config.batch_size * _forward(structure(config), dataset.train.image_shape)
+def _flops(plan, dataset):
+    return 3 * plan.total_steps * plan.batch_size * _forward(plan.structure, dataset.train.image_shape)
 
 
 @functools.cache

@@ -71,7 +71,7 @@ def evaluate(
     plan = make_plan(config, dataset)
     directory = pathlib.Path(directory)
     with checkpoint.manager(workdir.checkpoints(directory), read_only=True) as checkpoints:
-        state = checkpoint.restore(checkpoints, abstract_state(config, dataset, plan), which)
+        state = checkpoint.restore(checkpoints, abstract_state(plan, dataset), which)
 
     recalibrated = sampled = batch_stats = None
     if recalibration:

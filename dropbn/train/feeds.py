@@ -19,28 +19,24 @@ from dropbn.data import sampling
 from dropbn.data.splits import Split
 from dropbn.errors import DropbnError
 from dropbn.train import parallel
+from dropbn.train.plan import Plan
 
 
-def create(
-    config, dataset: data.Dataset, layout: parallel.Layout, runs: Sequence[tuple[int, data.Dataset]] = ()
-) -> "Resident | Streamed":
-    """The feed of a config's dataset.
+def create(plans: Sequence[Plan], datasets: Sequence[data.Dataset]) -> "Resident | Streamed":
+    """The feed of runs that train together.
 
     Args:
-      config: the config.
-      dataset: its data.
-      layout: the devices.
-      runs: (seed, data) of the runs where each device has its own; by default those of the config. Their data
-        have the same shapes.
+      plans: theirs; the first one's layout has one device for each run, or all devices share a single run.
+      datasets: their data, of the same shapes.
 
     Raises:
-      DropbnError: a stream for runs side by side.
+      DropbnError: streamed images for runs side by side.
     """
-    if isinstance(dataset.train, Split):
-        return Resident(config, layout, runs or [(config.seed, dataset)])
-    if not layout.axis_name:
+    if isinstance(datasets[0].train, Split):
+        return Resident(plans, datasets)
+    if not plans[0].layout.axis_name:
         raise DropbnError("Streamed images feed one run at a time: train with --parallel=data.")
-    return Streamed(config, dataset, layout)
+    return Streamed(plans[0], datasets[0])
 
 
 class Gather(NamedTuple):
@@ -90,14 +86,14 @@ class Resident:
         holds no images, so that a program may outlive its feed.
     """
 
-    def __init__(self, config, layout, runs):
-        self._batch_size, self._layout = config.batch_size, layout
-        self.batches = Gather(config.batch_size, layout.axis_name, config.data.crop_padding, config.data.flip)
-        seeds, datasets = zip(*runs, strict=True)
+    def __init__(self, plans, datasets):
+        plan, layout = plans[0], plans[0].layout
+        self._batch_size, self._layout = plan.batch_size, layout
+        self.batches = Gather(plan.batch_size, layout.axis_name, plan.crop_padding, plan.flip)
         self._moments = [{"mean": dataset.mean, "std": dataset.std} for dataset in datasets]
         self._train = self._put([dataset.train for dataset in datasets])
         self._measured = {}  # ids of splits -> (the splits, their copies on the devices)
-        self._seeds = layout.put(list(seeds))
+        self._seeds = layout.put([plan.seed for plan in plans])
         self._order = _orders(datasets[0].train.num_examples, layout)
 
     def _put(self, splits):
@@ -132,17 +128,17 @@ class Streamed:
       batches: as of `Resident`.
     """
 
-    def __init__(self, config, dataset, layout):
-        self._config, self._layout, self._train = config, layout, dataset.train
+    def __init__(self, plan, dataset):
+        self._plan, self._layout, self._train = plan, plan.layout, dataset.train
         self.batches = Receive(tuple(dataset.mean.tolist()), tuple(dataset.std.tolist()))
 
     def train_inputs(self, epoch: int, steps: range) -> Iterator:
         """What `batches.train` takes at each of some steps of an epoch."""
-        size, seed = self._config.batch_size, self._config.seed
+        size, seed = self._plan.batch_size, self._plan.seed
         order = np.asarray(sampling.epoch_order(seed, epoch, self._train.num_examples))
         positions = np.concatenate([self._own(step * size) for step in steps] or [np.arange(0)])
         batches = self._train.epoch(
-            order, positions, self._share, seed=seed, epoch=epoch, workers=self._config.data.workers
+            order, positions, self._share, seed=seed, epoch=epoch, workers=self._plan.workers
         )
         return self._ahead({"image": batch.images, "label": batch.labels} for batch in batches)
 
@@ -151,7 +147,7 @@ class Streamed:
         return self._ahead(self._padded(split))
 
     def _padded(self, split):
-        for start in range(0, split.num_examples, self._config.batch_size):
+        for start in range(0, split.num_examples, self._plan.batch_size):
             positions = self._own(start)
             part = split.take(np.minimum(positions, split.num_examples - 1))
             yield {"image": part.images, "label": part.labels, "mask": positions < split.num_examples}
@@ -159,7 +155,7 @@ class Streamed:
     @property
     def _share(self):
         """This process's number of images in a batch."""
-        return self._config.batch_size // self._layout.processes
+        return self._plan.batch_size // self._layout.processes
 
     def _own(self, start):
         """The positions that are this process's in the batch that begins at `start`."""

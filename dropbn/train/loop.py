@@ -7,9 +7,8 @@ import time
 
 import jax
 
-from dropbn import data, models
+from dropbn import data
 from dropbn.errors import DropbnError, Preempted
-from dropbn.nn import noise
 from dropbn.train import divergence, feeds, preemption, programs, runs, steps, workdir
 from dropbn.train.plan import Plan, make_plan
 from dropbn.train.progress import Progress
@@ -42,30 +41,35 @@ def train_and_evaluate(
       Preempted: SIGTERM came; the state was saved.
     """
     dataset = dataset or data.load(config.data)
-    plan = make_plan(config, dataset)
-    with Progress(_headline(config, dataset, plan), plan.total_steps, config.batch_size) as progress:
-        [outcome] = train([config], [directory], [dataset], plan, progress, checkpoint_dir)
+    return run_plan(make_plan(config, dataset), directory, dataset, checkpoint_dir)
+
+
+def run_plan(
+    plan: Plan, directory, dataset: data.Dataset, checkpoint_dir: str = ""
+) -> tuple[steps.TrainState, list[dict]]:
+    """`train_and_evaluate` of a config that is resolved."""
+    with Progress(_headline(plan, dataset), plan.total_steps, plan.batch_size) as progress:
+        [outcome] = train_together([plan], [directory], [dataset], progress, checkpoint_dir)
     if isinstance(outcome, DropbnError):
         raise outcome
     return outcome, workdir.read_metrics(directory)
 
 
-def train(
-    configs: list,
+def train_together(
+    plans: list[Plan],
     directories: list,
     datasets: list[data.Dataset],
-    plan: Plan,
     progress,
     checkpoint_dir: str = "",
 ) -> list[steps.TrainState | DropbnError]:
     """Trains runs that stand at the same step, by one compiled program, and keeps each in its workdir.
 
     Args:
-      configs: one for each run, which `make_plan` has seen; they differ in seed, noise amount, learning rate
-        and the choice of training images alone.
+      plans: one for each run, all of one `structure`: they differ in seed, noise amount, learning rate and
+        the choice of training images alone. The first one's layout has one device for each run, or all
+        devices share a single run.
       directories: their workdirs.
       datasets: their data.
-      plan: of the first config. Its layout has one device for each run, or all devices share a single run.
       progress: shows the runs; it has the methods of `dropbn.train.progress.Progress`.
       checkpoint_dir: of a single run; see `train_and_evaluate`.
 
@@ -73,12 +77,12 @@ def train(
       For each run its final state on the host, or the DropbnError that ended it; the others go on without
       it. Any other error ends them all.
     """
-    outcomes = [None] * len(configs)
+    outcomes = [None] * len(plans)
     with contextlib.ExitStack() as stack:
         opened = {}
-        for i, (config, directory, dataset) in enumerate(zip(configs, directories, datasets, strict=True)):
+        for i, (plan, directory, dataset) in enumerate(zip(plans, directories, datasets, strict=True)):
             try:
-                run = runs.opened(config, directory, checkpoint_dir, dataset, plan, progress)
+                run = runs.opened(plan, directory, checkpoint_dir, dataset, progress)
                 opened[i] = stack.enter_context(run)
             except DropbnError as error:
                 outcomes[i] = error
@@ -89,24 +93,24 @@ def train(
             )
             del opened[i]
         if opened:
-            _train(list(opened.values()), [datasets[i] for i in opened], plan, progress)
+            _train(list(opened.values()), [datasets[i] for i in opened], progress)
             for i, run in opened.items():
                 outcomes[i] = run.failure or run.state
     return outcomes
 
 
-def _train(together, datasets, plan, progress):
+def _train(together, datasets, progress):
     """Trains opened runs to the end; each keeps its state or its failure."""
-    config, layout = together[0].config, plan.layout
+    plan = together[0].plan
+    layout = plan.layout
     step = saved = together[0].step
     progress.resume(step)
-    seeds = [run.config.seed for run in together]
-    feed = feeds.create(config, datasets[0], layout, list(zip(seeds, datasets, strict=True)))
-    program = programs.create(config, feed, plan)
+    feed = feeds.create([run.plan for run in together], datasets)
+    program = programs.create(plan, feed)
     state = layout.put([run.state for run in together])
-    hyper = layout.put([_hyper(run.config, config) for run in together])
+    hyper = layout.put([_hyper(run.plan, plan) for run in together])
     measured = {
-        "train": [dataset.plain(config.eval.train_examples) for dataset in datasets],
+        "train": [dataset.plain(plan.eval_examples) for dataset in datasets],
         "test": [dataset.test for dataset in datasets],
     }
     if datasets[0].validation:
@@ -158,20 +162,20 @@ def _look(together, program, layout, state, sums, hyper, again):
             run.failure = run.diverged(*(found or (int(states[i].step), "the loss")))
 
 
-def _hyper(config, first):
-    rate, base = config.optimizer.learning_rate, first.optimizer.learning_rate
+def _hyper(plan, first):
+    rate, base = plan.learning_rate, first.learning_rate
     scale = 1.0 if rate == base else rate / base
-    return steps.Hyper(config.seed, noise.amount(config.model.noise), scale)
+    return steps.Hyper(plan.seed, plan.architecture.amount, scale)
 
 
-def _headline(config, dataset, plan):
-    block, head = models.orders(config.model)
+def _headline(plan, dataset):
+    network = plan.architecture
     devices = plan.layout.devices
     devices = f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
     return (
-        f"{config.model.name} on {config.data.name}: {dataset.train.num_examples} training images, "
-        f"{plan.total_steps} steps of {config.batch_size} on {devices}\n"
-        f"blocks {block}, head {head}; drop is {config.model.noise.kind} {noise.amount(config.model.noise):g}"
+        f"{network.name} on {plan.config.data.name}: {dataset.train.num_examples} training images, "
+        f"{plan.total_steps} steps of {plan.batch_size} on {devices}\n"
+        f"blocks {network.block}, head {network.head}; drop is {network.noise} {network.amount:g}"
     )
 
 

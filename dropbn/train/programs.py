@@ -1,12 +1,13 @@
 """The compiled functions of a run."""
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
 from dropbn import models
 from dropbn.train import feeds, parallel, steps
-from dropbn.train.plan import Plan, structure
+from dropbn.train.plan import Plan
 
 
 class Programs(NamedTuple):
@@ -30,24 +31,24 @@ _KEPT = {}
 _NUMBER_KEPT = 2
 
 
-def create(config, feed: feeds.Resident | feeds.Streamed, plan: Plan) -> Programs:
-    """Composes feed and steps for the devices of the plan; the same ones for configs of one `structure`."""
-    base = config.optimizer.learning_rate  # which `Hyper.learning_rate_scale` is relative to
-    key = structure(config), base, feed.batches, plan.layout, plan.total_steps, plan.steps_per_epoch
+def create(plan: Plan, feed: feeds.Resident | feeds.Streamed) -> Programs:
+    """Composes feed and steps for the devices of a plan; the same ones for plans of one `structure`."""
+    base = plan.learning_rate  # which `Hyper.learning_rate_scale` is relative to
+    key = plan.structure, base, feed.batches, plan.layout, plan.total_steps, plan.steps_per_epoch
     if key not in _KEPT:
         while len(_KEPT) >= _NUMBER_KEPT:
             del _KEPT[next(iter(_KEPT))]
-        _KEPT[key] = _compose(config, feed.batches, plan)
+        _KEPT[key] = _compose(plan, feed.batches)
     return _KEPT[key]
 
 
-def _compose(config, batches, plan):
+def _compose(plan, batches):
     axis_name = plan.layout.axis_name
-    of_run = {
-        "build": lambda hyper: models.create(config.model, hyper.amount, axis_name),
-        "task": plan.task,
-        "axis_name": axis_name,
-    }
+
+    def build(hyper):
+        return models.create(dataclasses.replace(plan.architecture, amount=hyper.amount), axis_name)
+
+    of_run = {"build": build, "task": plan.task, "axis_name": axis_name}
 
     def train(state, inputs, hyper):
         batch = batches.train(inputs, state.step, hyper.seed)

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 
-from dropbn import data, models
+from dropbn import data
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
 from dropbn.nn import initializers
@@ -22,7 +21,7 @@ class Run:
     """A run under way.
 
     Attributes:
-      config: its config.
+      plan: what it does.
       state: on the host, as of the last look at it; finite.
       totals: the sums of the steps of the epoch so far.
       saved: the step of the last checkpoint; 0 if there is none.
@@ -33,7 +32,7 @@ class Run:
       about: what its checkpoints say of it.
     """
 
-    config: ml_collections.ConfigDict
+    plan: Plan
     state: steps.TrainState
     totals: dict[str, float]
     saved: int
@@ -78,7 +77,7 @@ class Run:
             **{f"train/{key}": value for key, value in _means(self.totals).items()},
             "train/accuracy_test_mode": scores.pop("train")["accuracy"],
             **{f"{split}/{key}": value for split, found in scores.items() for key, value in found.items()},
-            "images_per_second": steps_per_second * self.config.batch_size,
+            "images_per_second": steps_per_second * self.plan.batch_size,
         }
         self.totals = {}
         self.log.record(record)
@@ -104,33 +103,30 @@ class Run:
 
 
 @contextlib.contextmanager
-def opened(
-    config, directory, checkpoint_dir: str, dataset: data.Dataset, plan: Plan, progress
-) -> Iterator[Run]:
-    """Opens the run of a config in a workdir, at its newest checkpoint that can be read.
+def opened(plan: Plan, directory, checkpoint_dir: str, dataset: data.Dataset, progress) -> Iterator[Run]:
+    """Opens the run of a plan in a workdir, at its newest checkpoint that can be read.
 
     Args:
-      config: the config.
+      plan: the plan.
       directory: the workdir.
       checkpoint_dir: see `workdir.claim`.
       dataset: the data.
-      plan: of the config.
       progress: is told of checkpoints that cannot be read.
 
     Raises:
-      DropbnError: what `training.train_and_evaluate` says.
+      DropbnError: what `loop.train_and_evaluate` says.
     """
-    initial = initial_state(config, dataset, plan)  # It refuses orders that do not fit the images.
+    initial = initial_state(plan, dataset)  # It refuses orders that do not fit the images.
     shared = plan.layout.processes > 1
     writes = parallel.is_first() or not shared
     if shared and not writes:  # One process makes the workdir, the others find it.
         parallel.wait_for_all(f"{directory} is claimed")
     try:
-        directory = workdir.claim(directory, config, checkpoint_dir)
+        directory = workdir.claim(directory, plan.config, checkpoint_dir)
     finally:
         if shared and writes:
             parallel.wait_for_all(f"{directory} is claimed")
-    about = {"config": workdir.digest(config), "dataset": dataset.fingerprint}
+    about = {"config": workdir.digest(plan.config), "dataset": dataset.fingerprint}
     with (
         workdir.lock(directory) if writes else contextlib.nullcontext(),
         checkpoint.manager(workdir.checkpoints(directory), shared=shared) as checkpoints,
@@ -150,7 +146,7 @@ def opened(
                 "another --workdir."
             )
         with workdir.log(directory, step) if writes else contextlib.nullcontext(_SILENT) as log:
-            yield Run(config, state, totals, step, checkpoints, log, about)
+            yield Run(plan, state, totals, step, checkpoints, log, about)
 
 
 # Of a process whose records another one writes.
@@ -185,15 +181,14 @@ def _refuse_lost_checkpoints(directory, plan):
         )
 
 
-def initial_state(config, dataset: data.Dataset, plan: Plan) -> steps.TrainState:
+def initial_state(plan: Plan, dataset: data.Dataset) -> steps.TrainState:
     """The state before the first step, with the initial weights of `config.model.init`."""
-    model = models.create(config.model)
-    state = steps.create_state(model, plan.tx, config.seed, dataset.train.image_shape)
-    if config.model.init != "lsuv":
+    state = steps.create_state(plan.model, plan.tx, plan.seed, dataset.train.image_shape)
+    if plan.architecture.init != "lsuv":
         return state
-    images = dataset.plain(config.batch_size).images
+    images = dataset.plain(plan.batch_size).images
     images = sampling.normalize(images, dataset.mean, dataset.std)
-    params = initializers.lsuv(model, state.variables, images)["params"]
+    params = initializers.lsuv(plan.model, state.variables, images)["params"]
     return state.replace(params=params, opt_state=plan.tx.init(params))
 
 

@@ -115,7 +115,8 @@ def _feed(stream, devices):
     config = base.get_config()
     config.batch_size = 16
     dataset = data.Dataset(stream, stream, 50, data.PHOTO_MEAN, data.PHOTO_STD)
-    return feeds.create(config, dataset, parallel.Layout(tuple(jax.local_devices()[:devices])))
+    layout = parallel.Layout(tuple(jax.local_devices()[:devices]))
+    return feeds.create([make_plan(config, dataset, layout)], [dataset])
 
 
 def test_a_streamed_evaluation_counts_every_image_once():
@@ -193,9 +194,7 @@ def test_a_folder_of_photographs_trains_stops_and_goes_on(tmp_path, monkeypatch)
     with checkpoint.manager(tmp_path / "run" / "checkpoints", read_only=True) as saved:
         chosen_by = saved.metadata(4).custom_metadata["accuracy"]
     assert chosen_by == records[-1]["validation/accuracy"] != records[-1]["test/accuracy"]
-    kernel = runs.initial_state(config, dataset, make_plan(config, dataset)).params["block1"]["conv1"][
-        "kernel"
-    ]
+    kernel = runs.initial_state(make_plan(config, dataset), dataset).params["block1"]["conv1"]["kernel"]
     columns = np.asarray(kernel).reshape(-1, kernel.shape[-1])
     squared = columns.T @ columns  # LSUV scales an orthogonal kernel.
     np.testing.assert_allclose(squared, squared[0, 0] * np.eye(len(squared)), atol=1e-4)

@@ -1,5 +1,7 @@
 """Published parameter counts, and what `models.create` refuses."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,6 +201,27 @@ def test_bfloat16_computes_low_and_keeps_high():
     config.dtype = "float32"
     full, _ = models.create(config).apply(variables, x, use_running_average=False, mutable=["batch_stats"])
     np.testing.assert_allclose(logits.astype(jnp.float32), full, atol=0.15)
+
+
+@pytest.mark.parametrize("kind", ["dropout", "gaussian", "uout"])
+def test_a_traced_amount_acts_as_the_configs_own(kind):
+    def config(amount):
+        block = {"name": "mlp", "depth": 1, "block": "dense drop bn relu", "init": "hendrycks"}
+        return _model(**block, noise={"kind": kind, "beta" if kind == "uout" else "rate": amount})
+
+    def outputs(model):
+        return model.apply(variables, x, False, rngs={"dropout": jax.random.key(2)}, mutable="batch_stats")[0]
+
+    @jax.jit
+    def traced(amount):
+        return outputs(models.create(dataclasses.replace(architecture, amount=amount)))
+
+    architecture, x = models.resolve(config(0.5)), jax.random.normal(jax.random.key(0), (8, 4, 4, 1))
+    variables = models.create(architecture).init(jax.random.key(1), x)
+    assert architecture.amount == 0.5 and architecture.noise == kind
+    np.testing.assert_allclose(traced(0.5), outputs(models.create(architecture)), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(traced(0.25), outputs(models.create(config(0.25))), rtol=1e-5, atol=1e-6)
+    assert not np.allclose(traced(0.25), traced(0.5), atol=0.1)
 
 
 def test_a_plain_densenet_drops_after_every_convolution_but_the_stems():

@@ -25,7 +25,7 @@ def finished(tmp_path_factory):
     [item], _ = work_items.create(alone[1:])
     alone_plan = item.plan._replace(layout=parallel.Layout(tuple(jax.local_devices()[:1])))
     with progress.StudyProgress(1, 0, 1.0) as shown, shown.group(["it"], 1.0, alone_plan.total_steps) as bar:
-        loop.train([alone[1].config], [alone[1].directory], [item.dataset], alone_plan, bar)
+        loop.train_together([alone_plan], [alone[1].directory], [item.dataset], bar)
     return beside, alone
 
 
@@ -94,8 +94,9 @@ def test_a_finished_member_says_what_it_found(finished):
     assert len(member.summary["shift"]) == len(member.summary["shift_li2018"]) == 7
     assert len(member.summary["weights"]) == 10  # seven in branches and stem, two shortcuts, the classifier
     # The same as eval.py finds, by programs of its own.
-    config, dataset = finished[0][0].config, data.load(finished[0][0].config.data)
-    like = plan.abstract_state(config, dataset, plan.make_plan(config, dataset))
+    dataset = data.load(finished[0][0].config.data)
+    its_plan = plan.make_plan(finished[0][0].config, dataset)
+    config, like = its_plan.config, plan.abstract_state(its_plan, dataset)
     with checkpoint.manager(finished[0][0].directory / "checkpoints", read_only=True) as saved:
         state = checkpoint.restore(saved, like)
     shift = evaluation.measure_shift(config, dataset, state)
@@ -108,7 +109,7 @@ def test_a_finished_member_says_what_it_found(finished):
         assert accuracy == pytest.approx(after[recipe, "test"], abs=1e-9)
         assert member.correct[recipe].mean() == pytest.approx(accuracy, abs=1e-9)
     assert set(member.summary["recalibrated"]) == {"li2018_torch", "li2018", "dropout_off"}
-    outputs = plan.make_plan(config, dataset).model.apply(
+    outputs = its_plan.model.apply(
         state.variables, sampling.normalize(dataset.test.images, dataset.mean, dataset.std)
     )
     np.testing.assert_array_equal(member.correct["running"], outputs.argmax(-1) == dataset.test.labels)

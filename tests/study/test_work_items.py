@@ -36,10 +36,8 @@ def test_groups_of_one_structure_share_their_programs(tmp_path):
 
     def compiled(item):
         layout = parallel.side_by_side(8)
-        feed = feeds.create(
-            item.member.config, item.dataset, layout, 8 * [(item.member.config.seed, item.dataset)]
-        )
-        return programs.create(item.member.config, feed, item.plan._replace(layout=layout))
+        plan = item.plan._replace(layout=layout)
+        return programs.create(plan, feeds.create([plan] * 8, [item.dataset] * 8))
 
     one, same, other = map(compiled, todo)
     assert one is same and one is not other and compiled(todo[0]) is one

@@ -65,7 +65,7 @@ def _alone(config, directory, devices):
     dataset = data.load(config.data)
     plan = make_plan(config, dataset, parallel.Layout(tuple(jax.local_devices()[:devices])))
     with Progress("", plan.total_steps, config.batch_size) as progress:
-        [outcome] = loop.train([config], [directory], [dataset], plan, progress)
+        [outcome] = loop.train_together([plan], [directory], [dataset], progress)
     return dataset, plan, outcome
 
 
@@ -84,12 +84,12 @@ def test_processes_train_as_one(mlp_config, mlp_flags, tmp_path, number):
     for key in wanted.keys() - {"images_per_second"}:
         assert record[key] == pytest.approx(wanted[key], rel=1e-6), key
     with checkpoint.manager(tmp_path / "several" / "checkpoints", read_only=True) as saved:
-        state = checkpoint.restore(saved, abstract_state(mlp_config, dataset, plan))
+        state = checkpoint.restore(saved, abstract_state(plan, dataset))
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.variables):
         expected = dict(jax.tree_util.tree_leaves_with_path(alone.variables))[path]
         np.testing.assert_allclose(leaf, expected, rtol=1e-5, atol=1e-6, err_msg=str(path))
     assert "epoch     1" in first and not any("epoch" in output for output in others)
-    workdir.claim(tmp_path / "several", mlp_config)  # It is a run of this config.
+    workdir.claim(tmp_path / "several", plan.config)  # It is a run of this config.
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(monkeypatch):
@@ -130,8 +130,7 @@ def test_groups_streams_and_resumed_runs_of_processes(mlp_config, tmp_path, grou
     def add(name, **fields):
         config = copy.deepcopy(mlp_config)
         config.update_from_flattened_dict({"data.train_examples": 256, "duration": "2 epochs"} | fields)
-        make_plan(config, data.load(config.data))
-        configs[name] = config
+        configs[name] = make_plan(config, data.load(config.data)).config
 
     for group_size in group_sizes:
         add(f"group {group_size}", **{"model.bn.group_size": group_size})

@@ -45,10 +45,10 @@ def _few_steps(config, devices, number=3, amount=None):
     """State and sums after some steps on the first `devices` devices, by the run's own programs."""
     dataset = data.load(config.data)
     plan = make_plan(config, dataset)._replace(layout=parallel.Layout(tuple(jax.devices()[:devices])))
-    feed = feeds.create(config, dataset, plan.layout)
-    run = programs.create(config, feed, plan)
+    feed = feeds.create([plan], [dataset])
+    run = programs.create(plan, feed)
     replicate = functools.partial(parallel.replicate, devices=plan.layout.devices)
-    amount = noise.amount(config.model.noise) if amount is None else amount
+    amount = plan.architecture.amount if amount is None else amount
     hyper = replicate(steps.Hyper(config.seed, amount, 1.0))
     state = replicate(steps.create_state(plan.model, plan.tx, config.seed, dataset.train.images.shape[1:]))
     sums = []
@@ -153,8 +153,8 @@ def test_masks_differ_by_device_step_and_seed_and_repeat():
 def test_nothing_compiles_after_the_first_step_whatever_the_amount(mlp_config):
     dataset = data.load(mlp_config.data)
     plan = make_plan(mlp_config, dataset)
-    feed = feeds.create(mlp_config, dataset, plan.layout)
-    run = programs.create(mlp_config, feed, plan)
+    feed = feeds.create([plan], [dataset])
+    run = programs.create(plan, feed)
     replicate = functools.partial(parallel.replicate, devices=plan.layout.devices)
     state = replicate(steps.create_state(plan.model, plan.tx, 0, (8, 8, 1)))
     hypers = [replicate(steps.Hyper(seed, rate, 1.0)) for seed, rate in ((0, 0.5), (1, 0.0), (2, 1.0))]
@@ -269,6 +269,25 @@ def test_a_network_without_norms_trains_and_evaluates(tiny_config, tmp_path):
         summary.print_evaluation(found, "runs/x", console)
     assert "--workdir='runs/[bn relu]'" in printed.get()
     assert "Most shifted" not in printed.get()
+
+
+def test_a_plan_leaves_the_config_alone_and_knows_which_programs_it_shares(mlp_config):
+    dataset, given = data.load(mlp_config.data), mlp_config.to_json()
+    plan = make_plan(mlp_config, dataset)
+    assert mlp_config.to_json() == given
+    assert (plan.config.model.num_classes, mlp_config.model.num_classes) == (10, 0)
+    assert (plan.steps_per_epoch, plan.total_steps, plan.seed) == (22, 44, mlp_config.seed)
+    for changes, shared in (
+        ({"seed": 7, "optimizer.learning_rate": 0.01, "model.noise.rate": 0.1}, True),
+        ({"model.place": "", "model.num_classes": 10, "model.noise.beta": 0.3}, True),
+        ({"optimizer.learning_rate": 0.0}, False),
+        ({"model.noise.scale_at": "test"}, False),
+        ({"model.block": "dense bn drop relu"}, False),
+        ({"model.num_classes": 11}, False),
+    ):
+        config = mlp_config.copy_and_resolve_references()
+        config.update_from_flattened_dict(changes)
+        assert (make_plan(config, dataset).structure == plan.structure) is shared, changes
 
 
 @pytest.mark.parametrize(
