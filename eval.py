@@ -28,7 +28,7 @@ def main():
     from dropbn.train import evaluation, parallel, summary
 
     workdirs = _WORKDIRS.value
-    for workdir in parallel.own(workdirs):
+    for workdir in parallel.my_share(workdirs):
         found = evaluation.evaluate(workdir, _CHECKPOINT.value, _RECALIBRATE.value, _SAMPLES.value)
         summary.print_evaluation(found, workdir)
         print(f"Written to {workdir}/eval: report.json, shift.csv, shift.png, flips.png")

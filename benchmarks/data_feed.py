@@ -44,7 +44,7 @@ def _resident():
     step, state, feed, hyper = _training(config, dataset, layout)
     inputs = feed.train_inputs(0, range(10**6))
     given = next(inputs)
-    batch = parallel.on_each(lambda inputs: feed.batches.train(inputs, 0, 0), layout)(given)
+    batch = parallel.on_each(lambda inputs: feed.batcher.train_batch(inputs, 0, 0), layout)(given)
     fixed, fixed_state = networks.ours_on_devices(networks.PRERESNET, 1)[:2]
 
     def whole():
@@ -116,7 +116,7 @@ def _training(config, dataset, layout=None):
     """(step, state, feed, hyper) of a config's training."""
     planned = plan.make_plan(config, dataset, layout)
     feed = feeds.create([planned], [dataset])
-    step = programs.create(planned, feed).train
+    step = programs.create(planned, feed).train_step
     state = planned.layout.put([runs.initial_state(planned, dataset)])
     hyper = planned.layout.put([steps.Hyper(planned.seed, planned.architecture.amount, 1.0)])
     return step, state, feed, hyper

@@ -113,7 +113,7 @@ def ours_on_devices(settings: Settings, number: int):
     return (
         parallel.on_each(step, layout, donate=0),
         layout.put([state]),
-        parallel.spread(images(settings.batch_size), layout.devices),
+        parallel.shard(images(settings.batch_size), layout.devices),
     )
 
 

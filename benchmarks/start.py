@@ -112,15 +112,15 @@ def until_first_step(started: float) -> None:
     def create_for_one_step(*arguments):
         program = create(*arguments)
 
-        def train(*arguments):
+        def train_step(*arguments):
             begun = time.monotonic()
-            jax.block_until_ready(program.train(*arguments))
+            jax.block_until_ready(program.train_step(*arguments))
             ended = time.monotonic()
             seconds["compile"] = ended - begun
             print("\n" + json.dumps(seconds | {"rest": ended - started - sum(seconds.values())}), flush=True)
             os._exit(0)
 
-        return program._replace(train=train)
+        return program._replace(train_step=train_step)
 
     watch(data, "load", "data")
     watch(lint, "check", "lint")

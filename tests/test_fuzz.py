@@ -196,7 +196,7 @@ def _two_steps(config, dataset):
     def step(state, inputs, hyper):
         return steps.train_step(
             state,
-            feed.batches.train(inputs, state.step, hyper.seed),
+            feed.batcher.train_batch(inputs, state.step, hyper.seed),
             hyper,
             build=lambda hyper: models.create(dataclasses.replace(architecture, amount=hyper.amount)),
             tx=plan.tx,

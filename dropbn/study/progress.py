@@ -56,7 +56,7 @@ class StudyProgress:
           total_steps: the steps that each of them takes.
 
         Yields:
-          What `dropbn.train.loop.train` takes as its `progress`.
+          What `dropbn.train.loop.train_together` takes as its `progress`.
         """
         task = self._bars.add_task(_short(names), total=total_steps, status="compiling")
         before = self._bars.tasks[0].completed

@@ -78,7 +78,7 @@ def of_this_process(todo: Sequence[WorkItem]) -> list[WorkItem]:
     """The work items of this process: those that all processes share, and its part of the others."""
     shared = [item for item in todo if item.plan.layout.processes > 1]
     apart = [item for item in todo if item.plan.layout.processes == 1]
-    return shared + parallel.own(apart)
+    return shared + parallel.my_share(apart)
 
 
 def groups(todo: Sequence[WorkItem]) -> Iterator[list[WorkItem]]:

@@ -1,4 +1,4 @@
-"""Where a run ceased to be finite."""
+"""Where a run became non-finite."""
 
 from collections.abc import Iterable
 
@@ -22,24 +22,24 @@ def locate(
     hyper,
     index: int,
 ) -> tuple[int, str] | None:
-    """Takes steps of runs again, until the first that is not finite.
+    """Takes steps of runs again, up to the first that is not finite.
 
     Args:
-      program: of the runs.
+      program: their compiled functions.
       layout: their devices.
       states: the runs' states on the host, all finite.
       inputs: the feed's train inputs of the steps that follow.
       hyper: what the steps took.
-      index: which of the runs is meant.
+      index: which of the runs diverged.
 
     Returns:
-      (the step, counted from 1 at the start of training, what is not finite in it). That is the first
-      output of a layer in the order of the forward pass; else a gradient of the layer that the backward pass
-      came to first; else a parameter or statistic that overflowed in the update. None if all is finite.
+      (the step, counted from 1 at the start of training; what is not finite in it). The latter is the output
+      of the layer that comes first in the forward pass; else the gradient of the layer that comes first in
+      the backward pass; else a parameter or statistic that overflowed in the update. None if all is finite.
     """
     state = layout.put(states)
     for step, given in enumerate(inputs, int(states[index].step) + 1):
-        found = layout.take(program.nonfinite(state, given, hyper), len(states))[index]
+        found = layout.get(program.nonfinite(state, given, hyper), len(states))[index]
         modules = [numbered.partition(" ")[2] for numbered in sorted(found["output"])]
         outputs = [modules[i] for i, key in enumerate(sorted(found["output"])) if found["output"][key]]
         if outputs:
@@ -48,8 +48,8 @@ def locate(
         if gradients:
             latest = max(gradients, key=lambda name: modules.index(name.rpartition("/")[0]))
             return step, f"the gradient of {latest}"
-        state, _ = program.train(state, given, hyper)
-        after = layout.take(state, len(states))[index].variables
+        state, _ = program.train_step(state, given, hyper)
+        after = layout.get(state, len(states))[index].variables
         for path, leaf in jax.tree.leaves_with_path(after):
             if not is_finite(leaf):
                 return step, f"the update of {jax.tree_util.keystr(path, simple=True, separator='/')}"

@@ -8,15 +8,14 @@ from dropbn.errors import DropbnError
 _DURATION = re.compile(r"\s*(\d+(?:\.\d*)?(?:[eE]\d+)?)\s*(epoch|step|example)s?\s*")
 
 
-def steps(duration: str, *, batch_size: int, num_examples: int) -> int:
+def to_steps(duration: str, *, batch_size: int, num_examples: int) -> int:
     """A duration in training steps, to the nearest one.
 
-    An epoch has floor(num_examples / batch_size) steps: the rest of an epoch's order, shorter than a
-    batch, is left out and another one each epoch.
+    An epoch has floor(num_examples / batch_size) steps. The images that are left over fill no batch and are
+    skipped; they are other ones in each epoch.
 
     Raises:
-      DropbnError: anything but one non-negative number with one unit; two units at once are refused, and
-        so are more steps than int32 counts.
+      DropbnError: anything but one non-negative number with one unit; more steps than int32 can count.
     """
     match = _DURATION.fullmatch(duration)
     if not match:

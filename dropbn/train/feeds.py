@@ -1,7 +1,7 @@
 """How a dataset reaches the devices: from their own memory, or read ahead by the host.
 
-Both feeds have the same methods, which run on the host and yield what a program takes, stacked over the
-devices; inside the program their `batches` make this device's batch of it.
+A feed runs on the host and yields what a program takes, stacked over the devices. Inside the program, its
+`batcher` makes this device's batch of that. Both feeds have the same methods, and so have both batchers.
 """
 
 import collections
@@ -40,20 +40,20 @@ def create(plans: Sequence[Plan], datasets: Sequence[data.Dataset]) -> "Resident
 
 
 class Gather(NamedTuple):
-    """This device's batches of images that live on it; see `dropbn.data.sampling`."""
+    """Makes batches of images that live on the device; see `dropbn.data.sampling`."""
 
     batch_size: int
     axis_name: str | None
     crop_padding: int
     flip: bool
 
-    def train(self, inputs, step, seed) -> dict[str, jax.Array]:
+    def train_batch(self, inputs, step, seed) -> dict[str, jax.Array]:
         """The batch {"image", "label"} of a step since the start of training."""
         (split, moments), order = inputs
         augmented = {"crop_padding": self.crop_padding, "flip": self.flip}
         return sampling.train_batch(split, order, step, seed, **moments, **self._shared(), **augmented)
 
-    def evaluate(self, inputs) -> dict[str, jax.Array]:
+    def eval_batch(self, inputs) -> dict[str, jax.Array]:
         """The batch {"image", "label", "mask"}."""
         (split, moments), index = inputs
         return sampling.eval_batch(split, index, **moments, **self._shared())
@@ -63,48 +63,48 @@ class Gather(NamedTuple):
 
 
 class Receive(NamedTuple):
-    """This device's batches as the host has sent them."""
+    """Makes batches of what the host has sent."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def train(self, inputs, step, seed) -> dict[str, jax.Array]:
-        """The batch {"image", "label"}; its step and seed were the host's."""
+    def train_batch(self, inputs, step, seed) -> dict[str, jax.Array]:
+        """The batch {"image", "label"}; the host has already used its step and seed."""
         mean, std = (np.array(moment, np.float32) for moment in self)
         return inputs | {"image": sampling.normalize(inputs["image"], mean, std)}
 
-    def evaluate(self, inputs) -> dict[str, jax.Array]:
+    def eval_batch(self, inputs) -> dict[str, jax.Array]:
         """The batch {"image", "label", "mask"}; the mask is False for the padding."""
-        return self.train(inputs, None, None)
+        return self.train_batch(inputs, None, None)
 
 
 class Resident:
     """Images live on every device; batches are gathered and augmented there.
 
     Attributes:
-      batches: what becomes a batch inside a program: `train(inputs, step, seed)` and `evaluate(inputs)`. It
+      batcher: makes a batch inside a program: `train_batch(inputs, step, seed)` or `eval_batch(inputs)`. It
         holds no images, so that a program may outlive its feed.
     """
 
     def __init__(self, plans, datasets):
         plan, layout = plans[0], plans[0].layout
         self._batch_size, self._layout = plan.batch_size, layout
-        self.batches = Gather(plan.batch_size, layout.axis_name, plan.crop_padding, plan.flip)
+        self.batcher = Gather(plan.batch_size, layout.axis_name, plan.crop_padding, plan.flip)
         self._moments = [{"mean": dataset.mean, "std": dataset.std} for dataset in datasets]
         self._train = self._put([dataset.train for dataset in datasets])
         self._measured = {}  # ids of splits -> (the splits, their copies on the devices)
         self._seeds = layout.put([plan.seed for plan in plans])
-        self._order = _orders(datasets[0].train.num_examples, layout)
+        self._order = _epoch_orders(datasets[0].train.num_examples, layout)
 
     def _put(self, splits):
         return self._layout.put(list(zip(splits, self._moments, strict=True)))
 
     def train_inputs(self, epoch: int, steps: range) -> Iterator:
-        """What `batches.train` takes at each of some steps of an epoch."""
+        """What `batcher.train_batch` takes at each of the given steps of an epoch."""
         return itertools.repeat((self._train, self._order(self._seeds, epoch)), len(steps))
 
     def eval_inputs(self, *splits: Split) -> Iterator:
-        """What `batches.evaluate` takes, until every image of the runs' splits was there once."""
+        """What `batcher.eval_batch` takes, until every image of the runs' splits has been there once."""
         key = tuple(map(id, splits))
         if key not in self._measured:
             self._measured[key] = splits, self._put(splits)
@@ -114,8 +114,8 @@ class Resident:
 
 
 @functools.lru_cache(maxsize=4)
-def _orders(num_examples, layout):
-    """(seeds, epoch) -> the order of that epoch on each device."""
+def _epoch_orders(num_examples, layout):
+    """(seeds, epoch) -> each device's order of that epoch."""
     return parallel.on_each(
         lambda seed, epoch: sampling.epoch_order(seed, epoch, num_examples), layout, in_axes=(0, None)
     )
@@ -125,49 +125,49 @@ class Streamed:
     """Batches are read by the host, a few ahead of the devices.
 
     Attributes:
-      batches: as of `Resident`.
+      batcher: as in `Resident`.
     """
 
     def __init__(self, plan, dataset):
         self._plan, self._layout, self._train = plan, plan.layout, dataset.train
-        self.batches = Receive(tuple(dataset.mean.tolist()), tuple(dataset.std.tolist()))
+        self.batcher = Receive(tuple(dataset.mean.tolist()), tuple(dataset.std.tolist()))
 
     def train_inputs(self, epoch: int, steps: range) -> Iterator:
-        """What `batches.train` takes at each of some steps of an epoch."""
+        """What `batcher.train_batch` takes at each of the given steps of an epoch."""
         size, seed = self._plan.batch_size, self._plan.seed
         order = np.asarray(sampling.epoch_order(seed, epoch, self._train.num_examples))
-        positions = np.concatenate([self._own(step * size) for step in steps] or [np.arange(0)])
+        positions = np.concatenate([self._my_positions(step * size) for step in steps] or [np.arange(0)])
         batches = self._train.epoch(
             order, positions, self._share, seed=seed, epoch=epoch, workers=self._plan.workers
         )
-        return self._ahead({"image": batch.images, "label": batch.labels} for batch in batches)
+        return self._prefetch_to_device({"image": batch.images, "label": batch.labels} for batch in batches)
 
     def eval_inputs(self, split) -> Iterator:
-        """What `batches.evaluate` takes, until every image of a split was there once."""
-        return self._ahead(self._padded(split))
+        """What `batcher.eval_batch` takes, until every image of a split has been there once."""
+        return self._prefetch_to_device(self._padded_batches(split))
 
-    def _padded(self, split):
+    def _padded_batches(self, split):
         for start in range(0, split.num_examples, self._plan.batch_size):
-            positions = self._own(start)
+            positions = self._my_positions(start)
             part = split.take(np.minimum(positions, split.num_examples - 1))
             yield {"image": part.images, "label": part.labels, "mask": positions < split.num_examples}
 
     @property
     def _share(self):
-        """This process's number of images in a batch."""
+        """How many images of a batch are this process's."""
         return self._plan.batch_size // self._layout.processes
 
-    def _own(self, start):
-        """The positions that are this process's in the batch that begins at `start`."""
+    def _my_positions(self, start):
+        """This process's positions in the batch that begins at `start`."""
         process = jax.process_index() if self._layout.processes > 1 else 0
         first = start + process * self._share
         return np.arange(first, first + self._share)
 
-    def _ahead(self, batches, number=2):
-        """Puts batches on the devices while the one before is in use."""
+    def _prefetch_to_device(self, batches, number=2):
+        """Puts batches on the devices while earlier ones are in use."""
         waiting = collections.deque()
         for batch in batches:
-            waiting.append(parallel.spread(batch, self._layout.devices))
+            waiting.append(parallel.shard(batch, self._layout.devices))
             if len(waiting) > number:
                 yield waiting.popleft()
         yield from waiting

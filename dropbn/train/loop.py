@@ -9,9 +9,10 @@ import jax
 
 from dropbn import data
 from dropbn.errors import DropbnError, Preempted
-from dropbn.train import divergence, feeds, preemption, programs, runs, steps, workdir
+from dropbn.train import divergence, feeds, preemption, programs, steps, workdir
 from dropbn.train.plan import Plan, make_plan
 from dropbn.train.progress import Progress
+from dropbn.train.runs import open_run
 
 
 def train_and_evaluate(
@@ -20,9 +21,9 @@ def train_and_evaluate(
     """Runs a config in a workdir, from its newest checkpoint if it has one.
 
     After every epoch, and at the end, the training accuracy in train mode and in test mode and the test
-    accuracy go to metrics.jsonl and to the terminal. Every `config.log_every` the losses are looked at and
-    go to TensorBoard. The state goes to a checkpoint at ends of epochs, or within one, so that no two are
-    more than `config.checkpoint_every` apart; at the end; and on SIGTERM.
+    accuracy go to metrics.jsonl and to the terminal. Every `config.log_every` the losses are checked and go
+    to TensorBoard. Checkpoints are saved at ends of epochs, or within one, so that no two are more than
+    `config.checkpoint_every` apart; at the end; and on SIGTERM.
 
     Args:
       config: a config with the fields of `configs/base.py`.
@@ -36,8 +37,8 @@ def train_and_evaluate(
     Raises:
       DropbnError: anything in the config that does not fit, before anything is written; a workdir of
         another run, of a run under way, or of one whose checkpoints or records are gone; checkpoints that
-        cannot be read, of another network or of other data; something that cannot be written; what is not
-        finite any more: the first layer and step where it was not.
+        cannot be read, of another network or of other data; something that cannot be written; a run that
+        diverged: the first layer and step that were not finite.
       Preempted: SIGTERM came; the state was saved.
     """
     dataset = dataset or data.load(config.data)
@@ -47,7 +48,7 @@ def train_and_evaluate(
 def run_plan(
     plan: Plan, directory, dataset: data.Dataset, checkpoint_dir: str = ""
 ) -> tuple[steps.TrainState, list[dict]]:
-    """`train_and_evaluate` of a config that is resolved."""
+    """`train_and_evaluate` for a config that is already resolved."""
     with Progress(_headline(plan, dataset), plan.total_steps, plan.batch_size) as progress:
         [outcome] = train_together([plan], [directory], [dataset], progress, checkpoint_dir)
     if isinstance(outcome, DropbnError):
@@ -56,11 +57,7 @@ def run_plan(
 
 
 def train_together(
-    plans: list[Plan],
-    directories: list,
-    datasets: list[data.Dataset],
-    progress,
-    checkpoint_dir: str = "",
+    plans: list[Plan], directories: list, datasets: list[data.Dataset], progress, checkpoint_dir: str = ""
 ) -> list[steps.TrainState | DropbnError]:
     """Trains runs that stand at the same step, by one compiled program, and keeps each in its workdir.
 
@@ -82,8 +79,7 @@ def train_together(
         opened = {}
         for i, (plan, directory, dataset) in enumerate(zip(plans, directories, datasets, strict=True)):
             try:
-                run = runs.opened(plan, directory, checkpoint_dir, dataset, progress)
-                opened[i] = stack.enter_context(run)
+                opened[i] = stack.enter_context(open_run(plan, directory, checkpoint_dir, dataset, progress))
             except DropbnError as error:
                 outcomes[i] = error
         begun = {i: run.step for i, run in opened.items()}
@@ -99,49 +95,38 @@ def train_together(
     return outcomes
 
 
-def _train(together, datasets, progress):
+def _train(runs, datasets, progress):
     """Trains opened runs to the end; each keeps its state or its failure."""
-    plan = together[0].plan
-    layout = plan.layout
-    step = saved = together[0].step
+    plan, layout = runs[0].plan, runs[0].plan.layout
+    step = saved = runs[0].step
     progress.resume(step)
-    feed = feeds.create([run.plan for run in together], datasets)
+    feed = feeds.create([run.plan for run in runs], datasets)
     program = programs.create(plan, feed)
-    state = layout.put([run.state for run in together])
-    hyper = layout.put([_hyper(run.plan, plan) for run in together])
-    measured = {
-        "train": [dataset.plain(plan.eval_examples) for dataset in datasets],
-        "test": [dataset.test for dataset in datasets],
-    }
-    if datasets[0].validation:
-        measured["validation"] = [dataset.validation for dataset in datasets]
+    state = layout.put([run.state for run in runs])
+    hyper = layout.put([_hyper(run.plan, plan) for run in runs])
+    splits = _measured_splits(plan, datasets)
     inputs = None  # of the epoch under way
-    with preemption.watched(shared=layout.processes > 1) as told:
-        while step < plan.total_steps and not all(run.failure for run in together):
+    with preemption.watched(shared=layout.processes > 1) as should_stop:
+        while step < plan.total_steps and not all(run.failure for run in runs):
             epoch, done = divmod(step, plan.steps_per_epoch)
             epoch_end = min(step - done + plan.steps_per_epoch, plan.total_steps)
             if inputs is None:
                 inputs = feed.train_inputs(epoch, range(done, done + epoch_end - step))
                 timed, seconds = 0, 0.0
-            look = min(epoch_end, saved + plan.checkpoint_every, step + plan.log_every)
-            taken = itertools.islice(inputs, look - step)
-            state, sums, took, stopped = _train_steps(
-                program.train, state, taken, hyper, step, told, progress
+            until = min(epoch_end, saved + plan.checkpoint_every, step + plan.log_every)
+            state, sums, took, stopped = _take_steps(
+                program, state, itertools.islice(inputs, until - step), hyper, step, should_stop, progress
             )
             again = functools.partial(feed.train_inputs, epoch, range(done, done + len(sums)))
             step, timed, seconds = step + len(sums), timed + len(sums), seconds + took
-            _look(together, program, layout, state, sums, hyper, again)
+            _absorb(runs, program, state, sums, hyper, again)
             if step == epoch_end:
                 inputs = None
-                found = {name: _evaluate(program, feed, state, splits) for name, splits in measured.items()}
-                found = {name: layout.take(sums, len(together)) for name, sums in found.items()}
-                for i, run in enumerate(together):
-                    sums = {name: of_runs[i] for name, of_runs in found.items()}
-                    _end_epoch(run, sums, measured, step / plan.steps_per_epoch, timed / seconds, progress)
-            # It is saved where the next occasion would come too late.
+                _end_epoch(runs, program, feed, state, splits, timed / seconds, progress)
+            # Checkpoints at ends of epochs are preferred: one is saved there if the next end came too late.
             wait = plan.steps_per_epoch if step == epoch_end else 1
             if stopped or step == plan.total_steps or step + wait - saved > plan.checkpoint_every:
-                for run in together:
+                for run in runs:
                     if not run.failure:
                         run.save()
                 saved = step
@@ -149,17 +134,69 @@ def _train(together, datasets, progress):
                 raise Preempted(f"stopped by SIGTERM at step {step} of {plan.total_steps}, saved")
 
 
-def _look(together, program, layout, state, sums, hyper, again):
-    """Hands each run what its steps have brought; where that is not finite, finds out where it began.
+def _take_steps(program, state, inputs, hyper, step, should_stop, progress):
+    """Takes steps until the inputs end or SIGTERM comes.
 
-    `again` gives the inputs of these steps once more.
+    Returns (state, the steps' sums on the devices, seconds they took without compilation, whether SIGTERM
+    came).
     """
-    states, sums = layout.take(state, len(together)), layout.take(sums, len(together))
-    for i, run in enumerate(together):
-        if not run.failure and not run.look(states[i], sums[i]):
-            before = [run.state for run in together]
+    sums, stopped = [], False
+    started = time.monotonic()
+    for given in inputs:
+        state, new = program.train_step(state, given, hyper)
+        sums.append(new)
+        if len(sums) == 1:
+            jax.block_until_ready(new)  # The first step may compile: the others' time stands for it.
+            compiled = time.monotonic()
+        progress.step(sums)
+        if stopped := should_stop(step + len(sums)):
+            break
+    jax.block_until_ready(sums)
+    seconds = time.monotonic() - (compiled if len(sums) > 1 else started)
+    return state, sums, seconds * len(sums) / max(len(sums) - 1, 1), stopped
+
+
+def _absorb(runs, program, state, sums, hyper, again):
+    """Hands each run what its steps have brought; if that is not finite, finds out where it began.
+
+    `again()` gives the inputs of these steps once more.
+    """
+    layout = runs[0].plan.layout
+    states, sums = layout.get(state, len(runs)), layout.get(sums, len(runs))
+    for i, run in enumerate(runs):
+        if not run.failure and not run.absorb(states[i], sums[i]):
+            before = [run.state for run in runs]
             found = divergence.locate(program, layout, before, again(), hyper, i)
             run.failure = run.diverged(*(found or (int(states[i].step), "the loss")))
+
+
+def _end_epoch(runs, program, feed, state, splits, steps_per_second, progress):
+    """Evaluates the runs on every split, and records the epoch of those that have not failed."""
+    sums = {}
+    for name, of_runs in splits.items():
+        batches = (program.eval_batch(inputs) for inputs in feed.eval_inputs(*of_runs))
+        found = [program.eval_step(state, batch) for batch in batches]
+        sums[name] = runs[0].plan.layout.get(found, len(runs))
+        counted = sum(int(part["count"]) for part in sums[name][0])
+        assert counted == of_runs[0].num_examples, f"{counted} images of {name} were counted"
+    for i, run in enumerate(runs):
+        if not run.failure:
+            try:
+                record = run.record({name: of_runs[i] for name, of_runs in sums.items()}, steps_per_second)
+                progress.epoch(record)
+            except DropbnError as error:
+                run.failure = error
+
+
+def _measured_splits(plan, datasets):
+    """{name of a split: each run's images of it} that are evaluated after every epoch."""
+    splits = {
+        "train": [dataset.plain(plan.eval_examples) for dataset in datasets],
+        "test": [dataset.test for dataset in datasets],
+    }
+    if datasets[0].validation:
+        splits["validation"] = [dataset.validation for dataset in datasets]
+    return splits
 
 
 def _hyper(plan, first):
@@ -169,50 +206,10 @@ def _hyper(plan, first):
 
 
 def _headline(plan, dataset):
-    network = plan.architecture
-    devices = plan.layout.devices
-    devices = f"{len(devices)} {devices[0].platform} device{'s' * (len(devices) > 1)}"
+    network, devices = plan.architecture, plan.layout.devices
     return (
         f"{network.name} on {plan.config.data.name}: {dataset.train.num_examples} training images, "
-        f"{plan.total_steps} steps of {plan.batch_size} on {devices}\n"
+        f"{plan.total_steps} steps of {plan.batch_size} on {len(devices)} {devices[0].platform} "
+        f"device{'s' * (len(devices) > 1)}\n"
         f"blocks {network.block}, head {network.head}; drop is {network.noise} {network.amount:g}"
     )
-
-
-def _train_steps(train, state, inputs, hyper, step, told, progress):
-    """Takes steps until the inputs end or SIGTERM comes.
-
-    Returns (state, their sums on the devices, seconds they took with compilation left out, whether SIGTERM
-    came).
-    """
-    sums, stopped = [], False
-    started = time.monotonic()
-    for given in inputs:
-        state, new = train(state, given, hyper)
-        sums.append(new)
-        if len(sums) == 1:
-            jax.block_until_ready(new)  # The first step may compile: the others' time stands for it.
-            compiled = time.monotonic()
-        progress.step(sums)
-        if stopped := told(step + len(sums)):
-            break
-    jax.block_until_ready(sums)
-    seconds = time.monotonic() - (compiled if len(sums) > 1 else started)
-    return state, sums, seconds * len(sums) / max(len(sums) - 1, 1), stopped
-
-
-def _evaluate(program, feed, state, splits):
-    return [program.evaluate(state, program.batch(inputs)) for inputs in feed.eval_inputs(*splits)]
-
-
-def _end_epoch(run, sums, measured, epoch, steps_per_second, progress):
-    """Records an epoch of a run that has not failed, and does not fail now."""
-    if run.failure:
-        return
-    for name, (split, *_) in measured.items():
-        counted = sum(int(part["count"]) for part in sums[name])
-        assert counted == split.num_examples, f"{counted} images of {name} were counted"
-    try:
-        progress.epoch(run.record(epoch, sums, steps_per_second))
-    except DropbnError as error:
-        run.failure = error

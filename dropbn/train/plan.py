@@ -41,14 +41,14 @@ class Plan(NamedTuple):
     """A run, resolved from its config, its dataset and this machine; training reads nothing else of a config.
 
     Attributes:
-      config: the config that the run is kept with: the given one with `model.num_classes` filled in.
-      structure: what is compiled of it, as JSON: all but the numbers that a step takes as arguments.
+      config: what is saved with the run: the given config with `model.num_classes` filled in.
+      structure: what is compiled, as JSON: the config without the numbers that a step takes as arguments.
       architecture: the network.
       model: the network on one device, for evaluation.
       tx: the optimizer.
       task: loss and score of images.
       layout: the devices.
-      seed: of weights, order, augmentation and noise.
+      seed: determines weights, order, augmentation and noise.
       learning_rate: the peak of its schedule.
       batch_size: images a step, over all devices.
       crop_padding, flip: the augmentation of images in memory.
@@ -96,7 +96,7 @@ def make_plan(config: ConfigDict, dataset: data.Dataset, layout: parallel.Layout
     if config.task not in losses.TASKS:
         raise unknown("task", config.task, losses.TASKS)
     config = _with_classes(config, dataset.num_classes)
-    to_steps = functools.partial(durations.steps, batch_size=config.batch_size, num_examples=num_examples)
+    to_steps = functools.partial(durations.to_steps, batch_size=config.batch_size, num_examples=num_examples)
     total_steps = to_steps(config.duration)
     if not total_steps:
         raise DropbnError(f"duration={config.duration!r} is less than one step.")

@@ -1,4 +1,4 @@
-"""Notice that this machine will be taken away: SIGTERM."""
+"""SIGTERM: the notice that this machine will be taken away."""
 
 import contextlib
 import signal
@@ -14,20 +14,21 @@ def watched(shared: bool) -> Iterator[Callable[[int], bool]]:
 
     Args:
       shared: whether all processes train together. Then JAX's preemption service agrees on a step at which
-        all of them stop, whichever was told.
+        all of them stop, whichever got the signal.
 
     Yields:
-      step -> whether to stop after it. All processes that train together call it at every step.
+      should_stop(step) -> whether to stop after that step. All processes that train together call it at every
+      step.
     """
     if shared:
         yield multihost_utils.reached_preemption_sync_point
         return
     if threading.current_thread() is not threading.main_thread():
-        yield lambda step: False  # Python delivers signals to the main thread alone.
+        yield lambda step: False  # Python delivers signals to the main thread only.
         return
-    told = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda number, frame: told.set())
+    received = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda number, frame: received.set())
     try:
-        yield lambda step: told.is_set()
+        yield lambda step: received.is_set()
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -1,4 +1,4 @@
-"""How a run shows itself: a bar on a terminal, plain lines elsewhere."""
+"""What a run shows while it trains: a bar on a terminal, plain lines elsewhere."""
 
 import time
 
@@ -9,7 +9,7 @@ import rich.progress
 from dropbn.train import parallel
 
 REFRESH_SECONDS = 0.25
-# Steps that may be under way on the devices: enough to keep them busy, few enough that the bar is true.
+# Steps that may be under way on the devices: enough to keep them busy, few enough to keep the bar honest.
 RUN_AHEAD = 2
 
 
@@ -51,11 +51,11 @@ class Progress:
         self._bar.update(self._task, completed=step)
 
     def note(self, text: str) -> None:
-        """Says what is worth knowing before the run goes on."""
+        """Prints what is worth knowing before the run goes on."""
         self._console.print(text, soft_wrap=True)
 
     def step(self, sums: list[dict]) -> None:
-        """One more step; `sums` are those since the last look, still on the devices."""
+        """One more step; `sums` are those since the last check of the losses, still on the devices."""
         self._bar.advance(self._task)
         finished = sums[:-RUN_AHEAD]
         jax.block_until_ready(finished[-1:])
@@ -65,9 +65,9 @@ class Progress:
         if self._bar.disable or len(finished) < 2 or now - self._shown < REFRESH_SECONDS:
             return
         self._shown = now
-        last = parallel.first(finished[-1])
+        last = parallel.unreplicate(finished[-1])
         loss, accuracy = last["loss"] / last["count"], last["correct"] / last["count"]
-        # The first step was over when the clock started: it may have compiled.
+        # The clock started after the first step, which may have compiled.
         speed = (len(finished) - 1) * self._batch_size / (now - self._started)
         status = f"loss {loss:.3f}  accuracy {accuracy:.1%}  {speed:,.0f} images/s"
         self._bar.update(self._task, status=status)

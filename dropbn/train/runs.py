@@ -22,14 +22,14 @@ class Run:
 
     Attributes:
       plan: what it does.
-      state: on the host, as of the last look at it; finite.
-      totals: the sums of the steps of the epoch so far.
+      state: on the host, as `absorb` last took it over; finite.
+      totals: the sums of the epoch's steps so far.
       saved: the step of the last checkpoint; 0 if there is none.
-      accuracy: what the best checkpoint is chosen by, at the end of an epoch; else None.
-      failure: what ended it.
       checkpoints: the opened checkpoints.
       log: where its numbers go.
-      about: what its checkpoints say of it.
+      about: what is saved with each checkpoint: digests of the config and the data.
+      accuracy: what the best checkpoint is chosen by; None within an epoch.
+      failure: the error that ended it.
     """
 
     plan: Plan
@@ -46,8 +46,8 @@ class Run:
     def step(self) -> int:
         return int(self.state.step)
 
-    def look(self, state: steps.TrainState, sums: list[dict]) -> bool:
-        """Takes over what steps have brought, and returns True, if all of it is finite."""
+    def absorb(self, state: steps.TrainState, sums: list[dict]) -> bool:
+        """Takes over what steps have brought if all of it is finite; returns whether it is."""
         losses = [part["loss"] + part.get("penalty", 0) for part in sums]
         if not (np.isfinite(losses).all() and divergence.is_finite(state.variables)):
             return False
@@ -56,16 +56,15 @@ class Run:
         self.log.scalars({"step": self.step, "train/loss_lately": _means(_added({}, sums))["loss"]})
         return True
 
-    def record(self, epoch: float, sums: dict[str, list[dict]], steps_per_second: float) -> dict:
+    def record(self, sums: dict[str, list[dict]], steps_per_second: float) -> dict:
         """Writes and returns the record of an epoch that has ended.
 
         Args:
-          epoch: epochs since the start of training.
-          sums: of each measured split, "train" being training images in test mode.
+          sums: those of every measured split; "train" has training images in test mode.
           steps_per_second: the speed.
 
         Raises:
-          DropbnError: a loss is not finite: the last step's update may have been the one that diverged.
+          DropbnError: a loss is not finite, because the last step's update diverged.
         """
         scores = {split: _means(_added({}, found)) for split, found in sums.items()}
         if not np.isfinite(sum(found["loss"] for found in scores.values())):
@@ -73,7 +72,7 @@ class Run:
         self.accuracy = scores["validation" if "validation" in scores else "test"]["accuracy"]
         record = {
             "step": self.step,
-            "epoch": epoch,
+            "epoch": self.step / self.plan.steps_per_epoch,
             **{f"train/{key}": value for key, value in _means(self.totals).items()},
             "train/accuracy_test_mode": scores.pop("train")["accuracy"],
             **{f"{split}/{key}": value for split, found in scores.items() for key, value in found.items()},
@@ -90,7 +89,7 @@ class Run:
         self.saved = self.step
 
     def diverged(self, step: int, what: str) -> DropbnError:
-        """The error for `what` was not finite at a step."""
+        """The error that says what was not finite at a step."""
         last_good = (
             f"the last good checkpoint is that of step {self.saved}"
             if self.saved
@@ -102,8 +101,12 @@ class Run:
         )
 
 
+# For a process whose records another process writes.
+_SILENT = workdir.Log(lambda record: None, lambda record: None)
+
+
 @contextlib.contextmanager
-def opened(plan: Plan, directory, checkpoint_dir: str, dataset: data.Dataset, progress) -> Iterator[Run]:
+def open_run(plan: Plan, directory, checkpoint_dir: str, dataset: data.Dataset, progress) -> Iterator[Run]:
     """Opens the run of a plan in a workdir, at its newest checkpoint that can be read.
 
     Args:
@@ -111,7 +114,7 @@ def opened(plan: Plan, directory, checkpoint_dir: str, dataset: data.Dataset, pr
       directory: the workdir.
       checkpoint_dir: see `workdir.claim`.
       dataset: the data.
-      progress: is told of checkpoints that cannot be read.
+      progress: shows which checkpoints cannot be read.
 
     Raises:
       DropbnError: what `loop.train_and_evaluate` says.
@@ -119,7 +122,7 @@ def opened(plan: Plan, directory, checkpoint_dir: str, dataset: data.Dataset, pr
     initial = initial_state(plan, dataset)  # It refuses orders that do not fit the images.
     shared = plan.layout.processes > 1
     writes = parallel.is_first() or not shared
-    if shared and not writes:  # One process makes the workdir, the others find it.
+    if shared and not writes:  # One process makes the workdir, and the others find it.
         parallel.wait_for_all(f"{directory} is claimed")
     try:
         directory = workdir.claim(directory, plan.config, checkpoint_dir)
@@ -149,12 +152,8 @@ def opened(plan: Plan, directory, checkpoint_dir: str, dataset: data.Dataset, pr
             yield Run(plan, state, totals, step, checkpoints, log, about)
 
 
-# Of a process whose records another one writes.
-_SILENT = workdir.Log(lambda record: None, lambda record: None)
-
-
 def _refuse_others(directory, saved, about):
-    """Raises if a checkpoint was saved by a run of another config, or on other data."""
+    """Raises if a checkpoint was saved by a run of another config or on other data."""
     if saved["config"] != about["config"]:
         raise DropbnError(f"The checkpoints of {directory} are of a run of another config.")
     before, now = saved["dataset"], about["dataset"]
@@ -171,9 +170,9 @@ def _refuse_others(directory, saved, about):
 
 
 def _refuse_lost_checkpoints(directory, plan):
-    """Starting over would overwrite the records of a run that had come far beyond its first checkpoint."""
+    """Raises if starting over would overwrite the records of a run that was past its first checkpoint."""
     records = workdir.read_metrics(directory)
-    # A kill may leave records without a checkpoint while the first is being written, but not the second.
+    # A kill while the first checkpoint is being written leaves records without one; a later kill does not.
     if records and records[-1]["step"] >= 2 * plan.checkpoint_every + plan.steps_per_epoch:
         raise DropbnError(
             f"{directory} has records up to step {records[-1]['step']} but no checkpoint: its checkpoints "
@@ -193,7 +192,7 @@ def initial_state(plan: Plan, dataset: data.Dataset) -> steps.TrainState:
 
 
 def _added(totals, sums):
-    """Totals and a run's sums together."""
+    """The totals with the sums added."""
     totals = dict(totals)
     for part in sums:
         for name, value in part.items():

@@ -1,6 +1,5 @@
 """The training state, and the steps as pure functions of it."""
 
-import functools
 from collections.abc import Callable
 
 import flax
@@ -19,7 +18,7 @@ class TrainState:
     """What a step changes and a checkpoint holds.
 
     Attributes:
-      step: steps taken, int32.
+      step: number of steps taken, int32.
       params: the model's parameters.
       batch_stats: running statistics of its BN layers.
       opt_state: the optimizer's state.
@@ -37,10 +36,10 @@ class TrainState:
 
 @flax.struct.dataclass
 class Hyper:
-    """What may differ between runs that share one compilation: traced scalars.
+    """Traced scalars: what may differ between runs that share one compilation.
 
     Attributes:
-      seed: of order, augmentation and noise.
+      seed: determines order, augmentation and noise.
       amount: rate or beta of the noise.
       learning_rate_scale: factor on the learning rate.
     """
@@ -57,6 +56,38 @@ def create_state(model: nn.Module, tx: optax.GradientTransformation, seed, image
     return TrainState(jnp.zeros((), jnp.int32), params, variables.get("batch_stats", {}), tx.init(params))
 
 
+def loss_fn(
+    params: dict,
+    state: TrainState,
+    batch: dict,
+    hyper: Hyper,
+    *,
+    build: Callable[[Hyper], nn.Module],
+    task: Callable = losses.classify,
+    axis_name: str | None = None,
+) -> tuple[jax.Array, tuple[dict, dict]]:
+    """The mean loss of this device's images, and what layers add to it in the collection "losses".
+
+    Takes `params` and what `train_step` takes.
+
+    Returns:
+      (loss, (sums over the images, new batch_stats)).
+    """
+    device = lax.axis_index(axis_name) if axis_name else 0
+    outputs, updated = build(hyper).apply(
+        {"params": params, "batch_stats": state.batch_stats},
+        batch["image"],
+        deterministic=False,
+        rngs={"dropout": keys.key(hyper.seed, "noise", state.step, device)},
+        mutable=["batch_stats", "losses"],
+    )
+    sums = _sums(task(outputs, batch), jnp.ones(len(outputs), bool))
+    penalty = sum(jax.tree.leaves(updated.get("losses", {})))
+    if "losses" in updated:
+        sums["penalty"] = penalty * sums["count"]
+    return sums["loss"] / sums["count"] + penalty, (sums, updated.get("batch_stats", {}))
+
+
 def train_step(
     state: TrainState,
     batch: dict,
@@ -67,10 +98,10 @@ def train_step(
     task: Callable = losses.classify,
     axis_name: str | None = None,
 ) -> tuple[TrainState, dict]:
-    """One step of SGD on the mean loss of a batch and what layers add to it in the collection "losses".
+    """One step of SGD on `loss_fn`.
 
     Gradients and running statistics are averaged over `axis_name`. The noise's key is made of the seed,
-    the step and the device's index, so masks differ between devices and steps and a resumed run draws
+    the step and the device's index, so masks differ between devices and steps, and a resumed run draws
     the same ones.
 
     Args:
@@ -87,10 +118,9 @@ def train_step(
       (state after the step, sums over the whole batch: {"loss", "correct", "count"}, and "penalty"
       where layers add one).
     """
-    mean_loss = functools.partial(
-        _mean_loss, state=state, batch=batch, hyper=hyper, build=build, task=task, axis_name=axis_name
+    gradients, (sums, batch_stats) = jax.grad(loss_fn, has_aux=True)(
+        state.params, state, batch, hyper, build=build, task=task, axis_name=axis_name
     )
-    gradients, (sums, batch_stats) = jax.grad(mean_loss, has_aux=True)(state.params)
     if axis_name:
         gradients, batch_stats = lax.pmean((gradients, batch_stats), axis_name)
         sums = lax.psum(sums, axis_name)
@@ -123,7 +153,7 @@ def nonfinite(
     task: Callable = losses.classify,
     axis_name: str | None = None,
 ) -> dict[str, dict[str, jax.Array]]:
-    """What of a step is not finite on any device.
+    """Which outputs and gradients of a step are not finite on some device.
 
     Takes what `train_step` takes.
 
@@ -143,39 +173,23 @@ def nonfinite(
             return found
 
         with nn.intercept_methods(watch):
-            loss, _ = _mean_loss(params, state, batch, hyper, build, task, axis_name)
+            loss, _ = loss_fn(params, state, batch, hyper, build=build, task=task, axis_name=axis_name)
         return loss, outputs
 
     gradients, outputs = jax.grad(watched, has_aux=True)(state.params)
-    leaves = jax.tree.leaves_with_path(gradients)
-    of_parameters = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _any_nonfinite(leaf) for path, leaf in leaves
+    flags = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _any_nonfinite(leaf)
+        for path, leaf in jax.tree.leaves_with_path(gradients)
     }
-    found = {"output": outputs, "gradient": of_parameters}
+    found = {"output": outputs, "gradient": flags}
     return lax.pmax(found, axis_name) if axis_name else found
-
-
-def _mean_loss(params, state, batch, hyper, build, task, axis_name):
-    """This device's mean loss with penalties, and (sums, new batch_stats)."""
-    device = lax.axis_index(axis_name) if axis_name else 0
-    outputs, updated = build(hyper).apply(
-        {"params": params, "batch_stats": state.batch_stats},
-        batch["image"],
-        deterministic=False,
-        rngs={"dropout": keys.key(hyper.seed, "noise", state.step, device)},
-        mutable=["batch_stats", "losses"],
-    )
-    sums = _sums(task(outputs, batch), jnp.ones(len(outputs), bool))
-    penalty = sum(jax.tree.leaves(updated.get("losses", {})))
-    if "losses" in updated:
-        sums["penalty"] = penalty * sums["count"]
-    return sums["loss"] / sums["count"] + penalty, (sums, updated.get("batch_stats", {}))
 
 
 def _any_nonfinite(tree):
     return jnp.any(jnp.stack([~jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)])).astype(jnp.int32)
 
 
-def _sums(of_images, mask):
-    sums = {name: jnp.sum(values, where=mask) for name, values in of_images.items()}
+def _sums(values, mask):
+    """Sums of each image's {"loss", "correct"} where the mask is True, and their count."""
+    sums = {name: jnp.sum(of_images, where=mask) for name, of_images in values.items()}
     return sums | {"count": jnp.sum(mask)}

@@ -20,10 +20,10 @@ from dropbn.train import durations
     ],
 )
 def test_durations_in_steps(duration, steps):
-    assert durations.steps(duration, batch_size=64, num_examples=1437) == steps
+    assert durations.to_steps(duration, batch_size=64, num_examples=1437) == steps
 
 
 @pytest.mark.parametrize("duration", ["", "30", "epochs", "-1 epochs", "3 epochs 20 steps", "2 weeks"])
 def test_anything_else_is_refused(duration):
     with pytest.raises(DropbnError, match="one number and one unit"):
-        durations.steps(duration, batch_size=64, num_examples=1437)
+        durations.to_steps(duration, batch_size=64, num_examples=1437)

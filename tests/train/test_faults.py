@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from dropbn.errors import DropbnError, Preempted
-from dropbn.train import checkpoint, evaluation, feeds, loop, losses, programs, runs, workdir
+from dropbn.train import checkpoint, evaluation, feeds, loop, losses, programs, retention, runs, workdir
 from dropbn.train.progress import Progress
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -325,7 +325,7 @@ def test_a_gradient_that_is_not_finite_is_named_from_the_loss_on(mlp_config, tmp
 
     classify = losses.classify
     monkeypatch.setitem(losses.TASKS, "classify", rooted)
-    monkeypatch.setattr(programs, "_KEPT", {})
+    monkeypatch.setattr(programs, "_CACHED", {})
     mlp_config.log_every, mlp_config.checkpoint_every = "5 steps", "10 epochs"
     steps = []
     monkeypatch.setattr(Progress, "step", lambda progress, sums: steps.append(len(sums)))
@@ -336,14 +336,14 @@ def test_a_gradient_that_is_not_finite_is_named_from_the_loss_on(mlp_config, tmp
 
 def test_the_last_good_checkpoint_is_named_and_kept(mlp_config, tmp_path, monkeypatch):
     """From the second epoch on the images are not numbers."""
-    train = feeds.Gather.train
+    train = feeds.Gather.train_batch
 
     def poisoned(batches, inputs, step, seed):
         batch = train(batches, inputs, step, seed)
         return batch | {"image": jnp.where(step < STEPS_PER_EPOCH + 8, batch["image"], jnp.nan)}
 
-    monkeypatch.setattr(feeds.Gather, "train", poisoned)
-    monkeypatch.setattr(programs, "_KEPT", {})
+    monkeypatch.setattr(feeds.Gather, "train_batch", poisoned)
+    monkeypatch.setattr(programs, "_CACHED", {})
     said = _diverges(mlp_config, tmp_path / "run")
     assert said.startswith("The output of input is not finite at step 31; the last good checkpoint is")
     assert "is that of step 22." in said

@@ -197,7 +197,7 @@ def test_items_are_shared_by_processes(monkeypatch):
     shares = []
     for index in range(3):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        shares.append(parallel.own("abcde"))
+        shares.append(parallel.my_share("abcde"))
     assert shares == ["ad", "be", "c"]
 
 

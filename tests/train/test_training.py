@@ -53,9 +53,9 @@ def _few_steps(config, devices, number=3, amount=None):
     state = replicate(steps.create_state(plan.model, plan.tx, config.seed, dataset.train.images.shape[1:]))
     sums = []
     for inputs in feed.train_inputs(0, range(number)):
-        state, new = run.train(state, inputs, hyper)
-        sums.append(parallel.first(new))
-    return parallel.first(state), sums
+        state, new = run.train_step(state, inputs, hyper)
+        sums.append(parallel.unreplicate(new))
+    return parallel.unreplicate(state), sums
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_nothing_compiles_after_the_first_step_whatever_the_amount(mlp_config):
                 lambda event, *_, **__: compiled.append(event) if "backend_compile" in event else None
             )
         for inputs in feed.train_inputs(epoch, range(2)):
-            state, sums = run.train(state, inputs, hyper)
-        losses.append(parallel.first(sums)["loss"])
+            state, sums = run.train_step(state, inputs, hyper)
+        losses.append(parallel.unreplicate(sums)["loss"])
     assert compiled == []
     jax.jit(lambda x: x + 1)(jnp.zeros(3))
     assert compiled, "the listener hears no compilation at all"
@@ -250,7 +250,7 @@ def test_a_state_is_not_used_again_after_its_step(mlp_config, tmp_path, monkeypa
         return run
 
     monkeypatch.setattr(parallel, "on_each", gone)
-    monkeypatch.setattr(programs, "_KEPT", {})
+    monkeypatch.setattr(programs, "_CACHED", {})
     mlp_config.checkpoint_every = mlp_config.log_every = "5 steps"
     state, records = loop.train_and_evaluate(mlp_config, tmp_path / "run")
     assert [record["step"] for record in records] == [22, 44]
