@@ -1,4 +1,4 @@
-"""Checkpoints, by orbax: what a run resumes from, with a digest that tells whether it is what was saved."""
+"""Checkpoints, by orbax: what a run resumes from, with a digest that detects any damage."""
 
 import contextlib
 import hashlib
@@ -12,12 +12,12 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from orbax.checkpoint import checkpoint_managers
 
 from dropbn.errors import DropbnError
 from dropbn.train import parallel
+from dropbn.train.retention import LatestTwoAndBest, best_step
 
-# Beside the steps, where a checkpoint that cannot be read makes room for a new one of its step.
+# A folder beside the steps for checkpoints that cannot be read: a new one of the same step takes their place.
 _SET_ASIDE = "unreadable"
 
 
@@ -25,33 +25,32 @@ _SET_ASIDE = "unreadable"
 def manager(directory, read_only: bool = False, shared: bool = False) -> Iterator[ocp.CheckpointManager]:
     """Opens a directory of checkpoints; on leaving, waits until what was saved is on disk.
 
-    Read-only it leaves the directory of a run that is still training alone. `shared` says that all processes
-    have it open and save together; otherwise it is this process's own.
-
-    The latest two checkpoints and the best by accuracy are kept: the one before the latest in case that is
-    damaged. (Orbax's `max_to_keep` with `best_fn` would delete the latest one.)
+    Args:
+      directory: the directory; it is made if it does not exist.
+      read_only: changes nothing, so that a run may still be training there.
+      shared: all processes have it open and save together; otherwise it is this process's own.
 
     Raises:
       DropbnError: there is no such directory and none can be made; a checkpoint cannot be written.
     """
-    kept = _LatestTwoAndBest()
+    policy = LatestTwoAndBest()
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=kept,
+        preservation_policy=policy,
         cleanup_tmp_directories=not read_only,
         read_only=read_only,
         create=False,
         multiprocessing_options=_processes(shared),
-        lightweight_initialize=True,  # Else one damaged file keeps them all from opening.
+        lightweight_initialize=True,  # Otherwise one damaged file would keep all of them from opening.
     )
     directory = epath.Path(directory)
     if not directory.is_dir() and (read_only or directory.exists()):
         raise DropbnError(f"No checkpoint in {directory}: train first, or name another workdir.")
     with _writing(directory):
         directory.mkdir(parents=True, exist_ok=True)
-        # Named here, or the manager of a new process could not tell what a checkpoint holds.
+        # Given here because the manager of a new process cannot tell what a checkpoint holds.
         handler = ocp.StandardCheckpointHandler()
         opened = _Manager(directory.resolve(), options=options, item_handlers=handler)
-        kept.opened = opened
+        policy.manager = opened
     try:
         yield opened
     finally:
@@ -61,39 +60,18 @@ def manager(directory, read_only: bool = False, shared: bool = False) -> Iterato
 
 
 class _Manager(ocp.CheckpointManager):
-    """Orbax's, unaware of preemption: whoever saves stops by itself.
+    """Orbax's manager, unaware of preemption, because the training loop stops by itself.
 
-    At the step of a preemption orbax would report how long ago the checkpoint before was written, and fail:
-    where that is of an earlier process, `lightweight_initialize` gives it a time without a time zone.
+    At the step of a preemption, orbax reports how long ago the last checkpoint was written. It fails if an
+    earlier process wrote that one: `lightweight_initialize` gives it a time without a time zone.
     """
 
     def reached_preemption(self, step):
         return False
 
 
-class _LatestTwoAndBest(checkpoint_managers.PreservationPolicy):
-    """What orbax keeps of the checkpoints in `opened`."""
-
-    opened = None
-
-    def should_preserve(self, checkpoints, *, context):
-        steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = {*sorted(steps)[-2:], best_step(self.opened)}
-        return [step in kept for step in steps]
-
-
-def best_step(opened: ocp.CheckpointManager) -> int | None:
-    """The step of the checkpoint of the highest accuracy, the latest of several; None if none has one."""
-    found = {}
-    for step in sorted(opened.all_steps()):
-        with contextlib.suppress(Exception):  # A damaged one is not the best.
-            if (accuracy := opened.metadata(step).custom_metadata["accuracy"]) is not None:
-                found[step] = float(accuracy)
-    return max(reversed(found), key=found.get, default=None)
-
-
 def _processes(shared):
-    """Which processes have a directory open."""
+    """Orbax's options for the processes that have a directory open."""
     if shared or jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     index = jax.process_index()
@@ -109,13 +87,13 @@ def save(
 
     Args:
       opened: from `manager`.
-      step: its step.
+      step: the state's step.
       state: a pytree of arrays, one device's copy.
-      accuracy: what "best" goes by; None within an epoch.
-      about: what else is to be known of it, JSON.
+      accuracy: what the best checkpoint is chosen by; None within an epoch.
+      about: what else to save with it, as JSON.
 
     Raises:
-      DropbnError: it, or the one before it, cannot be written.
+      DropbnError: the state, or the one saved before it, cannot be written.
     """
     arrays = jax.tree.map(np.asarray, state)  # Orbax takes no NumPy scalars.
     kept = {"accuracy": None if accuracy is None else float(accuracy), "about": about or {}}
@@ -140,23 +118,22 @@ def restore(opened: ocp.CheckpointManager, like, which: str | int = "latest"):
       The state, of NumPy arrays.
 
     Raises:
-      DropbnError: there is no such checkpoint, it is damaged, or it differs from `like`; the message names
-        the paths and shapes that differ.
+      DropbnError: there is no such checkpoint, it is damaged, or it differs from `like`; in the last case
+        the message names the paths and shapes that differ.
     """
-    steps = opened.all_steps()
-    where = opened.directory
+    steps, where = sorted(opened.all_steps()), opened.directory
     if not steps:
         raise DropbnError(f"No checkpoint in {where}: train first, or name another workdir.")
     if which == "latest":
-        step = opened.latest_step()
+        step = steps[-1]
     elif which == "best":
         step = best_step(opened)
         if step is None:
-            raise DropbnError(f"The checkpoints in {where} carry no accuracy to choose the best by.")
+            raise DropbnError(f"The checkpoints in {where} have no accuracy to choose the best by.")
     elif str(which).isdecimal() and int(which) in steps:
         step = int(which)
     else:
-        raise DropbnError(f"No checkpoint {which!r} in {where}: it has {sorted(steps)}, 'latest' and 'best'.")
+        raise DropbnError(f"No checkpoint {which!r} in {where}: it has {steps}, 'latest' and 'best'.")
     return _read(opened, step, like)[0]
 
 
@@ -165,14 +142,14 @@ def resume(opened: ocp.CheckpointManager, like, shared: bool = False) -> tuple[d
 
     Args:
       opened: from `manager`, not read-only.
-      like: as of `restore`.
-      shared: as of `manager`.
+      like: as in `restore`.
+      shared: as in `manager`.
 
     Returns:
       (state, what was saved with it as `about`, a sentence for each checkpoint that was set aside).
 
     Raises:
-      DropbnError: what `restore` says of the newest, where no other is any better.
+      DropbnError: no checkpoint can be read, or the newest is of another network; the error is the newest's.
     """
     damaged = {}
     for step in sorted(opened.all_steps(), reverse=True):
@@ -188,18 +165,18 @@ def resume(opened: ocp.CheckpointManager, like, shared: bool = False) -> tuple[d
 
 
 def _read(opened, step, like):
-    """(state, about) of a step."""
+    """The (state, about) of a step."""
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), like)
     try:
         saved = opened.item_metadata(step)
         differing = _differing(saved, abstract) if saved is not None else []
-        state = None if differing else opened.restore(step, args=ocp.args.StandardRestore(abstract))
-        if state is not None:
-            state = jax.tree.map(np.asarray, state)
+        if not differing:
+            restored = opened.restore(step, args=ocp.args.StandardRestore(abstract))
+            state = jax.tree.map(np.asarray, restored)
             kept = dict(opened.metadata(step).custom_metadata)
             if kept.pop("digest") != _digest(state, kept):
                 raise ValueError("it is not what was saved")
-    except Exception as error:  # Orbax and its storage raise many kinds; all mean that it cannot be read.
+    except Exception as error:  # Orbax and its storage raise many kinds; all mean: unreadable.
         raise DropbnError(
             f"The checkpoint of step {step} in {opened.directory} cannot be read ({_reason(error)})."
         ) from error
@@ -228,7 +205,7 @@ def _set_aside(opened, steps, shared):
 
 
 def _digest(arrays, kept):
-    """Of all that a checkpoint holds, so that no flipped bit goes unseen."""
+    """A digest of all that a checkpoint holds, so that no flipped bit goes unnoticed."""
     found = hashlib.blake2b(json.dumps(kept, sort_keys=True).encode(), digest_size=16)
     for path, leaf in jax.tree.leaves_with_path(arrays):
         found.update(f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}".encode())
@@ -238,17 +215,18 @@ def _digest(arrays, kept):
 
 @contextlib.contextmanager
 def _writing(directory):
-    """Whatever goes wrong in writing, in a sentence."""
+    """Turns any error in writing into a sentence."""
     try:
         yield
     except Exception as error:  # Orbax and its storage raise many kinds.
         raise DropbnError(
             f"Cannot write checkpoints to {directory} ({_reason(error)}). Earlier ones are intact: once this "
-            "is mended, the same command goes on from them."
+            "is fixed, the same command goes on from them."
         ) from error
 
 
 def _differing(saved, wanted):
+    """A line for each path whose shape or dtype differs."""
     saved, wanted = (
         {
             jax.tree_util.keystr(path, simple=True, separator="/"): (tuple(leaf.shape), str(leaf.dtype))
@@ -264,7 +242,7 @@ def _differing(saved, wanted):
 
 
 def _reason(error):
-    """What the system says, if the storage tells its error's number; else the first line."""
+    """The system's text if the error has the system's number, otherwise the error's first line."""
     if number := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(number[1]))
     lines = str(error).strip().splitlines() or [type(error).__name__]

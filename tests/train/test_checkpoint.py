@@ -8,7 +8,7 @@ import pytest
 from jax.experimental import multihost_utils
 
 from dropbn.errors import DropbnError
-from dropbn.train import checkpoint
+from dropbn.train import checkpoint, retention
 
 
 def _state(step, **extra):
@@ -76,7 +76,7 @@ def test_what_was_saved_comes_back_with_it(tmp_path):
         checkpoint.save(opened, 7, _state(7), None, about)
     with checkpoint.manager(tmp_path / "c") as opened:
         state, found, notes = checkpoint.resume(opened, _state(0))
-        assert checkpoint.best_step(opened) is None
+        assert retention.best_step(opened) is None
     assert state["step"] == 7 and found == about and notes == []
 
 

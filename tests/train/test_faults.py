@@ -127,7 +127,7 @@ def test_sigterm_saves_within_an_epoch_and_nothing_is_lost(mlp_config, tmp_path,
     assert stop.value.code == 0 and stop.value.message == "stopped by SIGTERM at step 30 of 44, saved"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     with checkpoint.manager(tmp_path / "cut" / "checkpoints", read_only=True) as saved:
-        assert saved.latest_step() == 30 and checkpoint.best_step(saved) == 22
+        assert saved.latest_step() == 30 and retention.best_step(saved) == 22
     loop.train_and_evaluate(mlp_config, tmp_path / "cut")
     assert _records(tmp_path / "cut") == _records(tmp_path / "whole")  # Bit for bit.
 
