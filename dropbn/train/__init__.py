@@ -1,8 +1,9 @@
 """The trainer behind `train.py` and `eval.py`, for whoever changes it.
 
-`loop` is the run that a config describes, `steps` the pure functions that it calls, `parallel` the only
-module that says pmap, `checkpoint` and `workdir` what a run leaves, `evaluation` what is measured of it
-afterwards. To train your own Flax model, use your own loop and the layers of `dropbn.nn`.
+`plan` resolves a config, `loop` trains what it describes, and `steps` has the pure functions that are
+compiled. `parallel` is the only module that uses pmap. `checkpoint` and `workdir` hold what a run leaves on
+disk, and `evaluation` measures it afterwards. To train your own Flax model, use your own loop and the layers
+of `dropbn.nn`.
 """
 
 from dropbn.errors import extra

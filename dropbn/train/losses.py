@@ -1,4 +1,4 @@
-"""What a network is trained for: loss and score of every image."""
+"""Tasks: the loss and the score of every image."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from dropbn.errors import DropbnError
 
 
 def classify(outputs: jax.Array, batch: dict) -> dict[str, jax.Array]:
-    """Cross-entropy of logits, and whether the largest is that of the label.
+    """Cross-entropy of logits, and whether the largest logit is the label's.
 
     Args:
       outputs: logits (images, classes).
@@ -25,8 +25,8 @@ def classify(outputs: jax.Array, batch: dict) -> dict[str, jax.Array]:
 def reconstruct(outputs: jax.Array, batch: dict) -> dict[str, jax.Array]:
     """Mean squared error over an image's pixels, and the share of the variance that is explained, 1 - error.
 
-    The share is meant for normalized images, whose channels have mean 0 and variance 1; on average over a
-    dataset it is R^2, which stands where a classifier's accuracy does.
+    The share is meant for normalized images, whose channels have mean 0 and variance 1. Its average over a
+    dataset is R^2, which takes the place of a classifier's accuracy.
 
     Args:
       outputs: (images, pixels x channels).
@@ -36,7 +36,7 @@ def reconstruct(outputs: jax.Array, batch: dict) -> dict[str, jax.Array]:
       {"loss", "correct"}, each (images,).
 
     Raises:
-      DropbnError: outputs of another size than an image.
+      DropbnError: the outputs do not have the size of an image.
     """
     images = batch["image"].reshape(len(outputs), -1)
     if outputs.shape != images.shape:

@@ -1,4 +1,4 @@
-"""SGD as the papers ran it: momentum, L2 weight decay and a learning-rate schedule, all by optax."""
+"""SGD as in the papers: momentum, L2 weight decay and a learning-rate schedule, all by optax."""
 
 from collections.abc import Callable
 
@@ -10,15 +10,15 @@ SCHEDULES = ("constant", "step", "cosine")
 
 
 def create(config, to_steps: Callable[[str], int], total_steps: int) -> optax.GradientTransformation:
-    """SGD on gradient + weight_decay * parameter, for every parameter (BN's and biases too).
+    """SGD on gradient + weight_decay * parameter, for every parameter (including BN's and biases).
 
-    With momentum mu: buffer = mu * buffer + gradient; parameter -= learning_rate * buffer, as PyTorch
-    and optax both have it.
+    With momentum mu: buffer = mu * buffer + gradient; parameter -= learning_rate * buffer, as in PyTorch and
+    optax.
 
     Args:
       config: `config.optimizer`.
       to_steps: turns a duration into steps.
-      total_steps: length of the run, where a cosine schedule reaches zero.
+      total_steps: length of the run; a cosine schedule reaches zero at its end.
     """
     return optax.chain(
         optax.add_decayed_weights(config.weight_decay),
@@ -33,10 +33,10 @@ def create(config, to_steps: Callable[[str], int], total_steps: int) -> optax.Gr
 def learning_rate(config, to_steps: Callable[[str], int], total_steps: int) -> optax.Schedule:
     """The learning rate at each step (0-based): linear warm-up, then constant, step or cosine.
 
-    A decay at "81 epochs" holds from the first step after 81 full epochs on.
+    A decay at "81 epochs" begins with the first step after 81 full epochs.
 
     Raises:
-      DropbnError: an unknown schedule, a warm-up as long as the run, a step schedule without a step in it.
+      DropbnError: an unknown schedule, a warm-up as long as the run, a step schedule that never decays.
     """
     if config.schedule not in SCHEDULES:
         raise unknown("schedule", config.schedule, SCHEDULES)

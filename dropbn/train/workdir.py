@@ -14,7 +14,7 @@ import ml_collections
 
 from dropbn.errors import DropbnError, extra
 
-# What a process that was killed early, or a study's member that could not begin, leaves behind.
+# A process that was killed early, or a study's member that could not begin, leaves these behind.
 _LEFTOVERS = ("config.json.tmp", "checkpoint_dir", "checkpoint_dir.tmp", "error.txt", ".lock")
 
 
@@ -23,12 +23,13 @@ def claim(workdir, config: ml_collections.ConfigDict, checkpoint_dir: str = "") 
 
     Args:
       workdir: a directory that all processes of the run share.
-      config: the run's.
-      checkpoint_dir: where its checkpoints go, if not there; a path, or a place such as gs://bucket/run.
+      config: the run's config.
+      checkpoint_dir: where its checkpoints go, if not into the workdir: a path, or a place such as
+        gs://bucket/run.
 
     Raises:
-      DropbnError: it holds a run of another config (the differing fields are named), one with its
-        checkpoints elsewhere, or something that is no run. Nothing is written then.
+      DropbnError: it holds a run of another config (the message names the fields that differ), a run with
+        its checkpoints elsewhere, or something that is no run. Nothing is written then.
     """
     path = local(workdir)
     if path.is_dir() and any(file.name not in _LEFTOVERS for file in path.iterdir()):
@@ -47,7 +48,7 @@ def claim(workdir, config: ml_collections.ConfigDict, checkpoint_dir: str = "") 
 
 
 def refuse_another(workdir, config: ml_collections.ConfigDict) -> None:
-    """Raises if the run in `workdir` is of another config; the differing fields are named."""
+    """Raises if the run in `workdir` is of another config; the message names the fields that differ."""
     before, now = (_flat(c.to_dict()) for c in (read_config(workdir), config))
     differing = [
         f"{key}: {before.get(key, 'missing')!r} there, {now.get(key, 'missing')!r} now"
@@ -61,27 +62,27 @@ def refuse_another(workdir, config: ml_collections.ConfigDict) -> None:
 
 
 def local(workdir) -> pathlib.Path:
-    """A workdir as a path of this machine; raises for one that is elsewhere."""
+    """A workdir as a local path; raises for one that is not on this machine."""
     if "://" in str(workdir):
         raise DropbnError(
-            f"{workdir} cannot be a workdir: give a directory of this machine's, and {workdir} as "
-            "--checkpoint_dir of train.py, which is the only thing that may lie there."
+            f"{workdir} cannot be a workdir, only a --checkpoint_dir of train.py: give a directory of this "
+            "machine as --workdir."
         )
     return pathlib.Path(workdir)
 
 
 def checkpoints(workdir) -> str:
-    """Where the checkpoints of the run in `workdir` are."""
+    """The place of the checkpoints of the run in `workdir`."""
     elsewhere = pathlib.Path(workdir) / "checkpoint_dir"
     return elsewhere.read_text().strip() if elsewhere.exists() else str(pathlib.Path(workdir) / "checkpoints")
 
 
 @contextlib.contextmanager
 def lock(workdir) -> Iterator[None]:
-    """Keeps a run's directory to this process; the lock ends with the process, however it ends.
+    """Locks a run's directory for this process; the lock ends with the process, however that ends.
 
     Raises:
-      DropbnError: another process trains there, or nothing can be written.
+      DropbnError: another process is training there, or nothing can be written.
     """
     with writing(workdir):
         file = open(pathlib.Path(workdir) / ".lock", "w")  # noqa: SIM115 - closed below
@@ -97,7 +98,7 @@ def read_config(workdir) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`.
 
     Raises:
-      DropbnError: there is none, or it is no JSON.
+      DropbnError: there is none, or it is not valid JSON.
     """
     file = pathlib.Path(workdir) / "config.json"
     try:
@@ -112,13 +113,13 @@ def read_config(workdir) -> ml_collections.ConfigDict:
 
 
 def digest(config: ml_collections.ConfigDict) -> str:
-    """A config in 16 hexadecimal digits, which differ where a field does."""
+    """A config as 16 hexadecimal digits, which change with any field."""
     text = json.dumps(config.to_dict(), sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def read_metrics(workdir) -> list[dict]:
-    """The records of metrics.jsonl; a last line that a kill tore is left out."""
+    """The records of metrics.jsonl, without a last line that a kill has cut short."""
     file = pathlib.Path(workdir) / "metrics.jsonl"
     text = file.read_text() if file.exists() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
@@ -129,7 +130,7 @@ class Log(NamedTuple):
 
     Attributes:
       record: appends a record {"step", name: value} to metrics.jsonl and to TensorBoard's events.
-      scalars: gives one to TensorBoard alone.
+      scalars: appends one to TensorBoard's events only.
     """
 
     record: Callable[[dict], None]
@@ -140,12 +141,12 @@ class Log(NamedTuple):
 def log(workdir, restored_step: int) -> Iterator[Log]:
     """Opens metrics.jsonl and a new file of events.
 
-    Records after `restored_step`, of an interrupted run whose checkpoint is older, are cut first.
+    Records after `restored_step` are cut first; an interrupted run whose checkpoint is older left them.
 
     Raises:
       DropbnError: they cannot be written.
     """
-    # Here, because it imports much, and every config reads this file.
+    # Imported here because it is slow to import, and every config imports this file.
     with extra("train"):
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -159,10 +160,10 @@ def log(workdir, restored_step: int) -> Iterator[Log]:
             replace(file, "".join(json.dumps(record) + "\n" for record in kept))
             lines = file.open("a", encoding="utf-8")
             stack.callback(_close, lines)
-            # Not tensorboardX's SummaryWriter: its thread would die of a full disk and leave us waiting.
+            # Not tensorboardX's SummaryWriter: on a full disk its thread dies, and we would wait forever.
             events = EventsWriter(str(directory / "events"), f".{os.getpid()}")
             stack.callback(_close, events)
-            # TensorBoard forgets the steps from here on that a file before had.
+            # Makes TensorBoard forget what earlier files have of the steps from here on.
             forget = SessionLog(status=SessionLog.START)
             events.write_event(Event(step=restored_step + 1, wall_time=time.time(), session_log=forget))
 
@@ -184,13 +185,13 @@ def log(workdir, restored_step: int) -> Iterator[Log]:
 
 
 def _close(file):
-    with contextlib.suppress(OSError):  # What was to be kept was flushed, or has raised.
+    with contextlib.suppress(OSError):  # Whatever matters was flushed before, or has raised.
         file.close()
 
 
 @contextlib.contextmanager
 def writing(workdir) -> Iterator[None]:
-    """Says in a sentence what the system has against writing there."""
+    """Turns an error of the system in writing there into a sentence."""
     try:
         yield
     except OSError as error:
@@ -198,10 +199,10 @@ def writing(workdir) -> Iterator[None]:
 
 
 def replace(path: pathlib.Path, text: str) -> None:
-    """Replaces a file in one step, so that a kill leaves the old one or the new one."""
+    """Replaces a file in one step, so that a kill leaves either the old one or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     try:
-        # A text may hold names of files, and they may hold what UTF-8 lacks.
+        # A text may contain file names, which need not be valid UTF-8.
         with temporary.open("w", encoding="utf-8", errors="replace") as file:
             file.write(text)
             file.flush()
