@@ -1,7 +1,6 @@
 """Evaluates trained runs: python eval.py --workdir=W [--workdir=V ...] [--checkpoint=latest|best|STEP]
 
---recalibrate=RECIPE shows what new BN statistics bring, --mc_samples=T what dropout kept on at prediction
-does.
+--recalibrate=RECIPE shows what new BN statistics change, --mc_samples=T what Monte Carlo dropout changes.
 """
 
 import pathlib
@@ -10,7 +9,7 @@ from absl import flags
 
 from dropbn import cli
 
-_WORKDIRS = flags.DEFINE_multi_string("workdir", None, "A run of train.py; several overlay their curves.")
+_WORKDIRS = flags.DEFINE_multi_string("workdir", None, "A run of train.py; several runs share one figure.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
 _RECALIBRATE = flags.DEFINE_string(
     "recalibrate",

@@ -16,7 +16,9 @@ with cli.parsing():
     _CONFIG = config_flags.DEFINE_config_file("config", _DIGITS, "The experiment: a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run is kept; by default runs/<config name>.")
 _CHECKPOINTS = flags.DEFINE_string(
-    "checkpoint_dir", "", "Where its checkpoints go, also gs://bucket/run; by default into the workdir."
+    "checkpoint_dir",
+    "",
+    "Where its checkpoints go; by default the workdir. May be gs://bucket/run.",
 )
 cli.define_processes()
 

@@ -62,14 +62,14 @@ class Architecture:
 
     Attributes:
       name: the family.
-      num_classes: outputs.
-      block, head: orders, with `config.model.place` applied.
-      sections: the network from the stem to the head, each with its order and sizes.
-      noise: kind of the noise.
-      amount: its rate or beta; `dataclasses.replace` puts a traced one in its place.
+      num_classes: number of outputs.
+      block, head: their orders, with `config.model.place` applied.
+      sections: the network from the stem to the head, each section with its order and sizes.
+      noise: the kind of noise.
+      amount: its rate or beta; `dataclasses.replace(architecture, amount=traced)` makes it an argument.
       group_size: images per BN statistic; 0 is the whole batch.
       init: name of the initializer.
-      parts: what the layers are made of. `create` gives the noise its amount, and BN its groups and its axis.
+      parts: what the layers are made of; `create` adds the noise's amount, and BN's group size and axis.
     """
 
     name: str
@@ -144,7 +144,7 @@ def resolve(config: ConfigDict) -> Architecture:
 
 
 def _parts(config, block, amount):
-    """What the layers are made of; the noise still wants its amount, and BN its groups and its axis."""
+    """What the layers are made of, without what `create` adds."""
     dtype, constant = DTYPES[config.dtype], nn.initializers.constant
     conv_init, dense_init = initializers.create(
         config.init,
@@ -172,7 +172,7 @@ def _parts(config, block, amount):
 
 
 def _orders(config):
-    """The orders of block and head, with the place applied."""
+    """The orders of block and head, with `config.place` applied."""
     if config.name not in FAMILIES:
         raise unknown("model", config.name, FAMILIES)
     family = FAMILIES[config.name]
@@ -214,9 +214,9 @@ def describe(config, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Result:
       image_shape: (height, width, channels) of its images.
 
     Returns:
-      A row for each run of a stage's sections with the same order: `sections` (first and last), their
-      `number`, the `order`, and over all of them `parameters`, `batch_norms` and `noises`; the last row is
-      the total.
+      A row for consecutive sections of a stage that have the same order: `sections` (first and last), their
+      `number`, the `order`, and how many `parameters`, `batch_norms` and `noises` they have together. The
+      last row is the total.
     """
     architecture = resolve(config)
     network = create(architecture)
@@ -239,7 +239,7 @@ def describe(config, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Result:
                 "number": len(names),
                 "order": str(order),
                 "parameters": sum(weight.size for weight in weights),
-                "batch_norms": len(statistics) // 2,  # of the shortcuts that run
+                "batch_norms": len(statistics) // 2,  # A shortcut that does not run has none.
                 "noises": len(names) * order.count(*noises),
             }
         )
