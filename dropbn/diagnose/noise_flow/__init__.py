@@ -12,6 +12,7 @@ import functools
 import numpy as np
 from jax.extend.core import Literal
 
+from dropbn.diagnose import theory
 from dropbn.diagnose.noise_flow import arithmetic, functions
 from dropbn.diagnose.noise_flow.marks import Marked, Noise, Norm
 from dropbn.diagnose.noise_flow.values import (
@@ -246,7 +247,7 @@ class _Follower:
             self.flows.together.add(group)
 
     def _added(self, noise, flow, gauss, weights=None):
-        """s2 sum_i w_i^2 E[x_i^2] for each output; without weights s2 E[x^2]. None where it is not known."""
+        """The variance that a noise adds to each output, without weights s2 E[x^2]; None if unknown."""
         if flow.degree != 1:
             return None
         noise = self.marked.noises[base(noise)]
@@ -257,25 +258,27 @@ class _Follower:
             second = second * flow.channels
         if weights is None:
             return noise.s2 * second
-        second = None if noise.is_shared else functions.fit(second, weights.shape[0] * weights.shape[1])
+        groups, inputs, _ = weights.shape
+        second = None if noise.is_shared else functions.fit(second, groups * inputs)
         if second is None:
             return None
-        return noise.s2 * np.einsum("gi,gio->go", second.reshape(weights.shape[:2]), weights).ravel()
+        of_groups = zip(weights, second.reshape(groups, inputs), strict=True)
+        return np.concatenate([theory.added_variance(noise.s2, *group) for group in of_groups])
 
     def _weights(self, eqn, a, b):
         x, kernel = (a, b) if a.data else (b, a)
-        squares = (
+        weights = (
             None
             if kernel.data or kernel.constant is None
-            else functions.squares_of(eqn, kernel.constant, a.data)
+            else functions.weights_of(eqn, kernel.constant, a.data)
         )
         name = kernel.name.rpartition("/")[0] or kernel.name
         merged = {}
         for noise, flow in union([a, b]).items():
             through = flow.weights if name in flow.weights or not name else (*flow.weights, name)
             added = None
-            if flow.way == Way.DIRECT and squares is not None:
-                added = self._added(noise, flow, x.gauss, squares)
+            if flow.way == Way.DIRECT and weights is not None:
+                added = self._added(noise, flow, x.gauss, weights)
             way = max(flow.way, Way.WEIGHTS)
             merged[noise] = dataclasses.replace(
                 flow, way=way, weights=through, degree=None, channels=None, added=added

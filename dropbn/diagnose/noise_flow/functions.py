@@ -161,9 +161,13 @@ def _by_channel(constant, shape):
     return constant.flat[0].reshape(1, 1) if is_one else None
 
 
-def squares_of(eqn, kernel, kernel_is_right: bool) -> np.ndarray | None:
-    """w^2 summed over taps, (groups, inputs of a group, outputs of a group); None for unusual layouts."""
-    squares = np.square(np.asarray(kernel, np.float64))
+def weights_of(eqn, kernel, kernel_is_right: bool) -> np.ndarray | None:
+    """|w| over taps, (groups, inputs of a group, outputs of a group); None for unusual layouts.
+
+    An input has the same second moment at every tap, so the variance that its noise adds to an output depends
+    on its weights w by |w| = sqrt(sum of w^2) alone.
+    """
+    kernel = np.asarray(kernel, np.float64)
     numbers = eqn.params["dimension_numbers"]
     if eqn.primitive.name == "dot_general":
         (left, right), batch = numbers
@@ -171,14 +175,15 @@ def squares_of(eqn, kernel, kernel_is_right: bool) -> np.ndarray | None:
         rank = len(eqn.invars[0 if kernel_is_right else 1].aval.shape)
         if any(batch) or len(own) != 1 or others[0] != rank - 1:
             return None
-        return np.moveaxis(squares, own[0], 0).reshape(1, squares.shape[own[0]], -1)
-    channels_last = numbers.lhs_spec[1] == numbers.out_spec[1] == squares.ndim - 1
+        return np.moveaxis(kernel, own[0], 0).reshape(1, kernel.shape[own[0]], -1)
+    channels_last = numbers.lhs_spec[1] == numbers.out_spec[1] == kernel.ndim - 1
     if not (kernel_is_right and channels_last and eqn.params["batch_group_count"] == 1):
         return None
     groups = eqn.params["feature_group_count"]
     outputs, inputs, *taps = numbers.rhs_spec
-    squares = np.transpose(squares, (*taps, inputs, outputs)).sum(tuple(range(len(taps))))
-    return squares.reshape(len(squares), groups, -1).swapaxes(0, 1)
+    kernel = np.transpose(kernel, (*taps, inputs, outputs))
+    weights = np.sqrt(np.square(kernel).sum(tuple(range(len(taps)))))
+    return weights.reshape(len(weights), groups, -1).swapaxes(0, 1)
 
 
 def fit(values: np.ndarray, size: int) -> np.ndarray | None:
