@@ -5,9 +5,11 @@ import importlib
 
 import pytest
 
+DIAGNOSE = ["gap", "lint.report", "modes", "recalibrate", "shift", "surgery", "theory"]
 
-@pytest.mark.parametrize("name", ["gap", "lint.report", "modes", "recalibrate", "shift", "surgery", "theory"])
+
+@pytest.mark.parametrize("name", ["nn.laws", *(f"diagnose.{name}" for name in DIAGNOSE)])
 def test_examples(name):
-    module = importlib.import_module(f"dropbn.diagnose.{name}")
+    module = importlib.import_module(f"dropbn.{name}")
     failed, attempted = doctest.testmod(module)
     assert attempted and not failed

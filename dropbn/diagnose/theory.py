@@ -3,8 +3,8 @@
 A noise y = x * m with E[m] = 1 and Var[m] = s2 leaves means alone and adds s2 E[x^2] to a variance, from
 which everything here follows. A ratio is Var_test / Var_train of the same quantity, Li's Delta, at most 1.
 
-Symbols: c and v are the mean and variance of the noise's input; s2 = rate / (1 - rate) for dropout (keep =
-1 - rate) and Gaussian dropout, beta^2 / 3 for Uout.
+Symbols: c and v are the mean and variance of the noise's input; `dropbn.nn.laws` gives the s2 of a noise;
+keep is 1 - rate of dropout.
 """
 
 import math
@@ -16,33 +16,14 @@ from dropbn.errors import DropbnError
 from dropbn.results import Result
 
 
-def s2_of_rate(rate):
-    """Var[m] of dropout and Gaussian dropout: rate / (1 - rate)."""
-    return rate / (1 - rate)
-
-
-def s2_of_beta(beta):
-    """Var[m] of Uout: beta^2 / 3."""
-    return beta**2 / 3
-
-
-def rate_of_s2(s2):
-    """The rate whose noise has Var[m] = s2: s2 / (1 + s2)."""
-    return s2 / (1 + s2)
-
-
-def beta_of_s2(s2):
-    """The half width whose Uout has Var[m] = s2, at most 1: min(1, sqrt(3 s2))."""
-    return np.minimum(1.0, (3 * s2) ** 0.5)
-
-
 def direct(s2, c=0.0, v=1.0):
     """The ratio right behind a noise: v / (v + s2 (c^2 + v)).
 
     Li et al. (2018), eq. 8, written for any noise: 1 - rate for dropout at c = 0, 3 / (3 + beta^2) for Uout
     (eq. 15).
 
-    >>> direct(s2_of_rate(0.5)), round(direct(s2_of_beta(0.1)), 4)
+    >>> from dropbn.nn import laws
+    >>> direct(laws.Dropout(0.5).s2), round(direct(laws.Uout(0.1).s2), 4)
     (0.5, 0.9967)
     """
     return v / (v + s2 * (c**2 + v))
@@ -84,14 +65,33 @@ def added_variance(s2, weights, second_moments):
 def largest_s2(bound, c=0.0, v=1.0, d_cos2=1.0, rho=0.0):
     """The largest Var[m] for which `through_weights` (at its defaults `direct`) is at least `bound`.
 
-    `rate_of_s2` and `beta_of_s2` make it a rate or a beta.
+    `of_s2` of a class of `dropbn.nn.laws` makes it a rate or a beta.
 
     Raises:
       DropbnError: a bound outside (0, 1].
     """
-    if not 0 < bound <= 1:
-        raise DropbnError(f"A ratio of variances lies in (0, 1], so bound={bound} says nothing.")
-    return v * (1 + rho * (d_cos2 - 1)) * (1 / bound - 1) / (c**2 + v)
+    return v * (1 + rho * (d_cos2 - 1)) * _excess(bound) / (c**2 + v)
+
+
+def largest_s2_from(bound, s2, ratio):
+    """The largest Var[m] that keeps a ratio at `bound` or above, given the `ratio` at Var[m] = s2.
+
+    s2 (1 / bound - 1) / (1 / ratio - 1): what a noise adds, relative to the variance without it, is
+    1 / ratio - 1, and it is proportional to s2.
+
+    Raises:
+      DropbnError: a bound or a ratio outside (0, 1]; a ratio of 1, from which no bound follows.
+    """
+    if ratio == 1:
+        raise DropbnError("At ratio=1 the noise adds nothing, so every s2 would do: give a ratio below 1.")
+    return s2 * _excess(bound) / _excess(ratio)
+
+
+def _excess(ratio):
+    """Var_train / Var_test - 1."""
+    if not 0 < ratio <= 1:
+        raise DropbnError(f"A ratio of variances lies in (0, 1], got {ratio}.")
+    return 1 / ratio - 1
 
 
 def predropout(s2, weights, mean, covariance):

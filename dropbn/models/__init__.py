@@ -26,7 +26,7 @@ from dropbn.models import (
     wrn,
 )
 from dropbn.models.network import Network, Section
-from dropbn.nn import initializers, noise, norm, places
+from dropbn.nn import initializers, laws, noise, norm, places
 from dropbn.nn.activations import ACTIVATIONS
 from dropbn.nn.layers import Parts
 from dropbn.nn.order import Order, parse
@@ -123,10 +123,10 @@ def resolve(config: ConfigDict) -> Architecture:
         )
     if config.dtype not in DTYPES:
         raise unknown("dtype", config.dtype, DTYPES)
-    amount = noise.amount(config.noise)
-    if amount and not block.count("drop") + head.count("drop"):
+    law = laws.of_config(config.noise)
+    if law.amount and not block.count("drop") + head.count("drop"):
         raise DropbnError(
-            f"model.noise is {config.noise.kind} {amount:g}, but no order says where: put drop into "
+            f"model.noise is {config.noise.kind} {law.amount:g}, but no order says where: put drop into "
             f"model.block ('{block}') or model.head ('{head}'), give a model.place, or make it 0."
         )
     return Architecture(
@@ -136,20 +136,20 @@ def resolve(config: ConfigDict) -> Architecture:
         head=head,
         sections=tuple(FAMILIES[config.name].sections(config, block, head)),
         noise=config.noise.kind,
-        amount=amount,
+        amount=law.amount,
         group_size=config.bn.group_size,
         init=config.init,
-        parts=_parts(config, block, amount),
+        parts=_parts(config, block, law.s2),
     )
 
 
-def _parts(config, block, amount):
+def _parts(config, block, s2):
     """What the layers are made of, without what `create` adds."""
     dtype, constant = DTYPES[config.dtype], nn.initializers.constant
     conv_init, dense_init = initializers.create(
         config.init,
         config.activation or _activation(block),
-        keep=1 / (1 + noise.KINDS[config.noise.kind](amount).s2),  # 1 - rate, for any noise
+        keep=laws.keep_of_s2(s2),
     )
     return Parts(
         norm=functools.partial(

@@ -1,5 +1,6 @@
 """Layers for dropout and batch normalization, for whoever builds a network.
 
+- `laws`: the noises as plain mathematics, their variances s2 = Var[m] and the amounts that have a given s2.
 - `noise`: Dropout, GaussianDropout and Uout, drop-in replacements for `flax.linen.Dropout`.
 - `norm`: BatchNorm whose statistics cover a stated number of images on any machine.
 - `order`, `places`, `layers`: a block as a string, the papers' positions in it, the module that runs it.
@@ -9,4 +10,4 @@ Import a module: `from dropbn.nn import noise`. Whole networks are in `dropbn.mo
 measures what a trained network does.
 """
 
-__all__ = ["activations", "initializers", "layers", "noise", "norm", "order", "places"]
+__all__ = ["activations", "initializers", "laws", "layers", "noise", "norm", "order", "places"]

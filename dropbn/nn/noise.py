@@ -1,20 +1,10 @@
-"""Multiplicative noise: one family, `y = x * m` with `E[m] = 1` and `Var[m] = s2`.
+"""Multiplicative noise as Linen modules: `y = x * m` with `E[m] = 1` and `Var[m] = s2`.
 
-==================  =======================  =================
-noise               m                        s2 = Var[m]
-==================  =======================  =================
-`Dropout`           Bernoulli(keep) / keep   rate / (1 - rate)
-`GaussianDropout`   N(1, s2)                 rate / (1 - rate)
-`Uout`              1 + U(-beta, beta)       beta^2 / 3
-==================  =======================  =================
+`dropbn.nn.laws` defines m and s2 of each noise; this file draws m. Each class is a drop-in for
+`flax.linen.Dropout`: the same `rngs={'dropout': key}`, `deterministic`, `broadcast_dims` and `rng=`.
 
-The variance shift that a noise causes depends on s2 alone: directly before batch normalization of an
-input with mean c and variance v, real / moving variance is `v / (v + s2 (c^2 + v))` (Li et al. 2018,
-eq. 8, written for any noise). Noises are therefore compared fairly at equal s2.
-
-Each class is a drop-in for `flax.linen.Dropout`: the same `rngs={'dropout': key}`, `deterministic`,
-`broadcast_dims` and `rng=`. The amount (`rate` or `beta`) may be a traced scalar, so that one compiled
-step serves every amount. A traced amount cannot be checked: each class says what one outside its range does.
+The amount (`rate` or `beta`) may be a traced scalar, so that one compiled step serves every amount. A traced
+amount cannot be checked: each class says what one outside its range does.
 
 Uniform and normal draws are float32 whatever the input's dtype and `jax_enable_x64`; the product has the
 input's dtype.
@@ -26,18 +16,19 @@ from collections.abc import Callable, Sequence
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from dropbn.errors import DropbnError, unknown
+from dropbn.nn import laws
 from dropbn.nn.kernels import draws
 
 
 class Noise(nn.Module):
-    """What the family shares: when noise is drawn and from which key. Use a subclass.
+    """When noise is drawn, and from which key. Use a subclass.
 
-    A subclass has the fields of `flax.linen.Dropout` (its own amount first) and defines `amount`, `s2` and
-    `multiplier(key, shape) -> float32 m`, or, where it is not multiplicative, `perturb` and `is_identity`.
+    A subclass has the fields of `flax.linen.Dropout`, its own first, and defines `perturb`.
     """
+
+    is_identity = False  # Whether even training is known to change nothing.
 
     @nn.compact
     def __call__(
@@ -57,8 +48,7 @@ class Noise(nn.Module):
           DropbnError: noise is on and no `rng_collection` stream was given to `apply`. (Linen itself
             would silently draw from the 'params' stream.) `init` without one gives what test mode gives.
         """
-        deterministic = nn.merge_param("deterministic", self.deterministic, deterministic)
-        if deterministic:
+        if nn.merge_param("deterministic", self.deterministic, deterministic):
             return self.at_test(inputs)
         if self.is_identity:
             return inputs
@@ -76,19 +66,34 @@ class Noise(nn.Module):
             shape[dim] = 1
         return self.perturb(inputs, rng, tuple(shape))
 
-    @property
-    def is_identity(self) -> bool:
-        """Whether even in training nothing is changed: the amount is known to be 0."""
-        return _is_number(self.amount) and self.amount == 0
-
     def at_test(self, inputs):
         return inputs
+
+
+class Multiplicative(Noise):
+    """A noise `inputs * m`. A subclass defines `law` and `multiplier(key, shape) -> float32 m`."""
+
+    def __post_init__(self):
+        _ = self.law  # Refuses an amount outside its range.
+        super().__post_init__()
+
+    @property
+    def amount(self):
+        return self.law.amount
+
+    @property
+    def s2(self):
+        return self.law.s2
+
+    @property
+    def is_identity(self) -> bool:
+        return laws.is_number(self.amount) and self.amount == 0
 
     def perturb(self, inputs, rng, shape):
         return (inputs * self.multiplier(rng, shape)).astype(inputs.dtype)
 
 
-class Dropout(Noise):
+class Dropout(Multiplicative):
     """Dropout: m = mask / keep with P(mask = 1) = keep = 1 - rate (Srivastava et al. 2014).
 
     s2 = rate / (1 - rate). Draws exactly the masks of `flax.linen.Dropout` for the same key and module
@@ -120,7 +125,6 @@ class Dropout(Noise):
     restore: str = ""
 
     def __post_init__(self):
-        _check("Dropout", "rate", self.rate, "[0, 1]", lambda rate: 0 <= rate <= 1)
         if self.scale_at not in ("train", "test"):
             raise unknown("scale_at", self.scale_at, ("train", "test"))
         if self.restore not in ("", "sqrt_keep", "exact"):
@@ -130,19 +134,14 @@ class Dropout(Noise):
         super().__post_init__()
 
     @property
-    def amount(self):
-        return self.rate
-
-    @property
-    def s2(self):
-        """Var[m] = rate / (1 - rate); infinite at rate 1."""
-        return _odds(self.rate)
+    def law(self):
+        return laws.Dropout(self.rate)
 
     @property
     def keep(self):
-        # Never in a bfloat16 input's dtype: there 0.9 rounds to 0.8984 and the mask is another one. A Python
-        # rate is float64 under jax_enable_x64, as in Flax.
-        return jnp.asarray(1.0 - self.rate)
+        # Not in a bfloat16 input's dtype, where 0.9 would round to 0.8984 and change the mask. A Python rate
+        # is float64 under jax_enable_x64, as in Flax.
+        return jnp.asarray(self.law.keep)
 
     def at_test(self, inputs):
         return inputs if self.scale_at == "train" else inputs * self.keep.astype(inputs.dtype)
@@ -177,7 +176,7 @@ def _drop(inputs, key, keep, shape, scaled):
     return jnp.where(mask, inputs, jnp.zeros_like(inputs))
 
 
-class GaussianDropout(Noise):
+class GaussianDropout(Multiplicative):
     """Gaussian dropout: m ~ N(1, s2) with s2 = rate / (1 - rate), the variance of Dropout(rate)'s m.
 
     Source: Srivastava et al. 2014, section 10. Nothing is rescaled at test time. A traced rate outside [0, 1)
@@ -185,9 +184,7 @@ class GaussianDropout(Noise):
 
     Attributes:
       rate: in [0, 1); a Python number or a traced scalar.
-      broadcast_dims: dimensions that share one draw.
-      deterministic: True switches the noise off.
-      rng_collection: name of the random stream.
+      broadcast_dims, deterministic, rng_collection: as in `Dropout`.
 
     Raises:
       DropbnError: a rate outside [0, 1).
@@ -198,24 +195,15 @@ class GaussianDropout(Noise):
     deterministic: bool | None = None
     rng_collection: str = "dropout"
 
-    def __post_init__(self):
-        _check("GaussianDropout", "rate", self.rate, "[0, 1)", lambda rate: 0 <= rate < 1)
-        super().__post_init__()
-
     @property
-    def amount(self):
-        return self.rate
-
-    @property
-    def s2(self):
-        """Var[m] = rate / (1 - rate)."""
-        return _odds(self.rate)
+    def law(self):
+        return laws.GaussianDropout(self.rate)
 
     def multiplier(self, rng, shape):
         return 1.0 + jnp.sqrt(self.s2) * draws.normal(rng, shape)
 
 
-class Uout(Noise):
+class Uout(Multiplicative):
     """Uout: m = 1 + r with r ~ U(-beta, beta), s2 = beta^2 / 3 (Li et al. 2018, eq. 15).
 
     A traced beta outside [0, 1] is taken as it is: a negative one acts as -beta, because r is symmetric, and
@@ -223,9 +211,7 @@ class Uout(Noise):
 
     Attributes:
       beta: half width of the uniform noise, in [0, 1]; a Python number or a traced scalar.
-      broadcast_dims: dimensions that share one draw.
-      deterministic: True switches the noise off.
-      rng_collection: name of the random stream.
+      broadcast_dims, deterministic, rng_collection: as in `Dropout`.
 
     Raises:
       DropbnError: beta outside [0, 1].
@@ -236,18 +222,9 @@ class Uout(Noise):
     deterministic: bool | None = None
     rng_collection: str = "dropout"
 
-    def __post_init__(self):
-        _check("Uout", "beta", self.beta, "[0, 1]", lambda beta: 0 <= beta <= 1)
-        super().__post_init__()
-
     @property
-    def amount(self):
-        return self.beta
-
-    @property
-    def s2(self):
-        """Var[m] = beta^2 / 3."""
-        return self.beta**2 / 3
+    def law(self):
+        return laws.Uout(self.beta)
 
     def multiplier(self, rng, shape):
         return 1.0 + self.beta * (2 * draws.uniform(rng, shape) - 1)
@@ -267,35 +244,5 @@ def create(config) -> Callable[..., Noise]:
 
 
 def amount(config) -> float:
-    """The amount that a config's noise uses: `beta` for uout, `rate` for dropout and gaussian.
-
-    Args:
-      config: has `kind`, `rate` and `beta` (`config.model.noise`).
-
-    Raises:
-      DropbnError: an unknown kind, an amount outside its range, or one that is 0 where the field that the
-        kind does not use is not.
-    """
-    if config.kind not in KINDS:
-        raise unknown("noise", config.kind, KINDS)
-    used, other = ("beta", "rate") if config.kind == "uout" else ("rate", "beta")
-    if not config[used] and config[other]:
-        raise DropbnError(
-            f"model.noise.kind={config.kind!r} uses {used}, which is 0, and not {other}={config[other]}: "
-            f"give model.noise.{used}, or another kind."
-        )
-    return KINDS[config.kind](config[used]).amount
-
-
-def _is_number(value) -> bool:
-    """Whether a value is known now: a Python or NumPy number, not a traced array."""
-    return isinstance(value, (int, float, np.number))
-
-
-def _check(noise, field, value, interval, inside):
-    if _is_number(value) and not inside(value):
-        raise DropbnError(f"{noise}: {field} must lie in {interval}, got {value}.")
-
-
-def _odds(rate):
-    return float("inf") if _is_number(rate) and rate == 1 else rate / (1 - rate)
+    """The rate or beta of the law that a config names; see `laws.of_config`."""
+    return laws.of_config(config).amount

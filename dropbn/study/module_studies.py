@@ -24,7 +24,7 @@ from absl import flags
 from dropbn import cli
 from dropbn.diagnose import theory
 from dropbn.errors import DropbnError
-from dropbn.nn import noise
+from dropbn.nn import laws, noise
 from dropbn.results import Result
 from dropbn.study import kim2023_figures
 
@@ -126,7 +126,7 @@ def figure1_expected(width, w_mean, keep=FIGURE1_KEEP):
 
     At mu = 0 both ratios are (pi - 1) / (pi / keep - 1), which is `theory.branch`.
     """
-    s2 = theory.s2_of_rate(1 - keep)
+    s2 = laws.Dropout(1 - keep).s2
     second_moment, covariance = relu_moments(width, w_mean)
     squares = width * w_mean**2 + 2
     clean = squares * (second_moment - 1 / (2 * math.pi)) + width * (width - 1) * w_mean**2 * covariance

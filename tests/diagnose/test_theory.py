@@ -6,7 +6,7 @@ import pytest
 
 from dropbn.diagnose import theory
 from dropbn.errors import DropbnError
-from dropbn.nn import noise
+from dropbn.nn import laws, noise
 
 RNG = np.random.default_rng(0)
 
@@ -18,9 +18,9 @@ def _multiplier(kind, amount, shape):
 
 
 NOISES = [
-    ("dropout", 0.3, theory.s2_of_rate),
-    ("gaussian", 0.3, theory.s2_of_rate),
-    ("uout", 0.5, theory.s2_of_beta),
+    ("dropout", 0.3, lambda rate: rate / (1 - rate)),
+    ("gaussian", 0.3, lambda rate: rate / (1 - rate)),
+    ("uout", 0.5, lambda beta: beta**2 / 3),
 ]
 
 
@@ -35,11 +35,11 @@ def test_directly_behind_a_noise(kind, amount, s2):
 
 
 def test_directly_behind_a_noise_by_the_papers():
-    assert theory.direct(theory.s2_of_rate(0.3)) == pytest.approx(0.7)  # Li, eq. 8 at c = 0: keep
-    assert theory.direct(theory.s2_of_beta(0.1)) == pytest.approx(300 / 301)  # below eq. 15
+    assert theory.direct(laws.Dropout(0.3).s2) == pytest.approx(0.7)  # Li, eq. 8 at c = 0: keep
+    assert theory.direct(laws.Uout(0.1).s2) == pytest.approx(300 / 301)  # below eq. 15
     keep, c, v = 0.6, 0.7, 1.3
     wanted = v / ((c**2 + v) / keep - c**2)  # eq. 8 as it is printed
-    assert theory.direct(theory.s2_of_rate(1 - keep), c, v) == pytest.approx(wanted)
+    assert theory.direct(laws.Dropout(1 - keep).s2, c, v) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(("kind", "amount", "s2"), NOISES)
@@ -70,7 +70,7 @@ def test_weights_of_zero_sum_bring_nothing():
 
 def test_noise_before_and_after_weights():
     """Kim, Proposition 2: worse after a layer where sum_j sum_{k != j} w_j w_k E[x_j x_k] > 0, only there."""
-    d, n, s2 = 6, 400_000, theory.s2_of_rate(0.4)
+    d, n, s2 = 6, 400_000, laws.Dropout(0.4).s2
     root = RNG.normal(size=(d, d))
     mean, covariance = RNG.normal(size=d), root @ root.T / d
     weights = RNG.normal(size=(d, 40))
@@ -113,7 +113,7 @@ def test_branch_and_residual_by_monte_carlo():
 
 def test_noise_before_and_after_pooling():
     """Kim, Proposition 5, for correlated positions behind a ReLU."""
-    n, positions, s2 = 400_000, 9, theory.s2_of_rate(0.3)
+    n, positions, s2 = 400_000, 9, laws.Dropout(0.3).s2
     x = np.maximum(RNG.normal(size=(n, 1)) + 0.5 * RNG.normal(size=(n, positions)), 0)
     pooled = x.mean(1)
     before = theory.before_pooling(s2, pooled.var(), np.square(x).mean(0))
@@ -128,12 +128,16 @@ def test_the_largest_noise_for_a_ratio():
     for c, v, k, rho in ((0.0, 1.0, 1.0, 0.0), (0.7, 2.0, 12.0, 0.2)):
         s2 = theory.largest_s2(0.95, c, v, k, rho)
         assert theory.through_weights(s2, k, rho, c, v) == pytest.approx(0.95)
-        assert theory.s2_of_rate(theory.rate_of_s2(s2)) == pytest.approx(s2)
-    assert theory.rate_of_s2(theory.largest_s2(0.95)) == pytest.approx(0.05)  # the ratio is keep
-    assert theory.s2_of_beta(theory.beta_of_s2(0.05)) == pytest.approx(0.05)
-    assert theory.beta_of_s2(0.5) == 1.0
-    with pytest.raises(DropbnError, match="lies in"):
-        theory.largest_s2(1.5)
+        assert laws.Dropout.of_s2(s2).s2 == pytest.approx(s2)
+        ratio = theory.through_weights(0.3, k, rho, c, v)
+        assert theory.largest_s2_from(0.95, 0.3, ratio) == pytest.approx(s2)
+    assert laws.Dropout.of_s2(theory.largest_s2(0.95)).rate == pytest.approx(0.05)  # the ratio is keep
+    assert theory.largest_s2_from(0.8, 0.1, 0.8) == pytest.approx(0.1)
+    for refused in (lambda: theory.largest_s2(1.5), lambda: theory.largest_s2_from(0.9, 0.1, 0.0)):
+        with pytest.raises(DropbnError, match="lies in"):
+            refused()
+    with pytest.raises(DropbnError, match="give a ratio below 1"):
+        theory.largest_s2_from(0.9, 0.1, 1.0)
 
 
 def test_weight_statistics_of_known_filters():

@@ -9,6 +9,7 @@ import numpy as np
 from dropbn.diagnose import noise_flow, theory
 from dropbn.diagnose.noise_flow import Flow, Flows, Way
 from dropbn.diagnose.noise_flow.marks import Marked
+from dropbn.nn import laws
 
 # The ratio that advice aims at.
 _GOOD = 0.95
@@ -225,8 +226,9 @@ def _advice(s2, ratio, way):
     advice = "Move it behind the last BN (surgery.move_to_last_bn)"
     if s2 is None or ratio is None or not 0 < ratio < 1:
         return advice + "."
-    largest = s2 * (1 / _GOOD - 1) / (1 / ratio - 1)  # 1 / ratio - 1 is proportional to s2.
-    rate, beta = theory.rate_of_s2(largest), float(theory.beta_of_s2(largest))
+    largest = theory.largest_s2_from(_GOOD, s2, ratio)
+    rate = laws.Dropout.of_s2(largest).rate
+    beta = laws.Uout.of_s2(min(largest, laws.Uout(1).s2)).beta
     return f"{advice}, or keep the ratio above {_GOOD} by a rate up to {rate:.2g} or Uout up to {beta:.2g}."
 
 

@@ -20,6 +20,7 @@ from jax.interpreters import batching
 
 from dropbn.diagnose import modes, registry
 from dropbn.errors import DropbnError
+from dropbn.nn import laws
 from dropbn.nn import noise as noise_kinds
 
 mark_p = jax.extend.core.Primitive("dropbn_mark")
@@ -194,12 +195,10 @@ def _first_line(error):
 
 def _noise(module):
     amount = getattr(module, "amount", getattr(module, "rate", None))
-    amount = float(amount) if isinstance(amount, (int, float, np.number)) else None
+    amount = float(amount) if laws.is_number(amount) else None
     s2 = None
-    if isinstance(module, nn.Dropout):
-        s2 = noise_kinds.Dropout(amount, parent=None).s2 if amount is not None else None
-    elif amount is not None and not getattr(module, "restore", ""):
-        s2 = getattr(module, "s2", None)
+    if amount is not None and not getattr(module, "restore", ""):
+        s2 = getattr(laws.Dropout(amount) if isinstance(module, nn.Dropout) else module, "s2", None)
     positive = isinstance(module, (nn.Dropout, noise_kinds.Dropout, noise_kinds.Uout))
     s2 = float(s2) if s2 is not None and np.isfinite(s2) else None
     return Noise(amount, s2, positive, bool(getattr(module, "broadcast_dims", ())))

@@ -13,6 +13,7 @@ from dropbn.diagnose import noise_flow, registry
 from dropbn.diagnose.noise_flow import marks
 from dropbn.diagnose.surgery.operated import Hidden, Operated, amount_field, turned_off
 from dropbn.errors import DropbnError
+from dropbn.nn import laws
 from dropbn.nn.noise import Dropout
 
 
@@ -70,7 +71,7 @@ def with_rates(model: nn.Module, rates: Mapping[str, Any]) -> nn.Module:
     """
     rates = dict(rates)
     for rate in rates.values():
-        Dropout(rate, parent=None)  # Refuses what is not in [0, 1].
+        laws.Dropout(rate)  # Refuses what is not in [0, 1].
 
     def set_rate(call, x):
         matching = [rate for pattern, rate in rates.items() if fnmatch.fnmatchcase(call.name, pattern)]
@@ -148,13 +149,13 @@ def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **
 
 def _match(call, kind):
     """The noise of class `kind` with the s2 of the one that is called."""
-    module = call.module
-    s2 = module.s2 if hasattr(module, "s2") else Dropout(module.rate, parent=None).s2
-    amount = 1 - 1 / (1 + s2) if amount_field(kind) == "rate" else (3 * s2) ** 0.5
+    module, field = call.module, amount_field(kind)
+    s2 = module.s2 if hasattr(module, "s2") else laws.Dropout(module.rate).s2
+    law = laws.Dropout if field == "rate" else laws.Uout
     alike = {"broadcast_dims", "rng_collection"} & kind.__dataclass_fields__.keys()
     alike = {field: getattr(module, field) for field in alike if hasattr(module, field)}
     try:
-        return kind(**{amount_field(kind): amount}, **alike, parent=None)
+        return kind(**{field: law.of_s2(s2).amount}, **alike, parent=None)
     except DropbnError as error:
         reached = f"The noise at '{call.name}' has s2 = {s2:.3g}, which {kind.__name__} does not reach."
         raise DropbnError(f"{reached} {error}") from error

@@ -1,0 +1,68 @@
+"""The laws against quadrature, their inverses, and the ends of their ranges."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from dropbn.errors import DropbnError
+from dropbn.nn import laws
+
+AMOUNTS = [
+    (laws.Dropout, 0.3),
+    (laws.Dropout, 0.9),
+    (laws.GaussianDropout, 0.3),
+    (laws.GaussianDropout, 0.9),
+    (laws.Uout, 0.1),
+    (laws.Uout, 1.0),
+]
+
+
+@pytest.mark.parametrize(("kind", "amount"), AMOUNTS)
+def test_s2_is_the_second_moment_of_the_noise(kind, amount):
+    law = kind(amount)
+    if kind is laws.Uout:
+        nodes, weights = np.polynomial.legendre.leggauss(5)
+        second = weights @ np.square(1 + amount * nodes) / 2
+    else:  # E[mask] / keep^2, and a normal of the same variance.
+        second = 1 / law.keep if kind is laws.Dropout else 1 / (1 - amount)
+    assert law.s2 == pytest.approx(second - 1, rel=1e-12)
+    assert law.amount == amount
+
+
+@pytest.mark.parametrize(("kind", "amount"), AMOUNTS)
+def test_of_s2_is_the_inverse(kind, amount):
+    s2 = kind(amount).s2
+    assert kind.of_s2(s2).amount == pytest.approx(amount, rel=1e-12)
+    assert laws.keep_of_s2(s2) == pytest.approx(1 - laws.Dropout.of_s2(s2).rate, rel=1e-12)
+    traced = jax.jit(lambda s2: kind.of_s2(s2).amount)(s2)
+    np.testing.assert_allclose(traced, amount, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(lambda amount: kind(amount).s2)(amount), s2, rtol=1e-5)
+
+
+def test_the_ends_of_the_range():
+    for one in (1, 1.0, np.float32(1)):
+        assert laws.Dropout(one).s2 == math.inf
+    assert laws.Dropout.of_s2(math.inf).rate == 1
+    assert laws.Uout.of_s2(laws.Uout(1).s2).beta == 1
+    for kind in (laws.Dropout, laws.GaussianDropout, laws.Uout):
+        assert kind(0).s2 == kind.of_s2(0.0).amount == 0
+    with pytest.raises(DropbnError, match=r"GaussianDropout: rate must lie in \[0, 1\), got 1"):
+        laws.GaussianDropout.of_s2(math.inf)
+    with pytest.raises(DropbnError, match=r"Uout: beta must lie in \[0, 1\], got 1.22"):
+        laws.Uout.of_s2(0.5)
+    assert laws.Uout.of_s2(min(0.5, laws.Uout(1).s2)).beta == 1.0
+
+
+def test_the_law_of_a_config():
+    config = base.get_config().model.noise
+    for kind, law in (("dropout", laws.Dropout(0.25)), ("gaussian", laws.GaussianDropout(0.25))):
+        config.kind, config.rate = kind, 0.25
+        assert laws.of_config(config) == law
+    config.kind, config.beta = "uout", 0.5
+    assert laws.of_config(config) == laws.Uout(0.5)
+    config.kind = "droput"
+    with pytest.raises(DropbnError, match="Did you mean 'dropout'"):
+        laws.of_config(config)
