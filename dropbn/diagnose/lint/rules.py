@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dropbn.diagnose import noise_flow, theory
-from dropbn.diagnose.noise_flow import Flow, Flows, Way
+from dropbn.diagnose.noise_flow import Followed, Path, Way
 from dropbn.diagnose.noise_flow.marks import Marked
 from dropbn.nn import laws
 
@@ -16,10 +16,10 @@ _GOOD = 0.95
 
 
 class Facts(NamedTuple):
-    """What the rules judge: a traced model, its flows, and the number of training steps or None."""
+    """What the rules judge: a traced model, where its noises lead, the number of training steps or None."""
 
     marked: Marked
-    flows: Flows
+    followed: Followed
     num_steps: int | None
 
 
@@ -62,7 +62,7 @@ def into_a_skip(facts: Facts) -> Iterator[dict]:
 
 def two_in_one_branch(facts: Facts) -> Iterator[dict]:
     """A branch holds more than one noise: their s2 multiply up (Kim et al. 2023, supplement G: P6 + P7)."""
-    for group in sorted(facts.flows.together, key=sorted):
+    for group in sorted(facts.followed.together, key=sorted):
         first, *others = sorted(group, key=list(facts.marked.noises).index)
         advice = f"Keep one noise a branch; this one holds {', '.join([first, *others])}."
         yield _finding(facts, first, advice=advice)
@@ -74,7 +74,7 @@ def after_last_weight(facts: Facts) -> Iterator[dict]:
     Noise before the weights shifts less wherever sum_j sum_{k != j} w_j w_k E[x_j x_k] > 0 (Kim et al. 2023,
     Proposition 2, from which Guideline 1 prefers P5 and P6).
     """
-    for noise in _named(facts, facts.flows.after_last_weight):
+    for noise in _named(facts, facts.followed.after_last_weight):
         yield _finding(facts, noise, advice="Put it before the branch's last weight layer (P5 or P6).")
 
 
@@ -83,7 +83,7 @@ def on_the_trunk(facts: Facts) -> Iterator[dict]:
 
     It adds up from block to block and no skip is free of it: the worst place of Kim et al. (2023, Table 1).
     """
-    for noise in _named(facts, facts.flows.on_trunk):
+    for noise in _named(facts, facts.followed.on_trunk):
         yield _finding(facts, noise, advice="Put it into the branch, after its last BN (P5 or P6).")
 
 
@@ -93,7 +93,7 @@ def after_pooling(facts: Facts) -> Iterator[dict]:
     Before pooling (H3, H4) the same noise averages out over the positions (Kim et al. 2023, Proposition 5 and
     Guideline 2).
     """
-    for noise in (name for name, origin in facts.flows.origins.items() if origin == "pool"):
+    for noise in (name for name, origin in facts.followed.origins.items() if origin == "pool"):
         yield _finding(facts, noise, advice="Put it before the pooling, behind the last BN (H3 or H4).")
 
 
@@ -103,13 +103,13 @@ def before_max_pooling(facts: Facts) -> Iterator[dict]:
     The maximum of noisy values has another mean than that of the plain ones, so that test mode shifts even
     the mean (Wu & Gu 2015, arXiv:1512.00242: which unit wins becomes a draw).
     """
-    for noise in _named(facts, facts.flows.max_pooled):
+    for noise in _named(facts, facts.followed.max_pooled):
         yield _finding(facts, noise, advice="Put it behind the pooling.")
 
 
 def bias_before_norm(facts: Facts) -> Iterator[dict]:
     """A weight layer with a bias stands right before a BN, which subtracts it (Ioffe & Szegedy 2015, 3.2)."""
-    for norm, bias in facts.flows.biased.items():
+    for norm, bias in facts.followed.biased.items():
         layer = bias.rpartition("/")[0]
         yield _finding(facts, norm=norm, advice=f"'{layer}' needs no bias: give it use_bias=False.")
 
@@ -189,14 +189,14 @@ def _named(facts, noises):
 
 
 def _on_the_way(facts, way):
-    for (noise, norm), carried in facts.flows.reached.items():
+    for (noise, norm), carried in facts.followed.reached.items():
         if carried.way == way:
             ratio, assumption = _ratio(facts.marked, noise, norm, carried)
             advice = _advice(facts.marked.noises[noise].s2, ratio, way)
             yield _finding(facts, noise, norm, _WAYS[way], ratio, assumption, advice)
 
 
-def _ratio(marked: Marked, noise: str, norm: str, carried: Flow) -> tuple[float | None, str]:
+def _ratio(marked: Marked, noise: str, norm: str, carried: Path) -> tuple[float | None, str]:
     """Real / moving variance that one noise alone brings a BN, and what that supposes."""
     drawn, reached = marked.noises[noise], marked.norms[norm]
     if drawn.s2 is None:

@@ -1,9 +1,9 @@
-"""What a primitive makes of numbers that are known: by NumPy, and by JAX what NumPy has not."""
+"""The value of a primitive of known numbers, by NumPy where NumPy has it and otherwise by JAX."""
 
 import jax
 import numpy as np
 
-# Functions of elements that NumPy computes; the others are left to JAX, which compiles each for every shape.
+# Elementwise functions that NumPy computes. JAX, which computes the others, compiles each for every shape.
 _NUMPY = {
     "add": np.add,
     "add_any": np.add,
@@ -41,7 +41,7 @@ ELEMENTWISE = frozenset(_NUMPY) | {"logistic", "erf", "integer_pow", "pow", "cla
 
 
 def evaluate(primitive, params: dict, values: list, dtype=None):
-    """The primitive's only output, of a `dtype` if one is given to which NumPy's differs."""
+    """The only output of the primitive, converted to `dtype` if one is given."""
     name = primitive.name
     if name in _NUMPY:
         with np.errstate(all="ignore"):
@@ -51,5 +51,5 @@ def evaluate(primitive, params: dict, values: list, dtype=None):
         shape, kept = params["shape"], params["broadcast_dimensions"]
         added = [axis for axis in range(len(shape)) if axis not in kept]
         return np.broadcast_to(np.expand_dims(values[0], added), shape)
-    with jax.ensure_compile_time_eval():  # Eager, where a model is being traced too.
+    with jax.ensure_compile_time_eval():  # Eager, even while a model is traced.
         return primitive.bind(*values, **params)

@@ -1,4 +1,4 @@
-"""Functions of arrays, on descriptions: reshaping, elements, constants, weights."""
+"""Operations on descriptions: reshaping, elementwise functions, constants, weights."""
 
 import dataclasses
 import functools
@@ -7,12 +7,12 @@ import math
 import numpy as np
 
 from dropbn.diagnose.noise_flow import arithmetic
-from dropbn.diagnose.noise_flow.values import Flow, Value, ancestors, forget, union
+from dropbn.diagnose.noise_flow.values import Path, Value, ancestors, forget, union
 
-# A standard normal by the trapezoidal rule: an even number of nodes, so that none lies on a kink at 0.
+# A standard normal by the trapezoidal rule. The number of nodes is even so that none lies on a kink at 0.
 NODES = np.linspace(-8, 8, 1600)
 DENSITY = np.exp(-(NODES**2) / 2) / np.exp(-(NODES**2) / 2).sum()
-# Larger constants are not computed with.
+# Constants with more elements are not computed.
 _LARGEST = 10_000_000
 SHAPES = frozenset(
     "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy pad slice rev "  # noqa: SIM905
@@ -22,13 +22,13 @@ SUMS = frozenset(("reduce_sum", "reduce_max"))
 
 
 def known(value, name: str = "") -> Value:
-    """A constant or a parameter; large ones are known by name only."""
+    """A constant or a parameter; a large one is known by name only."""
     small = value is not None and np.size(value) <= _LARGEST
     return Value(constant=value if small else None, name=name)
 
 
 def without_data(eqn, values: list[Value]) -> list[Value]:
-    """Constants are computed where all that goes into them is known; a parameter keeps its name."""
+    """Computes constants whose arguments are all known; a parameter keeps its name."""
     name = next((value.name for value in values if value.name), "")
     outputs = [math.prod(getattr(var.aval, "shape", ())) for var in eqn.outvars]
     cheap = eqn.primitive.name in SHAPES | arithmetic.ELEMENTWISE | SUMS and max(outputs) <= _LARGEST
@@ -39,7 +39,7 @@ def without_data(eqn, values: list[Value]) -> list[Value]:
 
 
 def reshaped(eqn, values: list[Value]) -> Value:
-    """The same numbers elsewhere. Channels stay known while they are last, or come to be periodic there."""
+    """Moves numbers. Channels stay known if they remain last, or repeat along the last axis."""
     x = values[0]
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
     channels = before[-1] if before else 1
@@ -51,38 +51,38 @@ def reshaped(eqn, values: list[Value]) -> Value:
     if not x.data:
         return Value(True, union(values), ancestors(values))
     if not keeps:
-        flows = {n: dataclasses.replace(flow, channels=None, added=None) for n, flow in x.flows.items()}
-        flows = {n: flows[n] if x.flows[n].channels is None else forget(flows[n]) for n in flows}
-        return dataclasses.replace(x, flows=flows, gauss=None, source="", bias="")
-    flows = {
+        paths = {n: dataclasses.replace(path, channels=None, added=None) for n, path in x.paths.items()}
+        paths = {n: paths[n] if x.paths[n].channels is None else forget(paths[n]) for n in paths}
+        return dataclasses.replace(x, paths=paths, gauss=None, source="", bias="")
+    paths = {
         n: dataclasses.replace(
-            flow,
-            channels=None if flow.channels is None else fit(flow.channels, after[-1]),
-            added=None if flow.added is None else fit(flow.added, after[-1]),
+            path,
+            channels=None if path.channels is None else fit(path.channels, after[-1]),
+            added=None if path.added is None else fit(path.added, after[-1]),
         )
-        for n, flow in x.flows.items()
+        for n, path in x.paths.items()
     }
-    return dataclasses.replace(x, flows=flows)
+    return dataclasses.replace(x, paths=paths)
 
 
 def elementwise(eqn, values: list[Value]) -> Value:
-    """A function of the elements: its distribution, and whether m is still a factor of it."""
+    """Applies a function to each element; finds its distribution and whether m is still a factor."""
     data = [value for value in values if value.data]
     result = _apply(eqn, values, [1] * len(values))
     merged = {}
-    for noise, flow in union(values).items():
-        carriers = [value.flows.get(noise) for value in values]
+    for noise, path in union(values).items():
+        carriers = [value.paths.get(noise) for value in values]
         degree = None
         if result is not None and all(carrier is None or carrier.degree == 1 for carrier in carriers):
-            # Homogeneous functions of degree 1 keep the factor; of degree 0, as a sign, they lose the noise.
-            factors = (2,) if flow.is_positive else (2, -1)
+            # Functions of degree 1 in m keep the factor m; those of degree 0, such as sign, lose the noise.
+            factors = (2,) if path.is_positive else (2, -1)
             scaled = [(k, _apply(eqn, values, [1 if c is None else k for c in carriers])) for k in factors]
             fits = (d for d in (1, 0) if all(np.allclose(y, result * k**d, rtol=1e-3) for k, y in scaled))
             degree = next(fits, None)
         if degree == 0:
             continue
         keeps = eqn.primitive.name in ("add", "sub", "neg") and len(data) == 1
-        merged[noise] = dataclasses.replace(flow, degree=degree, added=flow.added if keeps else None)
+        merged[noise] = dataclasses.replace(path, degree=degree, added=path.added if keeps else None)
     same = all(value.gauss is not None and value.source == data[0].source for value in data)
     known = same and all(value.data or value.constant is not None for value in values)
     gauss = result if known and result is not None and np.ndim(result) == 2 else None
@@ -103,10 +103,10 @@ def elementwise(eqn, values: list[Value]) -> Value:
 
 
 def _apply(eqn, values, factors):
-    """The function on nodes, (nodes, channels), of its arguments times factors; None where it fails.
+    """The function of its arguments times `factors`, at the nodes, (nodes, channels); None if it fails.
 
-    An argument whose distribution is not known is stood for by some numbers, which serve to tell a
-    homogeneous function from others.
+    Arbitrary numbers replace an argument of unknown distribution: they suffice to tell whether the function
+    is homogeneous.
     """
     arguments = []
     for i, (value, factor, var) in enumerate(zip(values, factors, eqn.invars, strict=True)):
@@ -134,7 +134,7 @@ def _some_numbers(argument):
     return np.roll(NODES, 211 * argument)[:, None]
 
 
-# The blocks of a network compute the same again and again.
+# The blocks of a network repeat the same computations.
 @functools.lru_cache(maxsize=512)
 def _computed_once(primitive, params, *described):
     arguments = [np.frombuffer(data, dtype).reshape(shape) for data, dtype, shape in described]
@@ -151,7 +151,7 @@ def _computed(primitive, params, arguments):
 
 
 def _by_channel(constant, shape):
-    """A constant as (1, channels or 1); something in place of an unknown one; None if it varies otherwise."""
+    """A constant as (1, channels or 1), 0.7 if unknown; None if it varies along another axis."""
     if constant is None:
         return np.full((1, 1), 0.7)
     constant = np.asarray(constant)
@@ -187,17 +187,17 @@ def weights_of(eqn, kernel, kernel_is_right: bool) -> np.ndarray | None:
 
 
 def fit(values: np.ndarray, size: int) -> np.ndarray | None:
-    """Values for `size` channels: one for all, one for each, or repeated as flattening repeats them."""
+    """Values for `size` channels: one for all, one for each, or repeated as flattening repeats channels."""
     number = values.shape[-1]
     if size % number:
         return None
     return np.tile(values, (*(1,) * (values.ndim - 1), size // number))
 
 
-def with_moments(flow: Flow, gauss: np.ndarray | None) -> Flow:
-    """The flow with mean and variance of the array that its noise multiplies."""
+def with_moments(path: Path, gauss: np.ndarray | None) -> Path:
+    """The path with the mean and variance of the array that its noise multiplies."""
     if gauss is None or gauss.dtype == bool:
-        return flow
+        return path
     means = DENSITY @ gauss
     variances = DENSITY @ np.square(gauss) - means**2
-    return dataclasses.replace(flow, mean=float(means.mean()), variance=float(variances.mean()))
+    return dataclasses.replace(path, mean=float(means.mean()), variance=float(variances.mean()))

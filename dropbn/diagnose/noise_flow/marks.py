@@ -1,11 +1,12 @@
 """A model as a jaxpr in which its noises and batch normalizations are marked; nothing is computed.
 
-A mark is an identity with a name: `mark(y, x)` gives y, and says that x was what the layer got. That of a
-batch normalization has its running mean behind them. Where nn.vmap maps this last argument, one mark stands
-for as many layers, which `times` counts.
+A mark is an identity with a name: `mark(y, x)` returns the layer's output y and records its input x. The mark
+of a batch normalization takes its running mean as a third argument. If nn.vmap maps this argument, the one
+mark stands for several layers, which `times` counts.
 """
 
 import collections
+import contextlib
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -42,8 +43,8 @@ class Noise(NamedTuple):
     """A noise of the model.
 
     Attributes:
-      amount: its rate or beta; None where it is traced or where the type has none.
-      s2: Var[m]; None where it is unknown or infinite, or where m does not multiply the input.
+      amount: its rate or beta; None if that is traced or the type has none.
+      s2: Var[m]; None if it is unknown or infinite, or if m does not multiply the input.
       is_positive: m >= 0, so that it commutes with ReLU (Kim et al. 2023, Proposition 1).
       is_shared: one m serves several positions (`broadcast_dims`).
     """
@@ -58,9 +59,9 @@ class Norm(NamedTuple):
     """A batch normalization of the model.
 
     Attributes:
-      momentum, epsilon: its own.
-      scale, bias, mean, var: None where they are not known.
-      calls: how often a forward pass calls it; NaN where the data decide.
+      momentum, epsilon: as in `flax.linen.BatchNorm`.
+      scale, bias, mean, var: its parameters and running statistics, (channels,); None if unknown.
+      calls: how often a forward pass calls it; NaN if that depends on the data.
     """
 
     momentum: float
@@ -73,7 +74,7 @@ class Norm(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A parameter's name, and its value where variables were given."""
+    """A parameter's name, and its value if variables were given."""
 
     name: str
     value: np.ndarray | None
@@ -84,7 +85,7 @@ class Marked(NamedTuple):
 
     Attributes:
       jaxpr: its ClosedJaxpr, in training.
-      inputs: for each input of the jaxpr its `Parameter`, or None for an input of the model.
+      inputs: the `Parameter` of each input of the jaxpr, None for an input of the model.
       noises, norms: by name, in the order of the trace.
     """
 
@@ -100,55 +101,27 @@ def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **k
     Args:
       model: any Linen module.
       *args: example inputs; only their shapes matter.
-      variables: its variables, if their values are to be known; otherwise their shapes come from its `init`.
+      variables: its variables. Without them only the shapes are known, from the model's `init`.
       rngs: random keys by stream; by default one for "dropout".
       **kwargs: further arguments of its `__call__`.
 
     Raises:
       DropbnError: the model cannot be traced with these inputs.
     """
-    noises, norms, stacked, number = {}, {}, {}, collections.Counter()
     rngs = modes.default_rngs(rngs)
     known = variables is not None
-    if not known:
-        variables = _shapes(model, args, rngs, kwargs)
-    flat = flax.traverse_util.flatten_dict(flax.core.unfreeze(variables))
-
-    def mark(run, arguments, named, context):
-        module, name = context.module, registry.name_of(context.module)
-        before = number[name]
-        y, x = run(*arguments, **named), next(iter((*arguments, *named.values())), None)
-        noise, norm = (registry.of(module, kinds) for kinds in (registry.NOISES, registry.NORMS))
-        if context.method_name != "__call__" or not (norm or noise) or not isinstance(y, jax.Array):
-            return y
-        # Marked already: a subclass has called its parent, or surgery another noise. Or nothing was done.
-        if number[name] > before or y is x or (noise and registry.is_identity(module, noise)):
-            return y
-        if norm and getattr(module, norm.flag, None) is norm.test:
-            return y  # Frozen on purpose: it takes no statistics of what the noise does.
-        number[name] += 1
-        if norm:
-            mean = module.get_variable("batch_stats", "mean")
-            stacked[name] = math.prod(flat["batch_stats", *module.path, "mean"].shape) // mean.size
-            norms[name] = _norm(module, flat if known else {})
-            return mark_p.bind(y, x, mean, kind="norm", name=name, times=1)
-        noises[name] = _noise(module)
-        if not isinstance(module, (nn.Dropout, noise_kinds.Noise)):
-            x = y  # It may be more than a multiplication, such as attention: what it puts out counts.
-        return mark_p.bind(y, x, kind="noise", name=name, times=1)
 
     def run(variables, *args):
         mode = modes.TRAIN._replace(update=False)
-        # A block under nn.jit would else bring the names of the first that is made alike.
+        # Otherwise a block under nn.jit would carry the names of the first block that is built alike.
         return modes.apply(model, variables, *args, mode=mode, rngs=rngs, retrace=True, **kwargs)[0]
 
-    try:
-        with nn.intercept_methods(mark):
+    with _refusing():
+        if not known:
+            variables = _shapes(model, args, rngs, kwargs)
+        marker = _Marker(flax.traverse_util.flatten_dict(flax.core.unfreeze(variables)), known)
+        with nn.intercept_methods(marker):
             jaxpr = jax.make_jaxpr(run)(variables, *args)
-    except DropbnError:
-        raise
-    except Exception as error:
-        raise DropbnError(f"The model cannot be traced with these inputs: {_first_line(error)}") from error
     inputs = [
         Parameter(
             jax.tree_util.keystr(keys[1:], simple=True, separator="/"), np.asarray(leaf) if known else None
@@ -156,12 +129,51 @@ def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **k
         for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)
     ]
     met = calls(jaxpr.jaxpr)
-    norms = {name: norm._replace(calls=met[name] / stacked[name]) for name, norm in norms.items()}
-    return Marked(jaxpr, inputs + [None] * (len(jaxpr.jaxpr.invars) - len(inputs)), noises, norms)
+    norms = {
+        name: norm._replace(calls=met[name] / marker.stacked[name]) for name, norm in marker.norms.items()
+    }
+    return Marked(jaxpr, inputs + [None] * (len(jaxpr.jaxpr.invars) - len(inputs)), marker.noises, norms)
+
+
+class _Marker:
+    """For `flax.linen.intercept_methods`: marks the output of every noise and BN, and notes the layer."""
+
+    def __init__(self, leaves, known):
+        self.leaves, self.known = leaves, known
+        self.noises, self.norms = {}, {}
+        self.stacked = {}  # How many layers nn.scan or nn.vmap has made of a BN.
+        self.marked = collections.Counter()
+
+    def __call__(self, run, arguments, named, context):
+        module, name = context.module, registry.name_of(context.module)
+        before = self.marked[name]
+        y, x = run(*arguments, **named), next(iter((*arguments, *named.values())), None)
+        noise, norm = (registry.of(module, kinds) for kinds in (registry.NOISES, registry.NORMS))
+        if context.method_name != "__call__" or not (norm or noise) or not isinstance(y, jax.Array):
+            return y
+        # Marked already (a subclass has called its parent, surgery another noise), or nothing was done.
+        if self.marked[name] > before or y is x or (noise and registry.is_identity(module, noise)):
+            return y
+        if norm and getattr(module, norm.flag, None) is norm.test:
+            return y  # Frozen on purpose: its statistics never see the noise.
+        self.marked[name] += 1
+        return self._mark_norm(name, module, y, x) if norm else self._mark_noise(name, module, y, x)
+
+    def _mark_norm(self, name, module, y, x):
+        mean = module.get_variable("batch_stats", "mean")
+        self.stacked[name] = math.prod(self.leaves["batch_stats", *module.path, "mean"].shape) // mean.size
+        self.norms[name] = _norm(module, self.leaves if self.known else {})
+        return mark_p.bind(y, x, mean, kind="norm", name=name, times=1)
+
+    def _mark_noise(self, name, module, y, x):
+        self.noises[name] = _noise(module)
+        if not isinstance(module, (nn.Dropout, noise_kinds.Noise)):
+            x = y  # It may be more than a multiplication, such as attention: its output counts.
+        return mark_p.bind(y, x, kind="noise", name=name, times=1)
 
 
 def calls(jaxpr) -> collections.Counter:
-    """How often a run of the jaxpr meets each mark, by name; NaN where the data decide."""
+    """How often a run of the jaxpr meets each mark, by name; NaN if that depends on the data."""
     found = collections.Counter()
     for eqn in jaxpr.eqns:
         kind, params = eqn.primitive.name, eqn.params
@@ -181,12 +193,19 @@ def calls(jaxpr) -> collections.Counter:
 
 def _shapes(model, args, rngs, kwargs):
     flags = modes.with_flags(model, args, kwargs, modes.TRAIN)
+    keys = {"params": jax.random.key(0)} | rngs
+    return flax.core.unfreeze(jax.eval_shape(lambda *args: model.init(keys, *args, **flags), *args))
+
+
+@contextlib.contextmanager
+def _refusing():
+    """Turns any error of a model into a sentence."""
     try:
-        keys = {"params": jax.random.key(0)} | rngs
-        init = jax.eval_shape(lambda *args: model.init(keys, *args, **flags), *args)
+        yield
+    except DropbnError:
+        raise
     except Exception as error:
         raise DropbnError(f"The model cannot be traced with these inputs: {_first_line(error)}") from error
-    return flax.core.unfreeze(init)
 
 
 def _first_line(error):
@@ -205,7 +224,7 @@ def _noise(module):
 
 
 def _norm(module, flat):
-    """What is known of a BN; what nn.scan has stacked is not, and neither are channels that are not last."""
+    """A BN; leaves that nn.scan has stacked, and those of channels that are not last, count as unknown."""
 
     def find(collection, leaf, absent=None):
         value = np.asarray(flat.get((collection, *module.path, leaf), absent), np.float64)

@@ -1,4 +1,4 @@
-"""Descriptions of arrays: which noises they carry, and what has happened to those."""
+"""Descriptions of arrays: which noises they carry, and what has happened to each."""
 
 import dataclasses
 import enum
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class Way(enum.IntEnum):
-    """The kind of a path from a noise to a BN, the more harmful the smaller."""
+    """How a noise reaches a BN; the smaller, the more harmful."""
 
     DIRECT = 0
     WEIGHTS = 1
@@ -17,18 +17,17 @@ class Way(enum.IntEnum):
 
 
 @dataclasses.dataclass(frozen=True)
-class Flow:
-    """What has happened to a noise on its way.
+class Path:
+    """What has happened to a noise between its draw and an array.
 
     Attributes:
-      way: through nothing that mixes channels, through weights, or into a skip that is free of it.
-      weights: names of the weight layers on the way.
-      degree: 1 where the array is what it would be without the noise, times m; None otherwise.
+      way: through nothing that mixes channels, through weights, or into a sum with a skip that is free of it.
+      weights: names of the weight layers on the path.
+      degree: 1 if the array is m times what it would be without the noise; None otherwise.
       is_positive: m >= 0.
-      mean, variance: of what m has multiplied last, averaged over channels; None where they are not known.
-      channels: of these the noise is (a bool array), None for all; concatenation leaves some free of it.
-      added: the variance that the noise adds to each channel, once it has gone through weights; None where
-        that is not known.
+      mean, variance: moments of the array that m multiplied last, averaged over channels; None if unknown.
+      channels: which channels carry the noise, a bool array; None for all. Concatenation leaves some free.
+      added: the variance that the noise adds to each channel, once it has passed weights; None if unknown.
     """
 
     way: Way = Way.DIRECT
@@ -47,19 +46,18 @@ class Value:
 
     Attributes:
       data: whether it depends on the model's inputs.
-      flows: by noise.
-      ancestors: every noise that it depends on at all, through BNs too.
-      gauss: the array, without noise, as a function of the Gaussian that a BN puts out, (nodes, channels or
-        1).
-      source: the BN of `gauss`.
-      constant: its value, where it is known and not data.
-      name: of the parameter that it is, or was before it was reshaped.
-      origin: what it was computed by last: "weights", "norm", "pool" (a mean over positions) or "".
-      bias: the bias that was added to weights right before.
+      paths: noise -> its `Path` to this array.
+      ancestors: every noise on which it depends, also through BNs.
+      gauss: the array without noise, as a function of the Gaussian output of a BN, (nodes, channels or 1).
+      source: that BN.
+      constant: its value, if it is known and does not depend on data.
+      name: the parameter that it is, or was before it was reshaped.
+      origin: what computed it last: "weights", "norm", "pool" (a mean over positions) or "".
+      bias: the bias that was added right after weights.
     """
 
     data: bool = False
-    flows: dict = dataclasses.field(default_factory=dict)
+    paths: dict = dataclasses.field(default_factory=dict)
     ancestors: frozenset = frozenset()
     gauss: Any = None
     source: str = ""
@@ -69,13 +67,13 @@ class Value:
     bias: str = ""
 
 
-def forget(flow: Flow) -> Flow:
-    """The flow after something of which nothing is known."""
-    return dataclasses.replace(flow, degree=None, channels=None, added=None)
+def forget(path: Path) -> Path:
+    """The path after an unknown operation."""
+    return dataclasses.replace(path, degree=None, channels=None, added=None)
 
 
-def worse(a: Flow, b: Flow) -> Flow:
-    """Of two flows of one noise the more harmful, with what is known of both."""
+def worse(a: Path, b: Path) -> Path:
+    """The more harmful of two paths of one noise; what they do not share is forgotten."""
     first, second = (a, b) if a.way <= b.way else (b, a)
     return first if _same(first, second) else forget(first)
 
@@ -84,40 +82,40 @@ def _same(a, b):
     return (a.way, a.degree) == (b.way, b.degree) and a.added is b.added and a.channels is b.channels
 
 
-def union(values: list[Value]) -> dict[str, Flow]:
-    """The noises of several arrays; of one that several carry the more harmful flow."""
+def union(values: list[Value]) -> dict[str, Path]:
+    """The noises of several arrays; if several carry one noise, its more harmful path."""
     merged = {}
     for value in values:
-        for noise, flow in value.flows.items():
-            merged[noise] = worse(merged[noise], flow) if noise in merged else flow
+        for noise, path in value.paths.items():
+            merged[noise] = worse(merged[noise], path) if noise in merged else path
     return merged
 
 
 def ancestors(values: list[Value]) -> frozenset:
-    """Every noise that one of the arrays depends on."""
+    """Every noise on which one of the arrays depends."""
     return frozenset().union(*(value.ancestors for value in values))
 
 
-# Begins the name of a noise that was drawn in an earlier step of a loop.
+# Prefix of a noise that was drawn in an earlier step of a loop.
 EARLIER = "earlier "
 
 
 def base(noise: str) -> str:
-    """A noise's own name."""
+    """The noise's name in the model."""
     return noise.removeprefix(EARLIER)
 
 
 def renamed(value: Value, rename: Callable[[str], str]) -> Value:
-    """The value with its noises renamed; where two get one name, the more harmful flow stays."""
-    flows = {}
-    for noise, flow in value.flows.items():
+    """The value with its noises renamed; if two get the same name, the more harmful path stays."""
+    paths = {}
+    for noise, path in value.paths.items():
         name = rename(noise)
-        flows[name] = worse(flows[name], flow) if name in flows else flow
-    return dataclasses.replace(value, flows=flows, ancestors=frozenset(map(rename, value.ancestors)))
+        paths[name] = worse(paths[name], path) if name in paths else path
+    return dataclasses.replace(value, paths=paths, ancestors=frozenset(map(rename, value.ancestors)))
 
 
 def join(a: Value, b: Value) -> Value:
-    """One description for either of two arrays."""
+    """One description that holds for either of two arrays."""
     if a is b:
         return a
     same_gauss = a.gauss is not None and b.gauss is not None and np.array_equal(a.gauss, b.gauss)
@@ -134,6 +132,6 @@ def join(a: Value, b: Value) -> Value:
 
 
 def signature(value: Value):
-    """What must not change any more for a loop to be done."""
-    flows = {noise: (flow.way, flow.degree, len(flow.weights)) for noise, flow in value.flows.items()}
-    return value.data, flows, value.ancestors, value.gauss is None, value.name, value.origin
+    """The part of a description that has settled once a loop need not run again."""
+    paths = {noise: (path.way, path.degree, len(path.weights)) for noise, path in value.paths.items()}
+    return value.data, paths, value.ancestors, value.gauss is None, value.name, value.origin

@@ -128,15 +128,15 @@ def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **
       DropbnError: the model cannot be traced; no BN is left behind which a noise shifts none.
     """
     marked = marks.trace(model, *inputs, variables=variables, **kwargs)
-    flows = noise_flow.follow(marked, probe_norms=True)
+    followed = noise_flow.follow(marked, probe_norms=True)
     harmed = {}
-    for (source, norm), carried in flows.reached.items():
+    for (source, norm), carried in followed.reached.items():
         if carried.way != noise_flow.Way.SKIP:
             harmed.setdefault(source, []).append(norm)
     moves = {}
     for noise in marked.noises:
         if noise in harmed:
-            target = next((norm for norm in flows.behind[noise] if norm not in harmed), None)
+            target = next((norm for norm in followed.behind[noise] if norm not in harmed), None)
             if target is None:
                 raise DropbnError(f"No batch normalization behind '{noise}' is the last of its branch.")
             moves[noise] = target

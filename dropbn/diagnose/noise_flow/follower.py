@@ -1,0 +1,261 @@
+"""Noises followed through a jaxpr: an interpreter that computes descriptions instead of arrays."""
+
+import dataclasses
+import functools
+
+import numpy as np
+from jax.extend.core import Literal
+
+from dropbn.diagnose.noise_flow import arithmetic, functions, variance
+from dropbn.diagnose.noise_flow.marks import Marked
+from dropbn.diagnose.noise_flow.values import (
+    EARLIER,
+    Path,
+    Value,
+    Way,
+    ancestors,
+    base,
+    forget,
+    join,
+    renamed,
+    signature,
+    union,
+    worse,
+)
+
+
+@dataclasses.dataclass
+class Followed:
+    """Where the noises of a model lead.
+
+    Attributes:
+      reached: (noise, norm) -> `Path`, in the order of the trace.
+      origins: what computed the input of each noise last; see `Value.origin`.
+      on_trunk: noises on which both operands of an addition depend, one operand being the noisy array itself.
+      after_last_weight: noises that stand between a weight layer and the addition of a skip.
+      together: groups of noises that stand in one branch.
+      max_pooled: noises whose array goes straight into max pooling.
+      biased: BN -> the bias that was added right before it.
+      behind: noise -> every BN that depends on it, in the order of the trace.
+    """
+
+    reached: dict[tuple[str, str], Path] = dataclasses.field(default_factory=dict)
+    origins: dict[str, str] = dataclasses.field(default_factory=dict)
+    on_trunk: set[str] = dataclasses.field(default_factory=set)
+    after_last_weight: set[str] = dataclasses.field(default_factory=set)
+    together: set[frozenset[str]] = dataclasses.field(default_factory=set)
+    max_pooled: set[str] = dataclasses.field(default_factory=set)
+    biased: dict[str, str] = dataclasses.field(default_factory=dict)
+    behind: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+
+def follow(marked: Marked, probe_norms: bool = False) -> Followed:
+    """Follows every noise of a traced model to the first BN on each of its paths.
+
+    Args:
+      marked: the traced model.
+      probe_norms: also follow a supposed noise on the output of each BN, under the BN's name.
+    """
+    follower = _Follower(marked, probe_norms)
+    inputs = [
+        Value(data=True) if given is None else functions.known(given.value, given.name)
+        for given in marked.inputs
+    ]
+    follower.run(marked.jaxpr, inputs)
+    return follower.followed
+
+
+class _Follower:
+    """An interpreter of jaxprs; every method takes and returns descriptions of arrays."""
+
+    def __init__(self, marked, probe_norms):
+        self.marked, self.followed, self.probe_norms = marked, Followed(), probe_norms
+
+    def run(self, jaxpr, inputs):
+        """Runs a jaxpr, closed or not."""
+        consts = [functions.known(const) for const in getattr(jaxpr, "consts", ())]
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *inputs], strict=True))
+
+        def read(atom):
+            return functions.known(atom.val) if isinstance(atom, Literal) else values[atom]
+
+        for eqn in jaxpr.eqns:
+            outputs = self.step(eqn, [read(atom) for atom in eqn.invars])
+            values |= dict(zip(eqn.outvars, outputs, strict=True))
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def step(self, eqn, values):
+        name, params = eqn.primitive.name, eqn.params
+        if name == "dropbn_mark":
+            return [getattr(self, "_" + params["kind"])(params["name"], *values)]
+        if name in ("scan", "while"):
+            return self._loop(eqn, values)
+        if name == "cond":
+            branches = [self.run(branch, values[1:]) for branch in params["branches"]]
+            return [functools.reduce(join, outputs) for outputs in zip(*branches, strict=True)]
+        inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
+        if inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(values):
+            return self.run(inner, values)
+        if not any(value.data for value in values):
+            return functions.without_data(eqn, values)
+        if name in ("add", "add_any") and _is_sum(values):
+            output = self._sum(*values)
+        elif name in ("conv_general_dilated", "dot_general"):
+            output = self._weights(eqn, *values[:2])
+        elif name == "concatenate":
+            output = self._concatenate(eqn, values)
+        elif name in functions.SHAPES:
+            output = functions.reshaped(eqn, values)
+        elif name in arithmetic.ELEMENTWISE:
+            output = functions.elementwise(eqn, values)
+        else:
+            output = self._reduced(eqn, values)
+        return [output] * len(eqn.outvars)
+
+    def _loop(self, eqn, values):
+        """Runs a loop's body until the description of what it carries no longer changes."""
+        params = eqn.params
+        if eqn.primitive.name == "while":
+            body, start = params["body_jaxpr"], params["cond_nconsts"]
+            first, last = start + params["body_nconsts"], len(values)
+        else:
+            # JAX 0.10 and 0.12 name these counts differently; ranks tell them in both.
+            body, start = params["jaxpr"], 0
+            inner = body.jaxpr
+            last = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
+            num_carry = sum(
+                a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, inner.outvars, strict=True)
+            )
+            first = last - num_carry
+        consts, carry = values[start:first], values[first:last]
+        # A step sees one slice of what is stacked along the loop.
+        slices = [dataclasses.replace(value, constant=None, gauss=None) for value in values[last:]]
+        given = ancestors([*consts, *carry, *slices])
+        while True:
+            outputs = self.run(body, [*consts, *carry, *slices])
+            # The next step gets noises that an earlier one has drawn: other draws under the same names.
+            earlier = [renamed(v, lambda n: n if n in given else EARLIER + base(n)) for v in outputs]
+            joined = [join(*pair) for pair in zip(carry, earlier, strict=False)]
+            if [*map(signature, joined)] == [*map(signature, carry)]:
+                return [renamed(value, base) for value in [*joined, *outputs[len(carry) :]]]
+            carry = joined
+
+    def _noise(self, name, y, x):
+        self.followed.origins.setdefault(name, x.origin)
+        noise = self.marked.noises[name]
+        path = Path(degree=None if noise.s2 is None else 1, is_positive=noise.is_positive)
+        paths = x.paths | {name: functions.with_moments(path, x.gauss)}
+        return dataclasses.replace(x, data=True, paths=paths, ancestors=x.ancestors | {name}, bias="")
+
+    def _norm(self, name, y, x, mean):
+        for noise, path in x.paths.items():
+            seen = self.followed.reached.get((base(noise), name))
+            self.followed.reached[base(noise), name] = worse(seen, path) if seen else path
+        for noise in map(base, x.ancestors):
+            norms = self.followed.behind.setdefault(noise, [])
+            norms.extend({name} - set(norms))
+        if x.bias:
+            self.followed.biased[name] = x.bias
+        norm = self.marked.norms[name]
+        known = norm.scale is not None and norm.bias is not None
+        scale, bias = (norm.scale, norm.bias) if known else (np.ones(1), np.zeros(1))
+        gauss = bias + scale * functions.NODES[:, None]
+        # Surgery draws a noise that it has moved to the output within the layer.
+        inside = {n for n, path in y.paths.items() if n not in x.ancestors or path.degree == 1}
+        paths = {
+            n: functions.with_moments(dataclasses.replace(y.paths[n], added=None), gauss) for n in inside
+        }
+        if self.probe_norms:
+            paths[name] = Path(degree=None)
+        return Value(True, paths, x.ancestors | paths.keys(), gauss, name, origin="norm")
+
+    def _sum(self, a, b):
+        """Adds x and branch(x): if only one of them carries a noise, the other dilutes it."""
+        merged = {}
+        for one, other in ((a, b), (b, a)):
+            fresh = one.ancestors - other.ancestors
+            self._together(fresh & one.paths.keys())
+            for noise, path in one.paths.items():
+                if noise in other.paths:
+                    merged[noise] = forget(worse(path, other.paths[noise]))
+                elif noise in fresh:
+                    if path.way == Way.DIRECT and one.origin == "weights":
+                        self.followed.after_last_weight.add(base(noise))
+                    added = path.added
+                    if path.way == Way.DIRECT:
+                        added = variance.added(self.marked.noises.get(base(noise)), path, one.gauss)
+                    merged[noise] = dataclasses.replace(path, way=Way.SKIP, degree=None, added=added)
+                else:
+                    if path.way != Way.SKIP:
+                        self.followed.on_trunk.add(base(noise))
+                    merged[noise] = dataclasses.replace(path, degree=None)
+        return Value(True, merged, a.ancestors | b.ancestors)
+
+    def _together(self, noises):
+        group = frozenset(map(base, noises))
+        if len(group) > 1:
+            self.followed.together.add(group)
+
+    def _weights(self, eqn, a, b):
+        x, kernel = (a, b) if a.data else (b, a)
+        weights = (
+            None
+            if kernel.data or kernel.constant is None
+            else functions.weights_of(eqn, kernel.constant, a.data)
+        )
+        name = kernel.name.rpartition("/")[0] or kernel.name
+        merged = {}
+        for noise, path in union([a, b]).items():
+            through = path.weights if name in path.weights or not name else (*path.weights, name)
+            added = None
+            if path.way == Way.DIRECT and weights is not None:
+                added = variance.added(self.marked.noises.get(base(noise)), path, x.gauss, weights)
+            way = max(path.way, Way.WEIGHTS)
+            merged[noise] = dataclasses.replace(
+                path, way=way, weights=through, degree=None, channels=None, added=added
+            )
+        return Value(True, merged, a.ancestors | b.ancestors, origin="weights")
+
+    def _concatenate(self, eqn, values):
+        sizes = [var.aval.shape[-1] for var in eqn.invars]
+        last = eqn.params["dimension"] == len(eqn.outvars[0].aval.shape) - 1
+        merged = {}
+        for noise, path in union(values).items():
+            carriers = [value.paths.get(noise) for value in values]
+            if not last or sum(carrier is not None for carrier in carriers) > 1:
+                merged[noise] = forget(path)
+                continue
+            channels, added = [], []
+            for carrier, size in zip(carriers, sizes, strict=True):
+                channels.append(np.zeros(size, bool))
+                if carrier:
+                    channels[-1] |= True if carrier.channels is None else carrier.channels
+                found = np.zeros(1) if carrier is None else carrier.added
+                added.append(None if found is None else functions.fit(found, size))
+            added = None if any(part is None for part in added) else np.concatenate(added)
+            merged[noise] = dataclasses.replace(path, channels=np.concatenate(channels), added=added)
+        for i, value in enumerate(values):
+            others = frozenset().union(*(other.ancestors for other in values[:i] + values[i + 1 :]))
+            self._together((value.ancestors - others) & value.paths.keys())
+        gauss = None
+        if last and all(value.gauss is not None for value in values):
+            fitted = [functions.fit(value.gauss, size) for value, size in zip(values, sizes, strict=True)]
+            gauss = None if any(part is None for part in fitted) else np.concatenate(fitted, 1)
+        return Value(True, merged, ancestors(values), gauss)
+
+    def _reduced(self, eqn, values):
+        """Pooling and unknown operations: the noises go on, and no more is known about them."""
+        name, merged = eqn.primitive.name, union(values)
+        if name in ("reduce_window_max", "reduce_max"):
+            self.followed.max_pooled |= {base(n) for n, path in merged.items() if path.degree == 1}
+        axes, rank = eqn.params.get("axes", ()), len(getattr(eqn.invars[0].aval, "shape", ()))
+        spatial = name == "reduce_sum" and axes and set(axes) <= set(range(1, rank - 1))
+        paths = {noise: forget(path) for noise, path in merged.items()}
+        return Value(True, paths, ancestors(values), origin="pool" if spatial else "")
+
+
+def _is_sum(values):
+    """Whether an addition joins two branches, rather than being part of a function of one array."""
+    a, b = values
+    return a.data and b.data and not (a.source and a.source == b.source)

@@ -1,0 +1,83 @@
+"""The variance that noises add, and the variance of a BN's input without them."""
+
+import numpy as np
+
+from dropbn.diagnose import theory
+from dropbn.diagnose.noise_flow import functions
+from dropbn.diagnose.noise_flow.marks import Noise, Norm
+from dropbn.diagnose.noise_flow.values import Path, Way
+
+
+def added(
+    noise: Noise | None, path: Path, gauss: np.ndarray | None, weights: np.ndarray | None = None
+) -> np.ndarray | None:
+    """The variance that a noise adds to an array, or to its weighted sums.
+
+    Args:
+      noise: the noise; None for a supposed one on the output of a BN.
+      path: its path to the array.
+      gauss: the array, see `Value.gauss`; None if unknown.
+      weights: of the sums, see `functions.weights_of`.
+
+    Returns:
+      s2 E[x^2], (channels,); with weights s2 sum_i w_i^2 E[x_i^2], (outputs,); None if it cannot be told.
+    """
+    if noise is None or path.degree != 1 or noise.s2 is None or gauss is None:
+        return None
+    second = functions.DENSITY @ np.square(gauss)
+    if path.channels is not None:
+        second = second * path.channels
+    if weights is None:
+        return noise.s2 * second
+    groups, inputs, _ = weights.shape
+    second = None if noise.is_shared else functions.fit(second, groups * inputs)
+    if second is None:
+        return None
+    by_group = zip(weights, second.reshape(groups, inputs), strict=True)
+    return np.concatenate([theory.added_variance(noise.s2, *group) for group in by_group])
+
+
+def variance_without_noise(norm: Norm, carried: list[tuple[Noise, Path]]) -> tuple[np.ndarray | None, str]:
+    """The variance of a BN's input without the noise that reaches it, from the BN's running statistics.
+
+    V and m are the running variance and mean, taken with the noise on. Directly behind a noise the input is
+    x * m, so v = (V - s2 m^2) / (1 + s2). Through weights the noise has added s2 sum_i w_i^2 E[x_i^2]: E[x^2]
+    follows from scale and bias of the BN before, if its output is taken to be Gaussian; zero padding is left
+    out. A channel that would keep less than a hundredth of V keeps V instead.
+
+    Args:
+      norm: the BN.
+      carried: the noises that reach it, each with its path.
+
+    Returns:
+      The variance, (channels,), and how it was found; None and the reason if it cannot be told.
+    """
+    if not carried:
+        return norm.var, "no noise reaches it"
+    if norm.calls != 1:
+        return None, "its statistics are not those of one call"
+    if norm.var is None or norm.mean is None:
+        return None, "its statistics are not at hand (stacked by nn.scan, or channels that are not last)"
+    variance, how = norm.var, set()
+    for noise, path in carried:
+        if path.way == Way.DIRECT:
+            if path.degree != 1 or noise.s2 is None:
+                return None, "what reaches it is not its input times the noise"
+            s2 = noise.s2 * (1 if path.channels is None else path.channels)
+            variance = (variance - s2 * norm.mean**2) / (1 + s2)
+            how.add("directly")
+    for _, path in carried:
+        if path.way != Way.DIRECT:
+            share = None if path.added is None else functions.fit(path.added, len(variance))
+            if share is None:
+                return None, "the noise comes through more than a BN, an activation and one weight layer"
+            variance = variance - share
+            how.add("through weights" if path.way == Way.WEIGHTS else "through a skip")
+    # A small difference of large numbers comes from errors of the running statistics, or a dead channel.
+    kept = variance <= 0.01 * norm.var
+    if np.all(kept):
+        return None, "its running variance is not above what the noise alone would bring"
+    how = " and ".join(sorted(how)) + (
+        f"; {kept.sum()} of its {kept.size} channels kept" if kept.any() else ""
+    )
+    return np.where(kept, norm.var, variance), how
