@@ -90,9 +90,7 @@ def test_train_then_eval_from_any_directory(mlp_flags, tmp_path):
 
     uout = ["--config.model.noise.kind=uout", "--config.model.noise.beta=0.5", "--workdir=my runs/uout"]
     printed = go("train.py", *common, *uout)
-    assert printed.startswith(
-        "Lint finds about this network, before training:\n  DBN101 (error) noise before"
-    )
+    assert printed.startswith("Lint's findings about this network:\n  DBN101 (error) noise before")
     assert "epoch     2   loss" in printed and "Most shifted BN layers" in printed
     assert "python eval.py --workdir='my runs/uout'" in printed
     go("train.py", *common, "--config.model.block=dense bn relu", "--config.model.place=a")

@@ -382,6 +382,9 @@ def test_the_command(tmp_path):
     assert found.returncode == 0 and "nothing found" in found.stdout
     found = _command(tmp_path, "net:text", "--input=2,5")
     assert found.returncode == 2 and found.stderr == "error: 'net:text' gives a str, not a Linen module.\n"
+    found = _command(tmp_path, "--help")
+    assert found.returncode == 0 and found.stdout.startswith("usage: dropbn lint package.module:name")
+    assert {"--input:", "--format:", "--fail_below:", "--num_steps:"} <= {*found.stdout.split()}
 
 
 def test_refusals():
@@ -393,7 +396,7 @@ def test_refusals():
     with pytest.raises(DropbnError, match="hold no batch_stats"):
         lint.check(bad, jnp.ones((2, 3)), variables={"params": {}, "batch_stats": {}})
     for target, match in (
-        ("net", "no package.module:build_model"),
+        ("net", "give package.module:name"),
         ("no_such_module:net", "gives no model: ModuleNotFoundError"),
     ):
         with pytest.raises(DropbnError, match=match):

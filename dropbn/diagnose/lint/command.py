@@ -1,4 +1,10 @@
-"""The command `dropbn lint`."""
+"""usage: dropbn lint package.module:name --input=2,32,32,3 [flags]
+
+Checks the noise and the batch normalizations of a Linen model, even before it is trained. `name` is a Linen
+module or a function that returns one; it is imported from the current directory. Nothing is computed.
+
+Exit status: 0 no errors, 1 errors, 2 the model cannot be analysed.
+"""
 
 import importlib
 import re
@@ -18,9 +24,12 @@ from dropbn.errors import DropbnError
 
 
 def _load(target: str) -> nn.Module:
-    """The model that "package.module:name" names: a module, or a function that makes one."""
+    """The model that "package.module:name" names: a Linen module, or what a function returns."""
     if not re.fullmatch(r"[\w.]+:[\w.]+", target):
-        raise DropbnError(f"'{target}' is no package.module:build_model.")
+        raise DropbnError(
+            f"'{target}' does not name a model: give package.module:name, the name of a Linen module or of a "
+            "function that returns one."
+        )
     module, _, names = target.partition(":")
     try:
         found = importlib.import_module(module)
@@ -43,7 +52,7 @@ def main(target: str) -> int:
     for text in given.input:
         shape, _, dtype = text.partition(":")
         if not re.fullmatch(r"\d+(,\d+)*", shape):
-            raise DropbnError(f"--input={text} is no shape such as 2,32,32,3 or 2,16:int32.")
+            raise DropbnError(f"--input={text} is not a shape, such as 2,32,32,3 or 2,16:int32.")
         inputs.append(jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))), dtype or "float32"))
     if not inputs:
         raise DropbnError("Give the shape of the model's input, as in --input=2,32,32,3.")
@@ -58,10 +67,15 @@ def main(target: str) -> int:
 def run() -> None:
     """The command `dropbn lint`."""
     flags.DEFINE_multi_string(
-        "input", [], "Shape of an input, and :dtype if not float32; once for each input."
+        "input", [], "Shape of an input, such as 2,32,32,3, or 2,16:int32 if it is not float32"
     )
     flags.DEFINE_enum("format", "table", ["table", "json"], "How findings are printed.")
-    flags.DEFINE_float("fail_below", None, "Errors count for the exit status if their ratio is below this.")
-    flags.DEFINE_integer("num_steps", None, "Steps of the training to come.", lower_bound=1)
+    flags.DEFINE_float("fail_below", None, "Only errors whose ratio is below this count for the exit status.")
+    flags.DEFINE_integer(
+        "num_steps", None, "Steps that the model will be trained, for DBN301.", lower_bound=1
+    )
+    if {"--help", "-h"} & {*sys.argv[1:]}:
+        print(__doc__, flags.FLAGS.module_help(__name__), sep="\n")
+        return
     sys.path.insert(0, "")
-    cli.run(main, arguments=["package.module:build_model"], failure=2)
+    cli.run(main, arguments=["package.module:name"], failure=2)

@@ -1,4 +1,4 @@
-"""What the rules find in a model, as rows."""
+"""The findings of the rules in a model, as rows."""
 
 import dataclasses
 import inspect
@@ -19,21 +19,21 @@ _SEVERITIES = ("error", "warning", "info")
 
 @dataclasses.dataclass(frozen=True)
 class Report(Result):
-    """Findings, the severe ones first.
+    """Findings, the severest first.
 
     Each row holds:
-      code: of the rule, a key of `RULES`.
+      code: the rule, a key of `RULES`.
       severity: "error", "warning" or "info".
-      noise, norm: paths of the layers, "" where none is concerned.
-      way: "directly", "through weights" or "into a skip", of a noise that reaches a BN.
-      amount: rate or beta of the noise; None where it is not known.
-      ratio: real / moving variance to be expected at the BN; None where it is not known.
+      noise, norm: paths of the layers that the finding is about, "" if it is not about one.
+      way: how the noise reaches the BN, "directly", "through weights" or "into a skip"; "" in other findings.
+      amount: rate or beta of the noise; None if unknown.
+      ratio: the real / moving variance to expect at the BN; None if unknown.
       assumption: what the ratio supposes.
       advice: what to do.
     """
 
     def errors(self, below: float | None = None) -> list[dict]:
-        """The errors; with `below` only those whose ratio is below it or not known."""
+        """The errors; with `below` only those whose ratio is below it or unknown."""
         rows = [row for row in self.rows if row["severity"] == "error"]
         return [row for row in rows if below is None or row["ratio"] is None or row["ratio"] < below]
 
@@ -57,8 +57,8 @@ class Report(Result):
         return rich.console.Group(table, *lines)
 
     def summary(self) -> list[str]:
-        """A heading, and a line for every code: how often, and one example. No lines if nothing is found."""
-        lines = ["Lint finds about this network, before training:"] if self.rows else []
+        """A heading and a line for every code, with its worst example; no lines if nothing is found."""
+        lines = ["Lint's findings about this network:"] if self.rows else []
         for code in dict.fromkeys(row["code"] for row in self.rows):
             rows = [row for row in self.rows if row["code"] == code]
             first = min(rows, key=lambda row: 1.0 if row["ratio"] is None else row["ratio"])
@@ -79,16 +79,17 @@ def check(
 ) -> Report:
     """Reports what `RULES` find in a model.
 
-    The ratio beside a finding is that of the BN's input without the noise to the variance that BN remembers
-    with it. With trained `variables` it comes from their weights and statistics, otherwise from the closed
-    forms under a unit Gaussian out of every BN and weights of mean zero; `assumption` says which.
+    The ratio of a finding is the variance of the BN's input without the noise over the variance that the BN
+    remembers with it. It comes from the weights and statistics of `variables` if they are trained, otherwise
+    from closed forms that suppose a unit Gaussian out of every BN and weights of mean zero; `assumption` says
+    which.
 
     Args:
-      model: any Linen module; see `dropbn.diagnose.modes` for what can be reached.
-      *inputs: examples of its inputs, arrays or `jax.ShapeDtypeStruct`s; only their shapes matter.
-      variables: its variables.
-      num_steps: how many steps it is going to be trained, for DBN301.
-      rngs: random keys by stream, by default one for "dropout".
+      model: any Linen module; `dropbn.diagnose.modes` says which of its layers can be reached.
+      *inputs: examples of its inputs, arrays or `jax.ShapeDtypeStruct`s; only shapes and types matter.
+      variables: its variables, trained or not.
+      num_steps: how many steps it will be trained, for DBN301.
+      rngs: random keys by stream; by default one for "dropout".
       **kwargs: further arguments of its `__call__`.
 
     Returns:
@@ -123,7 +124,7 @@ def _count(layers, noun):
 
 
 def assert_no_shift(model: nn.Module, *inputs, below: float = 1.0, **options) -> None:
-    """For a test: raises AssertionError if `check` finds an error whose ratio is below `below`.
+    """For tests: raises AssertionError if `check` finds an error whose ratio is below `below` or unknown.
 
     Args:
       model, *inputs, **options: see `check`.

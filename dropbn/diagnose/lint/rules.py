@@ -1,4 +1,4 @@
-"""What lint looks for: a rule is a function from the facts about a model to its findings."""
+"""The rules of lint: each is a function from the facts about a model to its findings."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -27,7 +27,7 @@ _WAYS = {Way.DIRECT: "directly", Way.WEIGHTS: "through weights", Way.SKIP: "into
 
 
 class Rule(NamedTuple):
-    """A rule: its title, its severity, and the function that finds and explains."""
+    """A rule: its title, its severity, and the function that finds and, by its docstring, explains."""
 
     title: str
     severity: str
@@ -35,7 +35,7 @@ class Rule(NamedTuple):
 
 
 def directly(facts: Facts) -> Iterator[dict]:
-    """Noise reaches a BN with nothing but activations, reshapes, pooling or concatenation between.
+    """Only activations, reshapes, pooling or concatenation lie between a noise and a BN.
 
     The ratio is v / (v + s2 (c^2 + v)), 1 - rate for dropout on inputs of mean 0 (Li et al. 2018, eq. 8; Kim
     et al. 2023, positions P0, P1, P4, H2).
@@ -44,16 +44,16 @@ def directly(facts: Facts) -> Iterator[dict]:
 
 
 def through_weights(facts: Facts) -> Iterator[dict]:
-    """Noise reaches a BN through a weight layer, and no free skip is added between.
+    """Noise reaches a BN through a weight layer, and no skip that is free of it is added between.
 
-    Var_train = Var_test + s2 sum_i w_i^2 E[x_i^2], at weights of mean 0 no better than directly (Li et al.
-    2018, eq. 12; Kim et al. 2023, Proposition 2, positions P2, P3, H1).
+    Var_train = Var_test + s2 sum_i w_i^2 E[x_i^2]. If the weights have mean 0, the ratio is no better than
+    directly (Li et al. 2018, eq. 12; Kim et al. 2023, Proposition 2, positions P2, P3, H1).
     """
     yield from _on_the_way(facts, Way.WEIGHTS)
 
 
 def into_a_skip(facts: Facts) -> Iterator[dict]:
-    """Noise reaches a BN behind the addition of a skip that is free of it: the papers' accepted places.
+    """Noise reaches a BN after the addition of a skip that is free of it. The papers accept these places.
 
     The skip's variance dilutes what the noise adds (Kim et al. 2023, Proposition 4, positions P5, P6, P7).
     """
@@ -61,10 +61,10 @@ def into_a_skip(facts: Facts) -> Iterator[dict]:
 
 
 def two_in_one_branch(facts: Facts) -> Iterator[dict]:
-    """A branch holds more than one noise: their s2 multiply up (Kim et al. 2023, supplement G: P6 + P7)."""
+    """A branch holds more than one noise, and their shifts compound (Kim et al. 2023, suppl. G: P6 + P7)."""
     for group in sorted(facts.followed.together, key=sorted):
         first, *others = sorted(group, key=list(facts.marked.noises).index)
-        advice = f"Keep one noise a branch; this one holds {', '.join([first, *others])}."
+        advice = f"Keep one noise in each branch; this one holds {', '.join([first, *others])}."
         yield _finding(facts, first, advice=advice)
 
 
@@ -81,7 +81,8 @@ def after_last_weight(facts: Facts) -> Iterator[dict]:
 def on_the_trunk(facts: Facts) -> Iterator[dict]:
     """Noise stands on the trunk, before it splits into branch and skip (P0).
 
-    It adds up from block to block and no skip is free of it: the worst place of Kim et al. (2023, Table 1).
+    It adds up from block to block, and no skip is free of it. It is the worst place in Kim et al. (2023,
+    Table 1).
     """
     for noise in _named(facts, facts.followed.on_trunk):
         yield _finding(facts, noise, advice="Put it into the branch, after its last BN (P5 or P6).")
@@ -94,21 +95,21 @@ def after_pooling(facts: Facts) -> Iterator[dict]:
     Guideline 2).
     """
     for noise in (name for name, origin in facts.followed.origins.items() if origin == "pool"):
-        yield _finding(facts, noise, advice="Put it before the pooling, behind the last BN (H3 or H4).")
+        yield _finding(facts, noise, advice="Put it before the pooling, after the last BN (H3 or H4).")
 
 
 def before_max_pooling(facts: Facts) -> Iterator[dict]:
     """Noise stands right before max pooling, which picks what the noise has enlarged.
 
-    The maximum of noisy values has another mean than that of the plain ones, so that test mode shifts even
-    the mean (Wu & Gu 2015, arXiv:1512.00242: which unit wins becomes a draw).
+    The maximum of noisy values has a larger mean than that of clean ones, so even the mean differs in test
+    mode (Wu & Gu 2015, arXiv:1512.00242: the noise draws the unit that wins).
     """
     for noise in _named(facts, facts.followed.max_pooled):
-        yield _finding(facts, noise, advice="Put it behind the pooling.")
+        yield _finding(facts, noise, advice="Put it after the pooling.")
 
 
 def bias_before_norm(facts: Facts) -> Iterator[dict]:
-    """A weight layer with a bias stands right before a BN, which subtracts it (Ioffe & Szegedy 2015, 3.2)."""
+    """A BN subtracts the bias of the weight layer right before it (Ioffe & Szegedy 2015, section 3.2)."""
     for norm, bias in facts.followed.biased.items():
         layer = bias.rpartition("/")[0]
         yield _finding(facts, norm=norm, advice=f"'{layer}' needs no bias: give it use_bias=False.")
@@ -117,8 +118,8 @@ def bias_before_norm(facts: Facts) -> Iterator[dict]:
 def momentum_too_long(facts: Facts) -> Iterator[dict]:
     """Running statistics will not have forgotten their initial values when training ends.
 
-    Of mean 0 and variance 1 the share momentum^num_steps remains; more than 1 % is reported (the moving
-    average of `flax.linen.BatchNorm`, which every call in a step moves once).
+    The initial mean 0 and variance 1 keep the weight momentum^num_steps in the moving average of
+    `flax.linen.BatchNorm`, which every call in a step moves once. A weight above 1 % is reported.
     """
     if facts.num_steps is None:
         return
@@ -137,7 +138,7 @@ def momentum_too_long(facts: Facts) -> Iterator[dict]:
 def never_updated(facts: Facts) -> Iterator[dict]:
     """The variables' running statistics are still at mean 0, variance 1.
 
-    Training without mutable=["batch_stats"], or a checkpoint restored without them, leaves them there.
+    Training without mutable=["batch_stats"] leaves them there; so does a checkpoint restored without them.
     """
     for name, norm in facts.marked.norms.items():
         if _is_untrained(norm):
@@ -148,15 +149,13 @@ def never_updated(facts: Facts) -> Iterator[dict]:
 def several_calls(facts: Facts) -> Iterator[dict]:
     """A forward pass calls a BN more than once, and all its calls share one running mean and variance.
 
-    Call j of k, counted from 0, has the weight m^(k-1-j) (1-m) / (1-m^k) in them, m being the momentum of
-    `flax.linen.BatchNorm`. Calls whose inputs have one distribution may share them. Those of two domains are
-    normalized each by its own batch in training, and all by the average in test mode.
+    Call j of k, counted from 0, has the weight m^(k-1-j) (1-m) / (1-m^k) in them; m is the momentum of
+    `flax.linen.BatchNorm`. Calls whose inputs have the same distribution may share them. Inputs of different
+    domains are each normalized by their own batch in training, but all by the average in test mode.
     """
     for name, norm in facts.marked.norms.items():
         if norm.calls > 1:
-            advice = (
-                "Give every domain a BN of its own; calls whose inputs have one distribution may share it."
-            )
+            advice = "Give every domain a BN of its own; calls with inputs of one distribution may share it."
             yield _finding(facts, norm=name, advice=advice)
 
 
@@ -197,10 +196,10 @@ def _on_the_way(facts, way):
 
 
 def _ratio(marked: Marked, noise: str, norm: str, carried: Path) -> tuple[float | None, str]:
-    """Real / moving variance that one noise alone brings a BN, and what that supposes."""
+    """The real / moving variance of a BN if this noise were alone, and what that supposes."""
     drawn, reached = marked.noises[noise], marked.norms[norm]
     if drawn.s2 is None:
-        return None, "not known, as the noise's variance is not"
+        return None, "unknown, as is the noise's variance"
     if reached.var is not None and not _is_untrained(reached):
         variance, how = noise_flow.variance_without_noise(reached, [(drawn, carried)])
         if variance is not None:
@@ -223,13 +222,13 @@ def _ratio(marked: Marked, noise: str, norm: str, carried: Path) -> tuple[float 
 def _advice(s2, ratio, way):
     if way == Way.SKIP:
         return "Accepted by the papers; nothing to do unless shift.measure says otherwise."
-    advice = "Move it behind the last BN (surgery.move_to_last_bn)"
+    advice = "Move it after the last BN (surgery.move_to_last_bn)"
     if s2 is None or ratio is None or not 0 < ratio < 1:
         return advice + "."
     largest = theory.largest_s2_from(_GOOD, s2, ratio)
     rate = laws.Dropout.of_s2(largest).rate
     beta = laws.Uout.of_s2(min(largest, laws.Uout(1).s2)).beta
-    return f"{advice}, or keep the ratio above {_GOOD} by a rate up to {rate:.2g} or Uout up to {beta:.2g}."
+    return f"{advice}, or keep the ratio above {_GOOD} with a rate up to {rate:.2g} or Uout up to {beta:.2g}."
 
 
 def _is_untrained(norm):

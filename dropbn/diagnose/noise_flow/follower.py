@@ -161,7 +161,7 @@ class _Follower:
         known = norm.scale is not None and norm.bias is not None
         scale, bias = (norm.scale, norm.bias) if known else (np.ones(1), np.zeros(1))
         gauss = bias + scale * functions.NODES[:, None]
-        # Surgery draws a noise that it has moved to the output within the layer.
+        # A noise that surgery has moved to the output is drawn within the layer.
         inside = {n for n, path in y.paths.items() if n not in x.ancestors or path.degree == 1}
         paths = {
             n: functions.with_moments(dataclasses.replace(y.paths[n], added=None), gauss) for n in inside

@@ -1,4 +1,4 @@
-"""The edits: each returns the model with an operation that runs in the place of its noises."""
+"""The edits: each returns the model with an operation that runs in place of its noises."""
 
 import fnmatch
 import glob
@@ -20,24 +20,24 @@ from dropbn.nn.noise import Dropout
 def swap_noise(
     model: nn.Module, to: nn.Module | None = None, *, matched: type[nn.Module] | None = None
 ) -> nn.Module:
-    """Replaces every noise; one that was constructed with `deterministic=True` stays off.
+    """Replaces every noise; a noise that was constructed with `deterministic=True` stays off.
 
     Args:
       model: any Linen module.
-      to: the noise that takes the place of each, such as `Uout(0.1)`.
-      matched: instead of `to`, a class: each noise is replaced by the one of this class with its s2 = Var[m],
+      to: the noise that replaces each, such as `Uout(0.1)`.
+      matched: a class of noises, instead of `to`. It replaces each noise by one with the same s2 = Var[m],
         `broadcast_dims` and `rng_collection`.
 
     Raises:
-      DropbnError: not one of `to` and `matched`, or no noise. At the call: a class that does not reach the s2
-        of a layer, as `Uout` beyond 1/3.
+      DropbnError: both or neither of `to` and `matched` were given, or what was given is no noise with an
+        amount. At the call: the class does not reach the s2 of a layer, such as `Uout` beyond 1/3.
     """
     if (to is None) == (matched is None):
         raise DropbnError("swap_noise takes a noise, to=Uout(0.1), or a class of noises, matched=Uout.")
     given, kind = (to, type(to)) if matched is None else (matched, matched)
     if not (isinstance(kind, type) and set(kind.__mro__) & registry.NOISES.keys() and amount_field(kind)):
         raise DropbnError(
-            f"swap_noise takes to=Uout(0.1) or matched=Uout, a noise with an amount: got {given}."
+            f"swap_noise takes a noise with an amount, to=Uout(0.1) or matched=Uout; got {given}."
         )
 
     def swap(call, x):
@@ -50,7 +50,7 @@ def swap_noise(
 
 
 def without_noise(model: nn.Module) -> nn.Module:
-    """Keeps every noise in test mode, whatever the model's flags or `dropbn.diagnose.modes` say.
+    """Keeps every noise off, whatever the model's flags or `dropbn.diagnose.modes` say.
 
     Args:
       model: any Linen module.
@@ -63,8 +63,8 @@ def with_rates(model: nn.Module, rates: Mapping[str, Any]) -> nn.Module:
 
     Args:
       model: any Linen module.
-      rates: amount, possibly traced, by pattern, as in `{"block1/*": 0.1}`, with the wildcards of `fnmatch`.
-        Of several patterns that match, the last counts.
+      rates: pattern -> amount, possibly traced, as in `{"block1/*": 0.1}`, with the wildcards of `fnmatch`.
+        If several patterns match a noise, the last one counts.
 
     Raises:
       DropbnError: an amount outside [0, 1]. At the call: a pattern that matches no noise.
@@ -79,7 +79,7 @@ def with_rates(model: nn.Module, rates: Mapping[str, Any]) -> nn.Module:
         if not (matching and field):
             return call.run(x)
         if type(module) is nn.Dropout and isinstance(matching[-1], jax.Array):
-            # Linen's asks whether its rate is 0, which a traced one cannot answer. Ours has its masks.
+            # Linen's Dropout compares its rate with 0, which fails for a traced rate. Ours draws its masks.
             module = Dropout(0, module.broadcast_dims, rng_collection=module.rng_collection, parent=None)
         return call.run(x, module.clone(**{field: matching[-1]}))
 
@@ -87,16 +87,16 @@ def with_rates(model: nn.Module, rates: Mapping[str, Any]) -> nn.Module:
 
 
 def move(model: nn.Module, moves: Mapping[str, str]) -> nn.Module:
-    """Puts noises on the outputs of other layers, and the identity where they stood.
+    """Moves noises to the outputs of other layers, and leaves the identity where they stood.
 
-    A moved noise keeps its name, and runs with the flag with which the model calls it at its old place. Where
-    that comes after the target, the model is first traced, without computing, to know the flag; observers
-    of `dropbn.diagnose.modes.apply` see that too.
+    A moved noise keeps its name, and the flag with which the model calls it at its old place. If that place
+    comes after the target, the model is first traced to learn the flag. This trace computes nothing, but
+    observers of `dropbn.diagnose.modes.apply` see it too.
 
     Args:
       model: any Linen module.
-      moves: target by noise: the layer, mostly a batch normalization, whose output gets the noise, at every
-        call. "." is the model itself.
+      moves: noise -> target, the layer whose output gets the noise at every call, mostly a batch
+        normalization. "." is the model itself.
 
     Raises:
       DropbnError: at the call: an unknown name; an output that is not one array; a noise whose amount or key
@@ -111,21 +111,21 @@ def move(model: nn.Module, moves: Mapping[str, str]) -> nn.Module:
 
 
 def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **kwargs) -> nn.Module:
-    """Moves every noise that shifts a BN onto the output of the first BN behind it where it shifts none.
+    """Moves every noise that shifts a BN to the output of the next BN from which it shifts none.
 
-    That is the last BN of the noise's branch where a skip is added behind it, otherwise the last BN of the
-    net. By Proposition 1 of Kim et al. (2023), dropout there equals dropout behind the ReLU that follows. Of
-    several noises with the same target the last is kept and the others get rate 0.
+    The target is the last BN of the noise's branch if a skip is added behind it, otherwise the last BN of the
+    network. By Proposition 1 of Kim et al. (2023), dropout there equals dropout behind the ReLU that follows.
+    If several noises share a target, the last one is kept; the others get rate 0.
 
     Args:
       model: any Linen module.
       *inputs, variables, **kwargs: see `dropbn.diagnose.lint.check`; nothing is computed.
 
     Returns:
-      The model itself where no noise reaches a BN but into a skip.
+      The changed model; the model itself if noise reaches BNs only through a skip or not at all.
 
     Raises:
-      DropbnError: the model cannot be traced; no BN is left behind which a noise shifts none.
+      DropbnError: the model cannot be traced, or a noise has no such target.
     """
     marked = marks.trace(model, *inputs, variables=variables, **kwargs)
     followed = noise_flow.follow(marked, probe_norms=True)
@@ -138,7 +138,10 @@ def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **
         if noise in harmed:
             target = next((norm for norm in followed.behind[noise] if norm not in harmed), None)
             if target is None:
-                raise DropbnError(f"No batch normalization behind '{noise}' is the last of its branch.")
+                raise DropbnError(
+                    f"Every batch normalization behind '{noise}' leads to another that noise there would "
+                    "shift, so none is the last. Lower its rate, or make it 0, by surgery.with_rates."
+                )
             moves[noise] = target
     kept = {target: noise for noise, target in moves.items()}
     dropped = {glob.escape(noise): 0.0 for noise in moves if noise not in kept.values()}
@@ -148,7 +151,7 @@ def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **
 
 
 def _match(call, kind):
-    """The noise of class `kind` with the s2 of the one that is called."""
+    """A noise of class `kind` with the s2 of the noise that is called."""
     module, field = call.module, amount_field(kind)
     s2 = module.s2 if hasattr(module, "s2") else laws.Dropout(module.rate).s2
     law = laws.Dropout if field == "rate" else laws.Uout

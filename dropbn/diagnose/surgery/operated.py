@@ -1,4 +1,4 @@
-"""A Linen model in which an operation runs in the place of each noise."""
+"""A Linen model in which an operation runs in place of each noise."""
 
 import contextlib
 import dataclasses
@@ -19,12 +19,20 @@ from dropbn.errors import DropbnError, unknown
 
 
 def amount_field(kind: type) -> str | None:
-    """The field of a class of noises that holds the amount."""
+    """The field that holds the amount of a class of noises; None if there is none."""
     return next((field for field in ("rate", "beta") if field in kind.__dataclass_fields__), None)
 
 
 class Call(NamedTuple):
-    """A noise's call: name, module, if it was built or called in test mode, other arguments, JAX's trace."""
+    """A call of a noise.
+
+    Attributes:
+      name: of the noise.
+      module: the noise.
+      built_off, called_off: whether its flag was off at construction and at the call; None if not given.
+      others: its other arguments.
+      trace: the trace of JAX in which it is called.
+    """
 
     name: str
     module: nn.Module
@@ -34,12 +42,12 @@ class Call(NamedTuple):
     trace: Any
 
     def tracers(self):
-        """What the noise needs besides its input and is not known yet."""
+        """The traced values that the noise needs besides its input."""
         fields = [getattr(self.module, field.name) for field in dataclasses.fields(self.module)]
         return [leaf for leaf in jax.tree.leaves([fields, self.others]) if isinstance(leaf, jax.core.Tracer)]
 
     def run(self, x, noise=None, scope=None):
-        """Calls the noise, or another one in its place, with the flags of this call."""
+        """Calls the noise, or another in its place, with the flags of this call."""
         noise = noise or self.module
         flag, test = registry.of(noise, registry.NOISES)
         built, off = {}, self.called_off
@@ -48,7 +56,7 @@ class Call(NamedTuple):
         elif off is None:
             off = self.built_off
         noise = noise.clone(parent=scope or self.module.scope, name=self.module.name, **built)
-        # Of a subclass with a signature of its own, the parent that it calls.
+        # A subclass may have another signature: its nearest parent that takes the flag is called.
         takes = (c for c in type(noise).__mro__ if flag in inspect.signature(c.__call__).parameters)
         return next(takes).__call__(noise, x, **self.others, **({} if off is None else {flag: test == off}))
 
@@ -60,20 +68,27 @@ def turned_off(call, x):
 
 @dataclasses.dataclass(frozen=True)
 class Hidden:
-    """Keeps a model from Linen, which would give a module that is an attribute a name and a scope.
+    """Hides a model from Linen, which would give a module in an attribute a name and a scope.
 
-    `nn.share_scope` takes back neither the name nor the keys that the model's own attributes have got.
+    `nn.share_scope` undoes neither the name nor the keys that the model's own attributes would have got.
     """
 
     model: nn.Module
 
 
 class Operated(nn.Module):
-    """A model whose calls of noises are given to `operation`, which calls another in their place."""
+    """A model that hands each call of a noise to `operation` instead of running it.
+
+    Attributes:
+      hidden: the model.
+      operation: takes a `Call` and the noise's input, and returns its output.
+      noises: patterns; each must match the name of a noise.
+      moves: (noise, target) pairs, see `move`.
+    """
 
     hidden: Hidden
     operation: Callable[[Call, jax.Array], jax.Array]
-    noises: tuple[str, ...] = ()  # Patterns, each of a noise that the model must have.
+    noises: tuple[str, ...] = ()
     moves: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -85,7 +100,7 @@ class Operated(nn.Module):
         model = self.hidden.model
         if model.scope is None:
             model = model.copy(parent=self.scope)
-        # nn.jit caches what it traced by the module and the flags of its scope, among others.
+        # nn.jit caches traces by the flags of the scope, among others: a fresh flag gets a fresh trace.
         model.scope.flags = model.scope.flags.copy({_fresh(): True})
         root, calls = model.path, {}
         survey = functools.partial(_survey, *model.unbind(), {*model.scope.rngs, "params", "dropout"})
@@ -95,7 +110,7 @@ class Operated(nn.Module):
             for noise in [noise for noise, place in self.moves if place == name]:
                 if call := calls.get(noise) or ahead().get(noise):
                     needs = call.tracers()
-                    # What comes from outside the model is the same object in every trace of it.
+                    # A value from outside the model is the same object in every trace of the model.
                     if needs and call.trace != target.scope.trace_level:
                         again = survey(args, kwargs)[noise].tracers()
                         if any(one is not other for one, other in zip(needs, again, strict=True)):
@@ -106,7 +121,7 @@ class Operated(nn.Module):
         with _operating(self.operation, calls, root, put):
             output = model(*args, **kwargs)
         if self._refusal(calls):
-            # Perhaps only training reaches it. What training needs beyond these arguments is no error here.
+            # Perhaps only training reaches the name. If training needs more arguments, that is no error here.
             try:
                 calls = survey(*_in_training(model, args, kwargs)) | calls
             except Exception:
@@ -125,7 +140,7 @@ class Operated(nn.Module):
 
 
 def _survey(model, variables, streams, args, kwargs):
-    """The calls in a run of the model that computes nothing, with its noise off."""
+    """The calls in a trace of the model with its noise off; nothing is computed."""
 
     def run():
         rngs = dict.fromkeys(streams, jax.random.key(0))
@@ -142,15 +157,15 @@ def _fresh(numbers=itertools.count()):
 
 
 def _in_training(model, args, kwargs):
-    """The arguments of a call, with the model's flags as in training."""
+    """The arguments of a call, with the model's flags set to training."""
     signature = inspect.signature(type(inspect.unwrap(model)).__call__)
     bound = signature.bind(model, *args, **kwargs)
     bound.arguments |= {flag: on for flag, on in modes.FLAGS.items() if flag in signature.parameters}
     return bound.args[1:], bound.kwargs
 
 
-# The surgeries that may still act on a noise that is called now, outermost first. The innermost acts, and
-# what it calls instead is the noise of the model that the next one was given.
+# The surgeries that may still act on the noise that is being called, outermost first. The innermost acts; the
+# noise that it calls instead is what the next one finds in its model.
 _turns: ContextVar[tuple] = ContextVar("turns", default=())
 
 
@@ -165,7 +180,7 @@ def _turn(surgeries):
 
 @contextlib.contextmanager
 def _operating(operation, calls, root=(), put=lambda name, module, y: y):
-    """Gives noises to `operation` and outputs to `put`; `calls` gets every name, of noises with the call."""
+    """Hands noises to `operation` and outputs to `put`; fills `calls`, name -> `Call`, None if no noise."""
     me, running = object(), set()
 
     def intercept(run, args, kwargs, context):
@@ -174,7 +189,7 @@ def _operating(operation, calls, root=(), put=lambda name, module, y: y):
             return run(*args, **kwargs)
         name = "/".join(module.path[len(root) :]) or "."
         calls.setdefault(name, None)
-        # One layer is called twice where a subclass calls its parent, and under nn.remat and nn.jit.
+        # A layer is called twice if a subclass calls its parent, and under nn.remat and nn.jit.
         inner = name in running
         running.add(name)
         try:
@@ -194,7 +209,7 @@ def _operating(operation, calls, root=(), put=lambda name, module, y: y):
 
 
 def _noise_call(name, context, args, kwargs):
-    """The call of a noise and its input."""
+    """The `Call` of a noise and its input; None for both if the layer is no noise."""
     switch = registry.of(context.module, registry.NOISES)
     signature = inspect.signature(context.orig_method)
     if switch is None or switch.flag not in signature.parameters:
@@ -209,17 +224,18 @@ def _noise_call(name, context, args, kwargs):
 def _unseen(noise, target):
     return DropbnError(
         f"'{noise}' cannot be moved to '{target}': its amount or its key is computed inside the model, where "
-        "the target cannot see it. Let it come from outside."
+        "the target cannot see it. Pass it in from outside."
     )
 
 
 def _put(call, y, name, target, path):
-    """The moved noise of a call, on the output y of the module `target`."""
+    """Runs a moved noise on the output y of the module `target`."""
     if not isinstance(y, jax.Array):
         raise DropbnError(
-            f"'{call.name}' cannot be moved to '{name}', whose output is no array but a {type(y).__name__}."
+            f"'{call.name}' cannot be moved to '{name}', whose output is no array but a {type(y).__name__}: "
+            "choose a layer that returns one array."
         )
-    # A key for every call, and the path that the noise had: it is still the one of that name.
+    # Every call gets its own key, and the path that the noise had, so that its name is still the old one.
     scope = target.scope.push(registry.OURS + call.name, reuse=True)
     scope.path = path
     return call.run(y, scope=scope)
