@@ -19,7 +19,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
+
+Array = jax.Array | np.ndarray
 
 
 class Moments(NamedTuple):
@@ -33,17 +36,17 @@ class Moments(NamedTuple):
       m2: sum of squared deviations from the mean, shape (channels,).
     """
 
-    count: jax.Array  # type: ignore[assignment] # It hides tuple.count.
-    origin: jax.Array
-    offset: jax.Array
-    m2: jax.Array
+    count: Array  # type: ignore[assignment] # It hides tuple.count.
+    origin: Array
+    offset: Array
+    m2: Array
 
     @property
-    def mean(self) -> jax.Array:
+    def mean(self) -> Array:
         return self.origin + self.offset
 
     @property
-    def variance(self) -> jax.Array:
+    def variance(self) -> Array:
         """Population variance m2 / count (biased, as Flax keeps it)."""
         return self.m2 / self.count[..., None]
 
