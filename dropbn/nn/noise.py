@@ -71,7 +71,7 @@ class Noise(nn.Module):
 
 
 class Multiplicative(Noise):
-    """A noise `inputs * m`. A subclass defines `law` and `multiplier(key, shape) -> float32 m`."""
+    """`inputs * m` by a law. A subclass defines `law` and `multiplier(key, shape) -> float32 m`."""
 
     def __post_init__(self):
         _ = self.law  # Refuses an amount outside its range.
@@ -96,10 +96,10 @@ class Multiplicative(Noise):
 class Dropout(Multiplicative):
     """Dropout: m = mask / keep with P(mask = 1) = keep = 1 - rate (Srivastava et al. 2014).
 
-    s2 = rate / (1 - rate). Draws exactly the masks of `flax.linen.Dropout` for the same key and module
+    s2 = rate / (1 - rate). It draws exactly the masks of `flax.linen.Dropout` for the same key and module
     path, for keys of any generator and in any configuration of JAX. At rate 1 the output is zero and its
     gradient is zero, not NaN. A traced rate below 0 drops nothing and still divides by 1 - rate; one above 1
-    drops everything, and the output is 0, or NaN where `restore` is "sqrt_keep".
+    drops everything, and the output is 0, or NaN if `restore` is "sqrt_keep".
 
     Attributes:
       rate: probability of dropping a unit, in [0, 1]; a Python number or a traced scalar.
@@ -110,11 +110,11 @@ class Dropout(Multiplicative):
         unscaled in training and multiplies by keep in test mode, as the original dropout did. Both give
         batch normalization the same shift ratio, because BN is blind to a constant factor.
       restore: a factor in training that restores the input's variance. "sqrt_keep" multiplies by sqrt(keep),
-        right where the mean c is 0, and E[m] = sqrt(keep) then. "exact" shrinks around each channel's mean,
+        which is right if the mean c is 0; then E[m] = sqrt(keep). "exact" shrinks around each channel's mean,
         c + (y - c) sqrt(v / (v + s2 (c^2 + v))), with c and v of the device's batch.
 
     Raises:
-      DropbnError: a rate outside [0, 1], an unknown `scale_at` or `restore`, both of them.
+      DropbnError: a rate outside [0, 1], an unknown `scale_at` or `restore`, `restore` with scale_at="test".
     """
 
     rate: float
@@ -156,8 +156,8 @@ class Dropout(Multiplicative):
         inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
         channels = tuple(range(inputs.ndim - 1))
         c, v = inputs.mean(channels), inputs.var(channels)
-        # v / (v + s2 (c^2 + v)) without s2, which is infinite at rate 1. Where a channel is constant, and at
-        # rate 1, the factor is 0 and so is its gradient, not NaN.
+        # v / (v + s2 (c^2 + v)) without s2, which is infinite at rate 1. There, and in a constant channel,
+        # the factor and its gradient are 0, not NaN.
         varies = v > 1e-18
         v = jnp.where(varies, v, 1)
         kept = self.keep * v / (v + (1 - self.keep) * jnp.square(c))
@@ -234,10 +234,10 @@ KINDS = {"dropout": Dropout, "gaussian": GaussianDropout, "uout": Uout}
 
 
 def create(config) -> Callable[..., Noise]:
-    """`make(amount, name=...)` of a config's noise; the amount, its rate or beta, may be traced.
+    """A function `make(amount, name=...)` that builds the noise of a config; its rate or beta may be traced.
 
     Args:
-      config: has `kind`, and `scale_at` and `restore`, which dropout alone uses (`config.model.noise`).
+      config: has `kind`, and `scale_at` and `restore` for dropout (`config.model.noise`).
     """
     own = {"scale_at": config.scale_at, "restore": config.restore} if config.kind == "dropout" else {}
     return functools.partial(KINDS[config.kind], **own)
