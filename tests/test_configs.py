@@ -81,7 +81,7 @@ def test_every_cell_says_where_its_noise_is(study):
 
 @pytest.mark.parametrize(("study", "arg"), NETWORKS, ids=lambda v: v if isinstance(v, str) else "")
 def test_every_network_builds(study, arg):
-    """At full size on images of its size; that places change no parameter is for test_models to show."""
+    """Every network at full size on images of its size; places change no parameter (see test_models)."""
     config = study.get_config(arg)
     config.model.num_classes = config.model.num_classes or 10
     size = config.data.image_size or (8 if study is open_questions else 32)

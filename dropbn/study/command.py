@@ -87,9 +87,9 @@ def main(overrides: Sequence[str]) -> int:
     with cli.parsing():
         chosen = members.create(file, args, given.seeds, given.workdir, overrides, given.quick)
     published = finished_runs.published(given.workdir)
-    todo, failed = (
-        ([], {}) if given.collect else work_items.create(chosen, given.parallel == "data", published)
-    )
+    todo, failed = [], {}
+    if not given.collect:
+        todo, failed = work_items.create(chosen, given.parallel == "data", published)
     console = rich.console.Console(highlight=False, markup=False)
     if given.dry_run:
         console.print(work_items.estimate(chosen, todo, failed))
@@ -97,12 +97,7 @@ def main(overrides: Sequence[str]) -> int:
             console.print(f"Cannot run: {error}", soft_wrap=True)
         return 0
     if not given.collect:
-        finished = len(chosen) - len(todo) - len(failed)
-        cost = sum(item.flops for item in todo)
-        with StudyProgress(len(chosen), finished, cost, console) as progress:
-            for member, error in failed.items():
-                progress.ended(member, f"cannot run: {error}")
-            failed |= training.train(work_items.of_this_process(todo), progress)
+        failed |= _train(chosen, todo, failed, console)
     parallel.wait_for_all("the members are trained")
     if parallel.is_first():
         failed = _errors(chosen) | failed
@@ -114,6 +109,15 @@ def main(overrides: Sequence[str]) -> int:
     for member, error in failed.items():
         console.print(f"Failed: {member}: {headline(error)}", soft_wrap=True)
     return 1 if failed else 0
+
+
+def _train(chosen, todo, refused, console):
+    """Trains this process's work items and shows them; returns {name: error} of members that failed."""
+    finished = len(chosen) - len(todo) - len(refused)
+    with StudyProgress(len(chosen), finished, sum(item.flops for item in todo), console) as progress:
+        for member, error in refused.items():
+            progress.ended(member, f"cannot run: {error}")
+        return training.train(work_items.of_this_process(todo), progress)
 
 
 def _errors(chosen):

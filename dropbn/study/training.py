@@ -34,31 +34,37 @@ def train(todo: Sequence[WorkItem], shown: StudyProgress) -> dict[str, str]:
         if len(compiled) > _MOST_COMPILED:
             jax.clear_caches()
             compiled.clear()
-        given, plan = [item.member for item in group], group[0].plan
-        names, started = [member.name for member in given], time.monotonic()
-        with shown.group(names, sum(item.flops for item in group), plan.total_steps) as progress:
+        failed |= _train_together(group, shown)
+    return failed
+
+
+def _train_together(group, shown):
+    """Trains and summarizes a group of work items; returns {name: error} of the members that failed."""
+    given, plan = [item.member for item in group], group[0].plan
+    names, started, failed = [member.name for member in given], time.monotonic(), {}
+    with shown.group(names, sum(item.flops for item in group), plan.total_steps) as progress:
+        try:
+            outcomes = loop.train_together(
+                [item.plan for item in group],
+                [member.directory for member in given],
+                [item.dataset for item in group],
+                progress,
+            )
+        except Exception as error:  # Whatever it is, the other members can still be run.
+            outcomes = [error] * len(given)
+        if plan.layout.processes > 1 and not parallel.is_first():
+            return {}
+        progress.measure()
+        for item, outcome in zip(group, outcomes, strict=True):
             try:
-                outcomes = loop.train_together(
-                    [item.plan for item in group],
-                    [member.directory for member in given],
-                    [item.dataset for item in group],
-                    progress,
-                )
-            except Exception as error:  # Whatever it is, the other members can still be run.
-                outcomes = [error] * len(given)
-            if plan.layout.processes > 1 and not parallel.is_first():
-                continue
-            progress.measure()
-            for item, outcome in zip(group, outcomes, strict=True):
-                try:
-                    if isinstance(outcome, Exception):
-                        raise outcome
-                    line = _summarize(item, outcome)
-                except Exception as error:
-                    known = isinstance(error, DropbnError)
-                    failed[item.member.name] = str(error) if known else traceback.format_exc()
-                    line = _keep_error(item.member, failed[item.member.name])
-                shown.ended(item.member.name, f"{line}   {time.monotonic() - started:.0f} s")
+                if isinstance(outcome, Exception):
+                    raise outcome
+                line = _summarize(item, outcome)
+            except Exception as error:
+                known = isinstance(error, DropbnError)
+                failed[item.member.name] = str(error) if known else traceback.format_exc()
+                line = _keep_error(item.member, failed[item.member.name])
+            shown.ended(item.member.name, f"{line}   {time.monotonic() - started:.0f} s")
     return failed
 
 

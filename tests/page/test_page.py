@@ -26,7 +26,7 @@ VOID = {"meta", "link", "img", "wbr"}
 
 
 class Document(html.parser.HTMLParser):
-    """A page as a reader sees it; raises where tags do not nest.
+    """A page as a reader sees it; raises if tags do not nest.
 
     Attributes:
       tables: of each its "caption", "heads" and "rows": (text, data-value) of every cell.
@@ -102,7 +102,7 @@ CLAIMS = [
 
 @pytest.fixture
 def study(tmp_path):
-    """The workdir of a study with two figures, of which one is missing."""
+    """The workdir of a study with two figures, one of which is missing."""
     workdir = tmp_path / "a study"
     _image(workdir / "figures" / "shift.png")
     table = {

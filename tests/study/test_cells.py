@@ -1,4 +1,4 @@
-"""The words of cells."""
+"""The words of a cell: which are refused, and what a rate of 0 means."""
 
 import pytest
 

@@ -24,7 +24,7 @@ def test_every_claim_is_about_cells_of_its_table():
 
 
 def test_claims_are_counted():
-    """Numbers of comparisons, counted in the papers' tables less the ties."""
+    """The numbers of comparisons, counted in the papers' tables without the ties."""
     sizes = {s.__name__.split(".")[1]: {t: len(s.claims(t)) for t in s.TABLES} for s in STUDIES}
     assert sizes["li2018"] == {
         "table3": 8 + 16 * 2,  # (a) against (b), and two adjusted values a network and dataset, read twice

@@ -56,7 +56,7 @@ def _table(directory):
 
 
 def _killed_until_done(directory, times, rng):
-    """Runs a study, killing it at random moments; returns how often its members were trained in part."""
+    """Runs a study, killing it `times` times at random moments; returns what it printed at last."""
     environment = {key: value for key, value in os.environ.items() if key != "XLA_FLAGS"}
     environment["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
     launch = functools.partial(
@@ -79,7 +79,7 @@ def _killed_until_done(directory, times, rng):
 
 
 def _lines(directory):
-    """Records written by all members."""
+    """The number of records that all members have written."""
     return sum(file.read_text().count("\n") for file in directory.glob("members/*/*/metrics.jsonl"))
 
 
@@ -142,7 +142,7 @@ def test_a_dry_run_trains_nothing(tmp_path):
 
 
 def test_collecting_published_members_gives_the_published_table(tmp_path):
-    """The numbers and the words, up to the figures, which need the runs themselves."""
+    """Numbers and words are equal up to the figures, which need the runs themselves."""
     results = ROOT / "docs" / "results" / "digits"
     for name in ("members.csv", "correct.csv"):
         shutil.copy(results / name, tmp_path)

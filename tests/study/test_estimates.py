@@ -1,4 +1,4 @@
-"""Estimates against hand calculation, explicit sums and their promise in repeated samples."""
+"""Estimates against hand calculation and explicit sums, and their coverage in repeated samples."""
 
 import itertools
 import math
@@ -124,7 +124,7 @@ DESIGNS = {
 
 
 def _covered(design, seeds, images, draws):
-    """In which share of draws 95 % intervals hold the truth: (over seeds and images, over seeds).
+    """The share of draws in which 95 % intervals hold the truth: (over seeds and images, over seeds alone).
 
     An image is right where the sum of a constant and of normal effects is above 0; the constant follows from
     the accuracy.
@@ -150,7 +150,7 @@ def _covered(design, seeds, images, draws):
 
 
 def test_intervals_over_seeds_and_images_hold_the_truth():
-    """As no dropout and (a) 0.5 on 360 digits; 2000 draws know a share of 95 % to 0.5 %."""
+    """A design like no dropout and (a) 0.5 on 360 digits; 2000 draws give a share of 95 % to within 0.5 %."""
     both, seeds_alone = _covered("digits", 5, 360, 2000)
     assert 0.93 <= both <= 0.97 and seeds_alone < 0.8
 
@@ -162,7 +162,7 @@ def test_intervals_over_seeds_and_images_hold_the_truth():
     [("digits", 360), ("apart", 360), ("apart", 800), ("equal", 800), ("digits", 800), ("cifar", 10_000)],
 )
 def test_intervals_of_many_designs_hold_the_truth(design, images, seeds):
-    """2000 draws know a share of 95 % to 0.5 %."""
+    """2000 draws give a share of 95 % to within 0.5 %."""
     both, _ = _covered(design, seeds, images, 2000)
     assert 0.93 <= both <= 0.97, both
 
@@ -193,7 +193,7 @@ _T975 = {1: 12.7062, 2: 4.30265, 8: 2.30600, 9: 2.26216, 71: 1.99394, 72: 1.9934
 
 
 def test_seeds_needed_on_these_images_by_simulation():
-    """Normal effects of known size: 4000 samples know 80 % to 5 sqrt(0.16 / 4000) = 3.2 %."""
+    """Normal effects of known size: 4000 samples give 80 % to within 5 sqrt(0.16 / 4000) = 3.2 %."""
     variances = {"of_seeds": 0.5, "of_images": 0.04, "of_rest": 0.01}
     seen = estimates.Estimate(0.0, 5, 60, **variances, image_freedom=59)
     seeds, images = seen.needed(1.0)
@@ -206,7 +206,7 @@ def test_seeds_needed_on_these_images_by_simulation():
 
 
 def test_images_needed_where_their_share_is_too_large():
-    """With seeds without end: I V (z_0.975 + z_0.8)^2 / difference^2, V = 0.3 being that of 360 images."""
+    """With infinitely many seeds: I V (z_0.975 + z_0.8)^2 / difference^2 with V = 0.3, that of 360 images."""
     seen = estimates.Estimate(0.0, 5, 360, 0.2, 0.32, 0.02, 359)
     seeds, images = seen.needed(1.0)
     assert seeds is None and images == pytest.approx(360 * 0.3 * (1.959964 + 0.841621) ** 2, rel=0.003)

@@ -1,4 +1,4 @@
-"""Members are the runs of train.py."""
+"""Members are the runs that train.py would make."""
 
 import pytest
 

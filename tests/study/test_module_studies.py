@@ -1,4 +1,4 @@
-"""Kim's module tests in small against closed forms, these against quadrature and Monte Carlo, the command."""
+"""Kim's module tests at small sizes against closed forms, and these against quadrature and Monte Carlo."""
 
 import csv
 import math
@@ -54,7 +54,7 @@ def test_relu_moments_by_monte_carlo():
 
 
 def test_closed_forms_of_figure_1():
-    """Equal and Kim's 0.405 at mean zero; apart, the more the wider and the farther from zero."""
+    """Both are Kim's 0.405 at mean zero; they differ more in wider layers and farther from zero."""
     for keep in (0.5, 0.8):
         before, after = module_studies.figure1_expected(300, 0.0, keep)
         assert before == pytest.approx(theory.branch(keep)) and after == pytest.approx(before)

@@ -1,4 +1,4 @@
-"""What docs/results says follows from the members that are committed beside it, without training."""
+"""The tables of docs/results follow from the members that are committed beside them, without training."""
 
 import pathlib
 

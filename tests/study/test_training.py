@@ -14,7 +14,7 @@ from dropbn.train import checkpoint, evaluation, loop, parallel, plan, workdir
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """Two members that differ in numbers alone, side by side; and the second of them alone."""
+    """Two members that differ only in numbers, side by side; and the second of them alone."""
     directories = [tmp_path_factory.mktemp(name) for name in ("beside", "alone")]
     other = "preresnet8,digits,place=a,rate=0.5"
     beside, alone = (
@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 
 @pytest.mark.xdist_group("finished")
 def test_a_finished_run_of_another_config_is_no_member(finished):
-    """Such as of a quick study in the same workdir."""
+    """It may come from a quick study in the same workdir."""
     directory = finished[0][0].directory.parents[2]
     longer = members_of(directory, overrides=["--config.duration=3 epochs"])
     todo, refused = work_items.create(longer)
@@ -117,7 +117,7 @@ def test_a_finished_member_says_what_it_found(finished):
 
 
 def test_a_failing_member_does_not_stop_the_others(tmp_path, capsys):
-    """One diverges, one has another run in its workdir, one no data; the one beside them comes through."""
+    """One diverges, one has another run in its workdir, one has no data; the one beside them succeeds."""
 
     def make(directory, cell=CELL, *flags, seeds=1):
         return members_of(directory, cell, seeds=seeds, overrides=(*PERCEPTRON, *flags))

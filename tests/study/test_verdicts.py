@@ -1,4 +1,4 @@
-"""Verdicts against hand calculation and against their promise in repeated samples."""
+"""Verdicts against hand calculation, and how often they are wrong in repeated samples."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def _decide(differences, sign, level=0.95):
 
 
 def test_without_a_difference_few_claims_are_decided():
-    """Of 4000 samples about 0, 2.5 % each way, to 5 sqrt(0.025 0.975 / 4000) = 0.0123."""
+    """2.5 % of 4000 samples about 0 are decided each way, to within 5 sqrt(0.025 0.975 / 4000) = 0.0123."""
     samples = np.random.default_rng(1).normal(0, 1, (4000, 3))
     verdicts = [_decide(sample, 1) for sample in samples]
     for verdict in ("confirmed", "refuted"):
@@ -55,7 +55,7 @@ def test_a_higher_level_asks_for_more():
 
 
 def _cell(arg, **columns):
-    """A cell with members 0, 1, 2, ... from lists of what summaries hold; None where a member lacks it."""
+    """A cell with members 0, 1, 2, ... from lists of what summaries hold; None if a member lacks it."""
     number = max(map(len, columns.values()), default=0)
     members = []
     for seed in range(number):
@@ -74,7 +74,7 @@ B_ABOVE_A = Claim("b above a", "b", "a", "accuracy", "a paper", 2.57)
 
 
 def test_accuracies_are_compared_by_seed_in_points():
-    """0.91, 0.92, 0.96 less 0.90, 0.90, 0.93 is 1, 2, 3 points: 2 +- 4.302653 / sqrt(3)."""
+    """0.91, 0.92, 0.96 minus 0.90, 0.90, 0.93 is 1, 2, 3 points: 2 +- 4.302653 / sqrt(3)."""
     row = _judge(
         B_ABOVE_A,
         _cell("a", accuracy=[0.90, 0.90, 0.93]),
@@ -103,7 +103,7 @@ def test_accuracies_are_compared_by_seed_in_points():
 
 
 def test_only_seeds_of_both_cells_count():
-    """The members are paired by seed and not by rank: seeds 1 and 3 have 5 and 5.1 points."""
+    """Members are paired by seed, not by rank: seeds 1 and 3 have 5 and 5.1 points."""
     row = _judge(
         B_ABOVE_A,
         _cell("a", accuracy=[None, 0.5, 0.9, 0.8]),
@@ -249,7 +249,7 @@ def test_holm_takes_the_largest_so_far():
 
 
 def test_of_many_true_zeros_seldom_any_is_decided():
-    """In 300 tables of 10 claims; 5 % are known to 5 sqrt(0.05 0.95 / 300) = 6.3 %; else it would be 40 %."""
+    """300 tables of 10 claims give 5 % to within 5 sqrt(0.05 0.95 / 300) = 6.3 %; without Holm, 40 %."""
     rng = np.random.default_rng(5)
     claimed = [_above(f"more{i}", f"less{i}") for i in range(10)]
     tables = []

@@ -7,7 +7,7 @@ from dropbn.train import feeds, parallel, programs
 
 
 def test_only_numbers_are_shared(tmp_path):
-    """One group for each thing that is compiled, as many members in it as there are devices."""
+    """One group for each compilation, with as many members as there are devices."""
     cells = [
         "preresnet8,digits,place=P4",
         "preresnet8,digits,place=a,rate=0.5",  # the same place by Li's name
@@ -30,7 +30,7 @@ def test_only_numbers_are_shared(tmp_path):
 
 
 def test_groups_of_one_structure_share_their_programs(tmp_path):
-    """Whatever the seeds and rates are; and only those of one structure."""
+    """Seeds and rates do not matter; another structure has programs of its own."""
     cells = (CELL, "preresnet8,digits,place=a,rate=0.5", "preresnet8,digits,place=P5")
     todo, _ = work_items.create(members_of(tmp_path, *cells))
 
