@@ -27,7 +27,7 @@ def run(tmp_path_factory):
     from configs import digits
 
     config = digits.get_config()
-    config.model.depth, config.model.width = 8, 4
+    config.model.depth, config.model.width, config.model.num_classes = 8, 4, 10
     config.model.bn.group_size, config.data.crop_padding = 32, 1
     config.duration, config.batch_size, config.eval.train_examples = "3 epochs", 64, 200
     directory = tmp_path_factory.mktemp("runs") / "run"
