@@ -24,12 +24,12 @@ cli.define_processes()
 
 def main():
     from dropbn import plots
-    from dropbn.train import evaluation, parallel, summary
+    from dropbn.train import console, evaluation, parallel
 
     workdirs = _WORKDIRS.value
     for workdir in parallel.my_share(workdirs):
         found = evaluation.evaluate(workdir, _CHECKPOINT.value, _RECALIBRATE.value, _SAMPLES.value)
-        summary.print_evaluation(found, workdir)
+        console.print_evaluation(found, workdir)
         print(f"Written to {workdir}/eval: report.json, shift.csv, shift.png, flips.png")
     parallel.wait_for_all("every run is evaluated")
     if len(workdirs) > 1 and parallel.is_first():

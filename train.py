@@ -28,7 +28,7 @@ def main():
 
     from dropbn import data
     from dropbn.diagnose import lint
-    from dropbn.train import evaluation, loop, summary
+    from dropbn.train import console, loop, measurements
     from dropbn.train.plan import make_plan
 
     workdir = _WORKDIR.value or f"runs/{_name(flags.FLAGS['config'].config_filename)}"
@@ -38,8 +38,8 @@ def main():
     for line in lint.check(plan.model, image).summary():
         print(line)
     state, records = loop.run_plan(plan, workdir, dataset, _CHECKPOINTS.value)
-    shift = evaluation.measure_shift(plan.config, dataset, state)
-    summary.print_run(records, shift, workdir)
+    shift = measurements.measure_shift(plan.config, dataset, state)
+    console.print_run(records, shift, workdir)
 
 
 def _name(config_filename):

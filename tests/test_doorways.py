@@ -133,7 +133,8 @@ def test_the_console_script_names_its_commands(capsys, monkeypatch):
 
 def test_a_run_does_not_wait_for_what_it_has_no_use_for():
     imports = (
-        "from dropbn import data; from dropbn.diagnose import lint; from dropbn.train import loop, summary"
+        "from dropbn import data; from dropbn.diagnose import lint; "
+        "from dropbn.train import console, loop, measurements"
     )
     code = f"import sys; {imports}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ from absl import flags
 
 from dropbn import cli, page
 from dropbn.errors import DropbnError
-from dropbn.train import summary
+from dropbn.train import console
 from dropbn.train import workdir as workdirs
 
 
@@ -60,7 +60,9 @@ def _run_page(directory):
         raise DropbnError(f"{directory / 'metrics.jsonl'} is not valid JSON: {error}.") from error
     figures = sorted(path.relative_to(directory).as_posix() for path in (directory / "eval").glob("*.png"))
     evaluation, images = _read_json(directory / "eval" / "report.json"), _images(directory, figures)
-    return page.run(str(directory), config, records, evaluation, images, summary.evaluating(directory))
+    return page.run(
+        str(directory), config, records, evaluation, images, console.evaluation_command(directory)
+    )
 
 
 def _read_json(file):

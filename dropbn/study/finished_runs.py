@@ -30,7 +30,7 @@ class Finished(NamedTuple):
         "running" (as trained) and the recipes of `summary["recalibrated"]`.
       provenance: that of `provenance.of_run`, as text; {} if the run recorded none.
       records: the lines of metrics.jsonl, one for each epoch; [] for a published member.
-      summary: eval/summary.json, see `dropbn.train.evaluation.summarize`; {} for a published member.
+      summary: eval/summary.json, see `dropbn.train.summary.summarize`; {} for a published member.
     """
 
     seed: int

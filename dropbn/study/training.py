@@ -11,7 +11,8 @@ from dropbn.study import finished_runs, provenance, work_items
 from dropbn.study.numbers import largest_shift
 from dropbn.study.progress import StudyProgress
 from dropbn.study.work_items import WorkItem
-from dropbn.train import evaluation, loop, parallel, workdir
+from dropbn.train import loop, parallel, workdir
+from dropbn.train.summary import summarize
 
 # How many kinds of networks keep their programs. Linux lets a process map 65,530 pieces of memory; after some
 # hundred programs for the CPU it ends in a segmentation fault.
@@ -72,7 +73,7 @@ def _summarize(item, state):
     """Marks a member as finished; returns the line that says what was measured."""
     member, model = item.member, work_items.model(item.plan.structure)
     records = workdir.read_metrics(member.directory)
-    summary = evaluation.summarize(item.plan.config, item.dataset, state, records, model)
+    summary = summarize(item.plan.config, item.dataset, state, records, model)
     summary["provenance"] = provenance.of_run(item.plan.config)
     finished_runs.write(member.directory, summary)
     shift, adjusted = largest_shift(summary["shift"]), summary["recalibrated"].get("li2018_torch")

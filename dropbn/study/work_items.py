@@ -17,7 +17,7 @@ from dropbn.errors import DropbnError
 from dropbn.results import Result
 from dropbn.study import cost, finished_runs, provenance
 from dropbn.study.members import Member
-from dropbn.train import checkpoint, evaluation, parallel, workdir
+from dropbn.train import checkpoint, measurements, parallel, workdir
 from dropbn.train.plan import Plan, make_plan
 
 
@@ -133,7 +133,7 @@ def estimate(chosen: Sequence[Member], todo: Sequence[WorkItem], refused: dict[s
 
 def model(config: str) -> nn.Module:
     """The network of a `structure` on one device, for evaluation."""
-    return evaluation.model_of_groups(ml_collections.ConfigDict(json.loads(config)))
+    return measurements.model_of_groups(ml_collections.ConfigDict(json.loads(config)))
 
 
 def _step(directory):

@@ -1,56 +1,94 @@
-"""What a run and its evaluation print."""
+"""The summary that a study keeps of a finished run.
 
-import shlex
+Little of it has to be compiled, and nothing again for equal models.
+"""
 
-import rich.console
+import numpy as np
 
-from dropbn.diagnose.shift import Shift
-from dropbn.train.evaluation import Evaluation
+from dropbn import data
+from dropbn.data import sampling
+from dropbn.diagnose import modes, recalibrate, shift, theory
+from dropbn.diagnose.batches import Batches
+from dropbn.errors import DropbnError
+from dropbn.train import losses, steps
+from dropbn.train.eval_batches import AsInTraining, augmented_epoch
 
-
-def print_run(records: list[dict], shift: Shift, workdir, console=None) -> None:
-    """The closing summary of a training run: final numbers, most shifted layers, what to run next."""
-    console = console or rich.console.Console(highlight=False, markup=False)
-    final = records[-1]
-    validated = "validation/accuracy" in final
-    chosen_by, label = (
-        ("validation/accuracy", "at best validation") if validated else ("test/accuracy", "best")
-    )
-    best = max(records, key=lambda record: record[chosen_by])["test/accuracy"]
-    console.print(f"\nAfter {final['epoch']:.4g} epochs ({final['step']} steps):")
-    console.print(
-        f"  test accuracy                       {final['test/accuracy']:.2%}   ({label} {best:.2%})"
-    )
-    console.print(f"  training accuracy, in train mode    {final['train/accuracy']:.2%}")
-    console.print(f"  the same, test mode, plain images   {final['train/accuracy_test_mode']:.2%}")
-    if shift.rows:
-        console.print("Most shifted BN layers, by real / moving variance (1 is no shift):")
-    for row in shift.most_shifted(3):
-        console.print(f"  {row['layer']:<35} {row['ratio']:.3f}")
-    command = evaluating(workdir)
-    console.print(f"Results are in {workdir}. Look closer:\n  {command}\n", soft_wrap=True)
+# The recipes by which statistics are taken again: both readings of Li et al., and the population's.
+RECIPES = ("li2018_torch", "li2018", "dropout_off")
 
 
-def print_evaluation(found: Evaluation, workdir, console=None) -> None:
-    """The tables of an evaluation."""
-    console = console or rich.console.Console(highlight=False, markup=False)
-    console.print(f"\n{workdir}, checkpoint of step {found.checkpoint_step}\n")
-    console.print(found.gap)
-    console.print()
-    for table in (found.recalibrated, found.sampled):
-        if table:
-            console.print(table)
-    console.print(found.shift)
-    if found.shift.rows:
-        pooled, li2018 = (
-            min(row["ratio"] for row in shift.rows) for shift in (found.shift, found.shift_li2018)
-        )
-        console.print(
-            f"Lowest ratio {pooled:.3f} (pooled), {li2018:.3f} by the estimator of Li et al. 2018. Variances "
-            "are biased (1/m), as Flax keeps them."
-        )
+def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: list[dict], model) -> dict:
+    """Summarizes a run.
+
+    Args:
+      config: the run's.
+      dataset: its data.
+      state: its final state.
+      records: those of its metrics.jsonl.
+      model: the network on one device, the same object for runs that differ in numbers alone.
+
+    Returns:
+      accuracy, loss: of the test images after the last epoch; where there are validation images, after the
+        epoch with the best validation accuracy.
+      train_accuracy, train_accuracy_test_mode: of the last epoch.
+      recalibrated: {recipe: accuracy of the test images} with statistics taken again by `RECIPES` at the end
+        of training.
+      correct: {statistics: bool (images,)}, whether each test image is right at the end of training, for
+        "running" statistics and those of each recipe. "running" is left out where `accuracy` is that of
+        another epoch. A task that does not classify has {}.
+      shift, shift_li2018: rows of `shift.measure` by both estimators, on images as training saw them:
+        `eval.train_examples` of them, and an epoch.
+      weights: rows of `theory.weight_statistics`.
+      checkpoint_step: the step of the state.
+      not_measured: why a network with BN has no shift or recalibration, such as a layer whose input does not
+        vary.
+
+      Without BN the lists of shifts and `recalibrated` are empty.
+    """
+    chosen_by = "validation/accuracy" if "validation/accuracy" in records[-1] else "step"
+    final = max(records, key=lambda record: record[chosen_by])
+    summary = {
+        "accuracy": final["test/accuracy"],
+        "loss": final["test/loss"],
+        "train_accuracy": records[-1]["train/accuracy"],
+        "train_accuracy_test_mode": records[-1]["train/accuracy_test_mode"],
+        "recalibrated": {},
+        "correct": {},
+        "shift": [],
+        "shift_li2018": [],
+        "weights": theory.weight_statistics(state.params).rows,
+        "checkpoint_step": int(state.step),
+    }
+    if config.task == "classify" and final is records[-1]:
+        summary["correct"]["running"] = _correct(config, dataset, state.variables, model)
+    if not state.batch_stats:
+        return summary
+    try:
+        _summarize_norms(summary, model, config, dataset, state)
+    except DropbnError as error:  # Such as a dead layer: the run's accuracy is a result all the same.
+        summary["not_measured"] = str(error)
+    return summary
 
 
-def evaluating(workdir) -> str:
-    """The command that evaluates the run in a workdir."""
-    return f"python eval.py --workdir={shlex.quote(str(workdir))}"
+def _summarize_norms(summary, model, config, dataset, state):
+    # Plain images would add the shift of augmentation (black borders) to that of the noise.
+    seen = AsInTraining(config, dataset)
+    summary["shift"] = shift.measure(model, state.variables, seen).rows
+    summary["shift_li2018"] = shift.measure(
+        model, state.variables, augmented_epoch(config, dataset), estimator="li2018"
+    ).rows
+    for recipe in RECIPES:
+        batches = seen if recipe == "dropout_off" else augmented_epoch(config, dataset)
+        found = recalibrate.recalibrate(model, state.variables, batches, recipe)
+        right = _correct(config, dataset, {**state.variables, "batch_stats": found.batch_stats}, model)
+        summary["recalibrated"][recipe] = float(right.mean(dtype=np.float64))
+        if right.dtype == bool:
+            summary["correct"][recipe] = right
+
+
+def _correct(config, dataset, variables, model):
+    """The task's score of every test image in test mode, in the dataset's order."""
+    images = sampling.PlainBatches(dataset.test, config.batch_size, dataset.mean, dataset.std)
+    batches, task = Batches(images), losses.TASKS[config.task]
+    predict = modes.Predictor(model, modes.TEST)
+    return np.concatenate([task(outputs, batch)["correct"] for batch, outputs in predict(variables, batches)])

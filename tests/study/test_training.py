@@ -9,7 +9,7 @@ from configs import small
 from dropbn import data
 from dropbn.data import sampling
 from dropbn.study import finished_runs, progress, work_items
-from dropbn.train import checkpoint, evaluation, loop, parallel, plan, workdir
+from dropbn.train import checkpoint, loop, measurements, parallel, plan, workdir
 
 
 @pytest.fixture(scope="module")
@@ -99,12 +99,12 @@ def test_a_finished_member_says_what_it_found(finished):
     config, like = its_plan.config, plan.abstract_state(its_plan, dataset)
     with checkpoint.manager(finished[0][0].directory / "checkpoints", read_only=True) as saved:
         state = checkpoint.restore(saved, like)
-    shift = evaluation.measure_shift(config, dataset, state)
+    shift = measurements.measure_shift(config, dataset, state)
     assert [row["ratio"] for row in member.summary["shift"]] == pytest.approx(
         [row["ratio"] for row in shift.rows], rel=1e-6
     )
     for recipe, accuracy in member.summary["recalibrated"].items():
-        again, _ = evaluation.recalibrate_run(config, dataset, state, recipe)
+        again, _ = measurements.recalibrate_run(config, dataset, state, recipe)
         after = {(row["statistics"], row["data"]): row["accuracy"] for row in again.rows}
         assert accuracy == pytest.approx(after[recipe, "test"], abs=1e-9)
         assert member.correct[recipe].mean() == pytest.approx(accuracy, abs=1e-9)

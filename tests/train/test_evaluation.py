@@ -15,7 +15,7 @@ from dropbn import data, keys, models
 from dropbn.data import sampling
 from dropbn.diagnose import recalibrate
 from dropbn.errors import DropbnError
-from dropbn.train import eval_batches, evaluation, loop
+from dropbn.train import eval_batches, evaluation, loop, measurements
 
 # One worker trains and evaluates the run of all these tests.
 pytestmark = pytest.mark.xdist_group("evaluation")
@@ -165,7 +165,7 @@ def test_recalibration_and_samples_as_in_the_tables(run, tmp_path):
     assert 0 < sampled["ece"] < 1 and sampled["nll"] != pytest.approx(plain["nll"], rel=1e-3)
     with pytest.raises(DropbnError, match="Did you mean 'li2018'"):
         evaluation.evaluate(directory, recalibration="li2019")
-    batch_stats = evaluation.recalibrate_run(config, dataset, state, "li2018")[1]
+    batch_stats = measurements.recalibrate_run(config, dataset, state, "li2018")[1]
     moved = batch_stats["stem"] if "stem" in batch_stats else batch_stats["stage1_block1"]
     assert set(moved["bn1"]) == {"mean", "var"}
 
@@ -272,7 +272,7 @@ def test_recipes_of_papers_go_through_the_epoch_again(run):
     """A pass more moves a moving average further, by the same images."""
     _, config, state, _ = run
     dataset = data.load(config.data)
-    model = evaluation.model_of_groups(config)
+    model = measurements.model_of_groups(config)
     once, twice = (
         recalibrate.recalibrate(
             model, state.variables, eval_batches.augmented_epoch(config, dataset), "li2018", passes=passes

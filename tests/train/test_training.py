@@ -20,7 +20,7 @@ import rich.console
 from dropbn import data
 from dropbn.errors import DropbnError
 from dropbn.nn import noise
-from dropbn.train import evaluation, feeds, loop, parallel, programs, steps, summary, workdir
+from dropbn.train import console, evaluation, feeds, loop, measurements, parallel, programs, steps, workdir
 from dropbn.train.plan import make_plan
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def test_digits_show_the_shift(tmp_path, epochs, flags, accuracy, lowest, highes
     dataset = data.load(config.data)
     state, records = loop.train_and_evaluate(config, run, dataset)  # finished: restores
     assert records[-1]["epoch"] == epochs and records[-1]["test/accuracy"] >= accuracy
-    ratios = [row["ratio"] for row in evaluation.measure_shift(config, dataset, state).rows]
+    ratios = [row["ratio"] for row in measurements.measure_shift(config, dataset, state).rows]
     assert lowest[0] <= min(ratios) <= lowest[1]
     assert highest[0] <= max(ratios) <= highest[1]
 
@@ -263,10 +263,10 @@ def test_a_network_without_norms_trains_and_evaluates(tiny_config, tmp_path):
     _, records = loop.train_and_evaluate(tiny_config, tmp_path / "run")
     found = evaluation.evaluate(tmp_path / "run")
     assert found.shift.rows == [] and len(found.gap.rows) == 4
-    console = rich.console.Console(width=120, markup=False)
-    with console.capture() as printed:
-        summary.print_run(records, found.shift, "runs/[bn relu]", console)
-        summary.print_evaluation(found, "runs/x", console)
+    terminal = rich.console.Console(width=120, markup=False)
+    with terminal.capture() as printed:
+        console.print_run(records, found.shift, "runs/[bn relu]", terminal)
+        console.print_evaluation(found, "runs/x", terminal)
     assert "--workdir='runs/[bn relu]'" in printed.get()
     assert "Most shifted" not in printed.get()
 
