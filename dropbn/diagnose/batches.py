@@ -9,7 +9,7 @@ from dropbn.errors import DropbnError
 
 
 class Batches:
-    """Batches that can be gone through again, and what of a batch the model gets.
+    """Batches that can be iterated again and again, and what the inputs and labels of a batch are.
 
     Attributes:
       first: the first batch.
@@ -19,26 +19,28 @@ class Batches:
         """Prepares `batches`.
 
         Args:
-          batches: an iterable of arrays, tuples or dicts. What can be iterated only once, such as a
-            generator, is kept in memory unless `once`; for large data give a list, a data loader, or an
-            object of your own whose `__iter__` begins anew.
-          inputs: which part of a batch the model gets: a key, an index or a function of the batch. By
-            default the array itself, "image" of a dict, the first of a tuple.
-          labels: likewise; by default "label" of a dict, the second of a tuple.
-          once: they are gone through once only.
+          batches: an iterable of arrays, tuples or dicts. An iterator, such as a generator, is kept in memory
+            unless `once`. For large data, give a list, a data loader, or an object whose `__iter__` starts
+            anew.
+          inputs: which part of a batch the model gets: a key, an index or a function of the batch. By default
+            it is the array itself, "image" of a dict, or the first element of a tuple.
+          labels: likewise; by default "label" of a dict, or the second element of a tuple.
+          once: whether the batches are iterated only once.
 
         Raises:
-          DropbnError: not an iterable of batches, or none in it.
+          DropbnError: not an iterable of batches, or an empty one.
         """
         if hasattr(batches, "shape") or isinstance(batches, (dict, str)) or not isinstance(batches, Iterable):
             raise DropbnError(
-                f"Batches come as an iterable, and {type(batches).__name__} is none: put a single batch in a "
+                f"Expected an iterable of batches, got {type(batches).__name__}: put a single batch in a "
                 "list."
             )
         rest = iter(batches)
         self.first = next(rest, None)
         if self.first is None:
-            raise DropbnError("No batches were given, or an iterator whose batches are used up.")
+            raise DropbnError(
+                "No batches were given: the iterable is empty, or an iterator whose batches are used up."
+            )
         if rest is batches:
             batches = itertools.chain([self.first], rest)
         self._batches = batches if once or not isinstance(batches, Iterator) else list(batches)
@@ -53,15 +55,15 @@ class Batches:
         if self._number not in (None, number):
             raise DropbnError(
                 f"The batches ended early: {number} where an earlier pass had {self._number}. Give a list, "
-                "or an iterable that begins anew each time."
+                "or an iterable that starts anew each time."
             )
         self._number = number
 
     def parts(self, most: int) -> list["Batches"]:
-        """Disjoint parts that hold all batches, as equal as they can be.
+        """Disjoint parts of nearly equal size that together hold all batches.
 
         Args:
-          most: how many parts; fewer where there are fewer batches, and none of one batch.
+          most: the number of parts. There are fewer if there are fewer batches, and none for one batch.
         """
         number = min(most, self._number or sum(1 for _ in self))
         parts = [_Part(self, first, number) for first in range(number)]
@@ -80,7 +82,7 @@ class Batches:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Every `number`-th of some batches, from the `first` on."""
+    """Every `number`-th batch, beginning with batch `first`."""
 
     batches: Batches
     first: int
@@ -98,7 +100,7 @@ def _part(batch, chosen, key, index, argument):
     if isinstance(batch, dict):
         if key not in batch:
             raise DropbnError(
-                f"A batch has keys {sorted(batch)}: say by {argument}= which are the {argument}."
+                f"A batch has the keys {sorted(batch)}: say with {argument}= which one holds the {argument}."
             )
         return batch[key]
     return batch[index] if isinstance(batch, (tuple, list)) else batch

@@ -49,16 +49,16 @@ class Gap(Result):
         """Which remedy to take, and what training may change about the largest share."""
         causes, sentences = [row["cause"] for row in self.shares.rows], []
         if "dropout noise" not in causes:
-            sentences.append("No noise was found, so no share of the gap is given to noise.")
+            sentences.append("No noise was found, so no share of the gap is attributed to it.")
         if "lagging statistics" not in causes:
-            sentences.append("No BN was found, so no share of the gap is given to its statistics.")
+            sentences.append("No BN was found, so no share of the gap is attributed to its statistics.")
         return " ".join(filter(None, [*sentences, self.remedies.advice, self.shares.advice]))
 
     def __rich__(self):
         shown = [super().__rich__(), self.shares, self.remedies, self.advice]
         if self.flips.share is not None:
             flipped = f"{self.flips.share:.2%} of the training images"
-            shown.append(f"Flips: {flipped} are right in train mode, wrong in test mode.")
+            shown.append(f"Flips: {flipped} are right in train mode and wrong in test mode.")
         return rich.console.Group(*shown)
 
     def plot(self, path=None):
@@ -86,26 +86,25 @@ def explain(
     Args:
       model: any Linen module; see `dropbn.diagnose.modes` for what can be reached.
       variables: its trained variables; they are not changed.
-      train_batches: as training has them, with its augmentation, as large, and shuffled: batch statistics are
-        among what is compared.
-      test_batches: likewise, without augmentation. Both are gone through many times; see
+      train_batches: batches as in training: augmented, of the same size and shuffled, because batch
+        statistics are compared too.
+      test_batches: batches of the same size, not augmented. Both are iterated many times; see
         `dropbn.diagnose.batches.Batches`.
-      plain_batches: the images of `train_batches` in the same order without augmentation. Without them no
-        share is given to augmentation.
-      inputs, labels: which parts of a batch they are.
-      score: `score(outputs, batch) -> {"loss", "correct"}`, each (images,); an image is right where correct
-        is above one half. Without "correct", such as in a regression, losses are compared. By default the
-        cross-entropy of logits, and whether the largest is the label's.
-      num_samples: the draws that the remedy `modes.sample` averages, 0 to leave it out; it wants logits of
-        classes. By default 10, and 0 with a `score`.
+      plain_batches: the images of `train_batches` in the same order, not augmented. Without them augmentation
+        has no share.
+      inputs, labels: which parts of a batch the inputs and the labels are.
+      score: `score(outputs, batch) -> {"loss", "correct"}`, each (images,). An image is right where "correct"
+        is above one half. Without "correct", as in a regression, losses are compared. By default the loss is
+        the cross-entropy of logits, and an image is right if its label has the largest logit.
+      num_samples: the draws that the remedy `modes.sample` averages; 0 leaves it out. The remedy needs logits
+        of classes. The default is 10, or 0 with a `score`.
       rngs: random keys by stream, by default key 0 for "dropout".
-      most_flipped: how many flipped images are kept to be looked at.
+      most_flipped: how many flipped images are kept for `Gap.plot`.
       **kwargs: further arguments of the model's `__call__`.
 
     Returns:
-      A `Gap`. Without noise in the model the table has no rows with noise on. Without BN it has only those
-      with running statistics, without a BN that is called several times none by call. No share is given to
-      what only the others could tell.
+      A `Gap`. Without noise in the model, the grid has no rows with noise on. Without BN, it has only rows
+      with running statistics. A cause whose rows are missing has no share.
 
     Raises:
       DropbnError: no batches, statistics in the variables that no BN of the model uses, one image as a batch,
@@ -141,7 +140,9 @@ def explain(
     both_modes = path[0].before, grid.Cell(False, "running", "train")
     scores, outputs = grid.evaluate(cells, sources, scorers, compared=compared, kept=both_modes)
     if len({len(of_cell.loss) for cell, of_cell in scores.items() if cell.data != "test"}) > 1:
-        raise DropbnError("plain_batches have other images than train_batches: give the same in their order.")
+        raise DropbnError(
+            "plain_batches hold other images than train_batches: give the same images in the same order."
+        )
     return Gap(
         grid.rows(scores),
         "Evaluation grid: accuracy and loss",

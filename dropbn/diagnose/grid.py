@@ -1,14 +1,14 @@
 """The evaluation grid: scores for noise on or off, each kind of BN statistics, and each set of images.
 
-The kinds of statistics, of which the training batches make the last three:
+There are five kinds of statistics. The last three are averages over the training batches:
 
 ===================  =========================================================================================
-`running`            the model's own
-`batch`              those of each batch that is normalized
-`converged`          what the running ones converge to if training goes on with these weights: averages over
-                     the batches of their means and variances in train mode
+`running`            the model's running statistics
+`batch`              those of the batch that is normalized
+`converged`          what the running ones converge to if training goes on with these weights: the average
+                     mean and variance of a batch in train mode
 `converged by call`  the same for each call of a BN that a forward pass calls several times. `converged`
-                     averages the calls by Flax's weights. For other models the two are the same, and only
+                     averages the calls by Flax's weights. In other models the two are the same, and only
                      `converged` has rows.
 `recalibrated`       as `converged`, with the noise off
 ===================  =========================================================================================
@@ -31,7 +31,7 @@ PLAIN = "train plain"
 
 
 class Cell(NamedTuple):
-    """Where a row stands in the grid.
+    """The place of a row in the grid.
 
     Attributes:
       noise: whether it is on.
@@ -73,7 +73,7 @@ class Source(NamedTuple):
 def sources(
     model: nn.Module, variables: dict, train: Batches, has_noise: bool, rngs: dict, kwargs: dict
 ) -> dict[str, Source]:
-    """Every kind of statistics that the model can have, by name.
+    """Every kind of statistics that the model has, by name.
 
     Args:
       model: any Linen module.

@@ -1,17 +1,17 @@
-"""What can be done for a trained model without training it, and what each remedy brings on test images.
+"""What can be done for a trained model without further training, and what each remedy brings on test images.
 
 ===========================  ==========================================================  ==============
 remedy                       call                                                        needs
 ===========================  ==========================================================  ==============
 recalibrated statistics      `recalibrate(model, variables, train_batches)`              BN
 precise BN with noise        `recalibrate(..., recipe="precise_bn", noise=True)`         BN
-batch statistics             `modes.apply` with noise off and BN by the test batch       BN
+batch statistics             `modes.apply` with noise off and BN with batch statistics   BN
 mean of T draws              `modes.sample(model, variables, test_batches,               noise, classes
                              num_samples=T)`
 ===========================  ==========================================================  ==============
 
-Each row is made by its call, with the further keywords of `gap.explain`, and compared with test mode as it
-is.
+Each row comes from its call, with the other keywords given to `gap.explain`. It is compared with test mode
+without a remedy.
 """
 
 import dataclasses
@@ -33,15 +33,15 @@ _PRECISE = {True: "precise BN with noise", False: "precise BN"}
 class Remedies(Result):
     """What each remedy brings.
 
-    Each row holds, of test images:
+    Each row holds, for test images:
       remedy: what is done.
-      accuracy_before, accuracy: in test mode as it is, and with the remedy.
+      accuracy_before, accuracy: in test mode without and with the remedy.
       loss_before, loss: likewise.
-      gain: of accuracy; where the score gives none, what the loss falls by.
-      error: standard error of the gain (`dropbn.diagnose.scores`); None where it is not known.
-      least: the gain less as many errors as chance allows, see `scores.Difference.least`; above 0 the gain is
-        more than chance, for as many remedies as were tried.
-      call: the call.
+      gain: the increase in accuracy, or the decrease in loss where the score gives no accuracy.
+      error: the standard error of the gain (`dropbn.diagnose.scores`); None where it is not known.
+      least: the lower 95 % bound of the gain (`scores.Difference.least`). If it is above 0, the gain is more
+        than chance, even though several remedies were tried.
+      call: the call that applies the remedy.
 
     Attributes:
       failed: remedy -> why it could not be tried.
@@ -50,30 +50,32 @@ class Remedies(Result):
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def __rich__(self):
-        # Test mode as it is stands in the evaluation grid.
+        # The evaluation grid already shows test mode without a remedy.
         return self.without("accuracy_before", "loss_before", "call").__rich__()
 
     @property
     def advice(self) -> str:
         """Which remedy to take, in sentences."""
-        sentences = [f"There was no way to try {name}: {why}" for name, why in self.failed.items()]
+        sentences = [f"Could not try {name}: {why}" for name, why in self.failed.items()]
         unknown = [row for row in self.rows if row["error"] is None]
         if unknown:
             gains = ", ".join(f"{row['remedy']} {_gain(row)}" for row in unknown)
-            sentences.append(f"One batch does not tell the error of these gains on test images: {gains}.")
+            sentences.append(
+                f"One batch is too few to know the error of these gains on test images: {gains}."
+            )
         known = [row for row in self.rows if row["error"] is not None]
         helps = [row for row in known if row["least"] > 0]
         if helps:
             best = max(helps, key=lambda row: row["gain"])
             sentences.append(
-                f"The largest gain on test images that exceeds its error is that of {best['remedy']}: "
+                f"The largest gain on test images that exceeds its error comes from {best['remedy']}: "
                 f"{_gain(best)} ({_change(best)}). The call is {best['call']}."
             )
         elif known:
             gains = ", ".join(f"{row['remedy']} {_gain(row)}" for row in known)
-            sentences.append(f"No remedy that was tried gains more than its error on test images: {gains}.")
+            sentences.append(f"No remedy gains more than its error on test images: {gains}.")
         if not self.rows and not self.failed:
-            sentences.append("The model has neither noise nor BN that a remedy could switch or replace.")
+            sentences.append("The model has neither noise nor BN for a remedy to change.")
         return " ".join(sentences)
 
 
@@ -92,15 +94,15 @@ def compare(
     Args:
       model: any Linen module.
       variables: its trained variables; they are not changed.
-      train: the training batches that statistics are taken from.
-      test: scores the test images.
+      train: the training batches, from which statistics are taken.
+      test: the scorer of the test images.
       has_noise: whether the model draws noise in training.
-      num_samples: the draws of `modes.sample`; 0 where the outputs are no logits of classes.
+      num_samples: the draws of `modes.sample`; 0 if the outputs are not logits of classes.
       rngs: random keys by stream.
       kwargs: further arguments of the model's `__call__`.
     """
     given = (model, variables, train, test, rngs, kwargs)
-    tried = {}  # remedy -> (its call, what scores it)
+    tried = {}  # remedy -> (its call, a function that scores it)
     if variables.get("batch_stats"):
         precise = {"recipe": "precise_bn"} | ({"noise": True} if has_noise else {})
         for name, recipe in {"recalibrated statistics": {}, _PRECISE[has_noise]: precise}.items():
@@ -117,7 +119,7 @@ def compare(
     for name, (call, scores) in tried.items():
         try:
             rows.append(_row(name, call, before, scores(), len(tried)))
-        except DropbnError as error:  # such as a dead layer, which has no statistics to take
+        except DropbnError as error:  # for example a dead layer, which has no statistics
             failed[name] = str(error)
     title = "What each remedy brings on test images (least: lower 95 % bound of the gain)"
     return Remedies(rows, title, failed)

@@ -1,16 +1,16 @@
 """The scores of images in a mode, and the difference between two modes with its standard error.
 
-Two variances add up to the squared error of a difference of means:
+The squared error of a difference of means is the sum of two variances:
 
-- that over images: var(d) / images for the differences d of the same images; for different images the
-  variances of both means add. Images that BN normalizes by their batch share its statistics. Their sums over
-  batches are the independent ones, so the larger of the two variances is taken:
-  B / (B - 1) sum_b (sum_{i in b} (d_i - mean d))^2 / images^2 for B batches.
-- that over statistics which were taken from training images. They are taken from P disjoint parts of the
-  batches as well. A statistic's variance falls as 1 / images, so the variance of the P differences, times a
-  part's share of the images (1 / P), is the variance of the difference to first order.
+- The variance over images is var(d) / images for the differences d of the same images. For different images,
+  the variances of both means add. With batch statistics, the images of a batch depend on each other, and only
+  sums over batches are independent. Then the larger of two variances is taken, this one and, for B batches,
+  B / (B - 1) sum_b (sum_{i in b} (d_i - mean d))^2 / images^2.
+- The variance over statistics counts where statistics were taken from training images. They are also taken
+  from P disjoint parts of the batches. A statistic's variance falls as 1 / images. So, to first order, the
+  variance of the difference is that of the P differences times a part's share of the images (1 / P).
 
-Degrees of freedom are Satterthwaite's (1946): (sum v)^2 / sum (v^2 / degrees of v).
+The degrees of freedom are Satterthwaite's (1946): (sum v)^2 / sum (v^2 / degrees of v).
 """
 
 from collections.abc import Callable, Iterable
@@ -23,8 +23,8 @@ from dropbn.diagnose import modes, uncertainty
 from dropbn.diagnose.batches import Batches
 from dropbn.errors import DropbnError
 
-_LEVEL = 0.05  # of chance, for all differences that are compared together
-_PARTS = 4  # of the training batches
+_LEVEL = 0.05  # the chance of any false gain among the differences that are compared together
+_PARTS = 4  # disjoint parts of the training batches, for the variance over statistics
 
 
 class Scores(NamedTuple):
@@ -32,11 +32,11 @@ class Scores(NamedTuple):
 
     Attributes:
       loss: (images,).
-      correct: (images,), or None where the score does not tell.
-      batch: (images,), the number of an image's batch where BN normalizes by it, otherwise None.
-      parts: the scores with the statistics of each part of the training batches, () where there is one batch
-        alone; None where the statistics were not taken from batches.
-      share: the images of a part, as a share of those behind the statistics.
+      correct: (images,), or None if the score does not give it.
+      batch: (images,), the index of each image's batch if BN uses batch statistics, otherwise None.
+      parts: the scores with the statistics of each part of the training batches. It is () if there is only
+        one batch, and None if the statistics were not taken from batches.
+      share: the images of a part, as a fraction of those behind the statistics.
     """
 
     loss: np.ndarray
@@ -56,8 +56,8 @@ class Difference(NamedTuple):
 
     Attributes:
       value: the difference.
-      error: its standard error; None where it is not known, such as that of statistics from one batch.
-      degrees: of freedom of the error.
+      error: its standard error; None where it is not known, as for statistics from one batch.
+      degrees: the degrees of freedom of the error.
     """
 
     value: float
@@ -65,7 +65,10 @@ class Difference(NamedTuple):
     degrees: float = np.inf
 
     def words(self, key: str) -> str:
-        """Such as "12.5 +- 1.7 points" of "correct", "0.436 +- 0.052" of "loss", without an unknown error."""
+        """For example "12.5 +- 1.7 points" for "correct" or "0.436 +- 0.052" for "loss".
+
+        An unknown error is left out.
+        """
         numbers = [number for number in (self.value, self.error) if number is not None]
         if key == "correct":
             return " +- ".join(f"{100 * number:.1f}" for number in numbers) + " points"
@@ -74,8 +77,11 @@ class Difference(NamedTuple):
     def least(self, tried: int) -> float | None:
         """value - t error, the lower end of a one-sided 95 % interval.
 
-        The quantile t of Student's distribution is that of 1 - 0.05 / tried (Bonferroni), so that among as
-        many differences, none of which is above 0, the chance that any least value is above 0 stays at 5 %.
+        t is the quantile of Student's distribution at 1 - 0.05 / tried (Bonferroni). So among `tried`
+        differences that are truly 0, the chance that any lower end is above 0 is at most 5 %.
+
+        Args:
+          tried: how many differences are compared together.
         """
         if not self.error:
             return None if self.error is None else self.value
@@ -85,12 +91,12 @@ class Difference(NamedTuple):
 
 
 def difference(before: Scores, after: Scores, key: str, *, paired: bool = True) -> Difference | None:
-    """The mean of `after` less that of `before`; None where the score does not tell.
+    """The mean of `after` minus that of `before`; None if the score does not give `key`.
 
     Args:
       before, after: the scores.
       key: "loss" or "correct".
-      paired: whether both are of the same images in the same order.
+      paired: whether both score the same images in the same order.
     """
     a, b = getattr(before, key), getattr(after, key)
     if a is None:
@@ -115,7 +121,7 @@ def parts_of(train: Batches, rngs: dict) -> list[tuple[Batches, dict]]:
 
 
 def _over_images(values, batch):
-    """(variance of the mean, degrees of freedom), None where it is not known."""
+    """(variance of the mean, degrees of freedom), or None where it is not known."""
     number = len(values)
     if number < 2:
         return None
@@ -130,7 +136,7 @@ def _over_images(values, batch):
 
 
 def _over_parts(before, after, key):
-    """The same for statistics, in a list that is empty where none were taken from batches."""
+    """The same for statistics, in a list that is empty if none were taken from batches."""
     taken = [scores for scores in (before, after) if scores.parts is not None]
     if not taken:
         return []
@@ -160,7 +166,7 @@ class Scorer:
         rngs: dict | None = None,
         kwargs: dict | None = None,
     ):
-        """Arguments as of `gap.explain`; `name` is what an error calls the batches."""
+        """The arguments are those of `gap.explain`; `name` stands for the batches in error messages."""
         self.batches, self._name = batches, name
         self._model, self._score, self._rngs, self._kwargs = model, score, rngs, kwargs
 
@@ -175,7 +181,7 @@ class Scorer:
         return scores, np.concatenate(outputs)
 
     def of_probabilities(self, probabilities: np.ndarray) -> Scores:
-        """The scores of predictions, (images, classes): those of logits log p, whose softmax is p."""
+        """The scores of predicted probabilities p, (images, classes): those of the logits log p."""
         logits, start, predictions = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)), 0, []
         for batch in self.batches:
             stop = start + len(self.batches.inputs(batch))
@@ -188,8 +194,8 @@ class Scorer:
         for batch, output in predictions:
             if not np.all(np.isfinite(output)):
                 raise DropbnError(
-                    f"Outputs for the {self._name} batches are not finite: look for NaN in batches or "
-                    "weights."
+                    f"Outputs for the {self._name} batches are not finite: look for NaN in the batches or "
+                    "in the weights."
                 )
             found.append(self._score(output, batch))
             outputs.append(output)
@@ -201,7 +207,7 @@ class Scorer:
 
 
 def classify(batches: Batches) -> Callable:
-    """`score(outputs, batch)`: the cross-entropy of logits, and whether the largest is that of the label."""
+    """`score(outputs, batch)`: the cross-entropy of logits, and whether the label has the largest logit."""
 
     def score(outputs, batch):
         labels = np.asarray(batches.labels(batch))
@@ -209,7 +215,7 @@ def classify(batches: Batches) -> Callable:
         if not (fits and 0 <= labels.min() <= labels.max() < outputs.shape[1]):
             raise DropbnError(
                 f"Outputs of shape {outputs.shape} and labels of shape {labels.shape} from {labels.min()} to "
-                f"{labels.max()} are no classification: give labels=, or score= for another task."
+                f"{labels.max()} do not fit a classification: give labels=, or score= for another task."
             )
         labels = labels.astype(int)
         p = uncertainty.softmax(outputs)

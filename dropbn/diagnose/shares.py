@@ -33,23 +33,22 @@ from dropbn.results import Result
 
 # cause -> what it means, and what training may change about it
 CAUSES = {
-    "small-batch noise": "The network does better with the statistics of its own batch than with any that "
-    "are remembered. Larger batches, or statistics synced over devices, make the two more alike. So do "
-    "batches whose images do not belong together.",
-    "shared statistics": "A BN that is called several times has one running mean and variance for inputs "
-    "that differ. A BN for each domain, or one call on all domains together, avoids it. Recalibration does "
-    "not.",
-    "dropout noise": "The network does better with noise than without. A lower rate makes the two more "
-    "alike.",
-    "variance shift": "BN remembers variances that noise had inflated. Training avoids it with noise after "
-    "the last BN (Kim et al. 2023, Guideline 1; Li et al. 2018, section 5), with Uout, or with a lower rate. "
-    "shift.measure names the layers.",
+    "small-batch noise": "The network does better with the statistics of the current batch than with "
+    "remembered ones. Larger batches, or statistics synced over devices, bring the two closer. So do batches "
+    "of unrelated images.",
+    "shared statistics": "A BN that is called several times has one running mean and variance for "
+    "different inputs. A BN for each domain, or one call on all domains together, avoids this. Recalibration "
+    "does not.",
+    "dropout noise": "The network does better with noise than without. A lower rate brings the two closer.",
+    "variance shift": "BN remembers variances that noise had inflated. To avoid this in training, put noise "
+    "after the last BN (Kim et al. 2023, Guideline 1; Li et al. 2018, section 5), use Uout, or lower the "
+    "rate. shift.measure names the layers.",
     "lagging statistics": "The running statistics lag behind the weights. A smaller learning rate at the end "
-    "of training, or a lower momentum of BN, avoids it.",
+    "of training, or a lower BN momentum, avoids this.",
     "augmentation": "The network does better on augmented images than on plain ones. Weaker augmentation "
-    "makes the two more alike.",
-    "generalisation": "The network knows training images better than test images. More data, augmentation or "
-    "regularisation may help.",
+    "brings the two closer.",
+    "generalisation": "The network does better on training images than on test images. More data, "
+    "augmentation or regularisation may help.",
 }
 
 
@@ -61,8 +60,8 @@ class Shares(Result):
       cause: a key of `CAUSES`, or "the whole gap".
       before, after: the grid's rows on either side.
       accuracy: what is lost between them, before - after; None where the score gives no accuracy.
-      error: its standard error (`dropbn.diagnose.scores`); None where it is not known, such as that of
-        statistics from one batch.
+      error: its standard error (`dropbn.diagnose.scores`); None where it is not known, as for statistics from
+        one batch.
       loss, loss_error: what the loss gains, after - before, and its standard error.
 
     Attributes:
@@ -77,7 +76,7 @@ class Shares(Result):
 
     @property
     def advice(self) -> str:
-        """The largest share that exceeds its error, and what training may change about it; or no text."""
+        """The largest share that exceeds its error, and what training may change about it; "" without one."""
         *causes, _ = zip(self.rows, self.lost, strict=True)
         sure = [(row, lost) for row, lost in causes if (lost.least(len(causes)) or 0) > 0]
         if not sure:
@@ -128,7 +127,7 @@ def split(scores: dict[Cell, Scores], path: list[Step]) -> Shares:
     """The share of each step of the path, and of the whole."""
     steps = [*path, Step("the whole gap", path[0].before, path[-1].after)]
     rows, lost = zip(*(_share(step, scores) for step in steps), strict=True)
-    return Shares(list(rows), "What is lost from train mode to test mode, in one order of switches", lost)
+    return Shares(list(rows), "What is lost from train mode to test mode, one change at a time", lost)
 
 
 def _share(step, scores):

@@ -1,4 +1,4 @@
-"""What drawn predictions tell: their mean, what they disagree about, and how well they are calibrated."""
+"""Monte Carlo predictions: their mean, their disagreement, and their calibration."""
 
 import dataclasses
 
@@ -12,12 +12,12 @@ from dropbn.results import Result
 class Sample(Result):
     """Monte Carlo predictions, a row for each image.
 
-    Each row holds, entropies in nats:
+    Each row holds, with entropies in nats:
       image: its number.
       prediction: the class of the largest mean probability.
       probability, spread: mean and standard deviation of that class's probability over the draws.
       entropy: of the mean probabilities, H[E p].
-      mutual_information: H[E p] - E H[p], what the draws disagree about.
+      mutual_information: H[E p] - E H[p], how much the draws disagree.
 
     Attributes:
       mean, spread: of the probabilities over the draws, (images, classes).
@@ -27,7 +27,7 @@ class Sample(Result):
     spread: np.ndarray = dataclasses.field(default=None, repr=False)
 
     def most_uncertain(self, number: int = 10) -> list[dict]:
-        """The rows of largest mutual information."""
+        """The rows with the largest mutual information."""
         return sorted(self.rows, key=lambda row: -row["mutual_information"])[:number]
 
     def __rich__(self):
@@ -44,16 +44,16 @@ class Sample(Result):
 
 
 class Draws:
-    """Sums over draws of predictions, in float64."""
+    """Running sums over drawn predictions, in float64."""
 
     def __init__(self):
         self._number, self._sum, self._squares, self._entropies = 0, 0.0, 0.0, 0.0
 
     def add(self, logits: np.ndarray) -> None:
-        """Adds one draw, (images, classes).
+        """Adds one draw of logits, (images, classes).
 
         Raises:
-          DropbnError: no logits, or not finite.
+          DropbnError: another shape, or values that are not finite.
         """
         p = softmax(logits)
         self._number += 1
@@ -61,7 +61,7 @@ class Draws:
         self._entropies = self._entropies + entropy(p)
 
     def summary(self, title: str = "") -> Sample:
-        """Mean, spread, entropy and mutual information of what was added."""
+        """Mean, spread, entropy and mutual information of the added draws."""
         mean = self._sum / self._number
         spread = np.sqrt(np.maximum(self._squares / self._number - mean**2, 0))
         of_mean, best = entropy(mean), mean.argmax(-1)
@@ -89,7 +89,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     if np.ndim(logits) != 2 or not np.all(np.isfinite(logits)):
         broken = " and are not finite" if not np.all(np.isfinite(logits)) else ""
         raise DropbnError(
-            f"Probabilities want finite logits of shape (images, classes); these outputs have the shape "
+            f"Probabilities need finite logits of shape (images, classes); these outputs have the shape "
             f"{np.shape(logits)}{broken}."
         )
     p = np.exp(logits - np.max(logits, -1, keepdims=True), dtype=np.float64)

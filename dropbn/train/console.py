@@ -1,4 +1,4 @@
-"""What a run and its evaluation print."""
+"""What a run and its evaluation print on the console."""
 
 import shlex
 

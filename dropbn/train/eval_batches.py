@@ -1,4 +1,4 @@
-"""The batches that a run is measured on: images plain, or training images as training augments them."""
+"""The batches that a run is measured on: plain images, or training images augmented as in training."""
 
 import dataclasses
 import functools
@@ -17,12 +17,12 @@ from dropbn.data.streams import Stream
 def plain(config, dataset: data.Dataset, split: str) -> sampling.PlainBatches:
     """Images without augmentation in a fixed random order, in batches of `images_of_a_statistic`.
 
-    The order is random because a batch of one class has other statistics than a batch of training.
+    The order is random because a batch of one class has different statistics from a training batch.
 
     Args:
-      config: of the run.
+      config: the run's.
       dataset: its data.
-      split: "train", of which there are `config.eval.train_examples`, or "test".
+      split: "train" for `config.eval.train_examples` training images, or "test".
     """
     images = dataset.plain(config.eval.train_examples) if split == "train" else dataset.test
     order = np.asarray(sampling.epoch_order(config.seed, 0, images.num_examples))
@@ -32,16 +32,16 @@ def plain(config, dataset: data.Dataset, split: str) -> sampling.PlainBatches:
 
 @dataclasses.dataclass(frozen=True)
 class AsInTraining:
-    """Training images as the first epoch of training augments them, the same each time they are gone through.
+    """Training images as the first epoch augments them, the same in every pass.
 
-    They are the images of `plain(config, dataset, "train")` in the same order, so that the two differ by the
-    augmentation alone. Without augmentation they are the same.
+    They are the images of `plain(config, dataset, "train")` in the same order, so the two differ only by the
+    augmentation. Without augmentation they are equal.
 
     Attributes:
-      config: of the run.
+      config: the run's.
       dataset: its data.
-      batch_size: images in each batch; 0 is `config.batch_size`.
-      whole: instead all images of the epoch in training's order, without the last batch where it is short.
+      batch_size: images in each batch; 0 means `config.batch_size`.
+      whole: take all images of the epoch instead, in training's order and without a short last batch.
     """
 
     config: ConfigDict
@@ -63,7 +63,7 @@ class AsInTraining:
         if not self.is_augmented:
             yield from sampling.PlainBatches(train, size, mean, std, order[positions])
             return
-        # A short last batch is augmented at full length, which saves a compilation, and cut.
+        # A short last batch is augmented at full length, which saves a compilation, and then cut.
         number = len(positions)
         full = np.resize(positions, -(-number // size) * size)
         for start, batch in zip(range(0, number, size), self._augmented(order, full, size), strict=True):
@@ -71,7 +71,7 @@ class AsInTraining:
             yield {"image": sampling.normalize(part.images, mean, std), "label": part.labels}
 
     def _positions(self, order, size):
-        """The positions in the epoch's order of the images that are wanted."""
+        """The wanted images' positions in the epoch's order."""
         if self.whole:
             return np.arange(len(order) // size * size)
         rows = data.evenly(self.config.eval.train_examples, len(order))
@@ -79,7 +79,7 @@ class AsInTraining:
         return np.argsort(order)[shuffled]
 
     def _augmented(self, order, positions, size):
-        """Batches of uint8 images; an image's augmentation follows from its position."""
+        """Batches of uint8 images; an image's augmentation depends on its position."""
         config, train = self.config, self.dataset.train
         if isinstance(train, Stream):
             workers = config.data.workers
@@ -92,7 +92,7 @@ class AsInTraining:
 
 
 def augmented_epoch(config, dataset: data.Dataset) -> AsInTraining:
-    """The first epoch of training, in batches of `images_of_a_statistic`, as the papers' recipes take it."""
+    """The first epoch of training, in batches of `images_of_a_statistic`, as the papers' recipes use it."""
     return AsInTraining(config, dataset, images_of_a_statistic(config), whole=True)
 
 

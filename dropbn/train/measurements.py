@@ -80,7 +80,9 @@ def sample_run(config, dataset: data.Dataset, state: steps.TrainState, number: i
       DropbnError: a task that does not classify, or a network without noise.
     """
     if config.task != "classify":
-        raise DropbnError(f"Monte Carlo dropout wants probabilities of classes; the task is {config.task!r}.")
+        raise DropbnError(
+            f"Monte Carlo dropout needs probabilities of classes, but the task is {config.task!r}."
+        )
     batches = plain(config, dataset, "test")
     rngs = {"dropout": keys.key(config.seed, "noise")}
     found = modes.sample(model_of_groups(config), state.variables, batches, num_samples=number, rngs=rngs)

@@ -14,7 +14,7 @@ NUMBER = 400
 
 
 class Energy(nn.Module):
-    """Says whether the mean square of its normalized input is above a threshold."""
+    """Tells whether the mean square of its normalized input is above a threshold."""
 
     rate: float = 0.5
 
@@ -82,7 +82,7 @@ def test_generalisation_alone():
     found = gap.explain(Energy(rate=0.01), _variables(ENERGY), TRAIN, _data(1, label_noise=0.3))
     shares = _shares(found)
     assert shares["generalisation"] == pytest.approx(0.3, abs=5 * (0.3 * 0.7 / NUMBER) ** 0.5)
-    assert found.advice.startswith("No remedy that was tried gains more than its error on test images: ")
+    assert found.advice.startswith("No remedy gains more than its error on test images: ")
     assert "The largest share of the gap is generalisation" in found.advice
     row = found.shares.rows[-2]
     test = np.concatenate([y for _, y in _data(1, label_noise=0.3)])
@@ -91,7 +91,7 @@ def test_generalisation_alone():
 
 
 def test_small_batch_noise_alone():
-    """Batches of one class each: only statistics of a batch tell the classes apart."""
+    """The classes differ only relative to their batch: remembered statistics cannot tell them apart."""
     x = np.concatenate([x for x, _ in TRAIN])
     labels = np.arange(NUMBER) % 2
     center = np.where(np.arange(NUMBER) // 100 % 2, 4.0, -4.0)[:, None]
@@ -135,7 +135,7 @@ KEY = jax.random.key(7)
 
 
 def _by_hand(variables, batches, noise, key=KEY):
-    """(logits, labels) of every batch, BN by the batch, and the averaged statistics."""
+    """(logits, labels) of every batch with batch statistics, and the averaged statistics."""
     statistics, outputs = [], []
     for i, (x, labels) in enumerate(batches):
         rngs = {"dropout": jax.random.fold_in(key, i)}
@@ -244,7 +244,7 @@ def test_one_batch_does_not_tell_every_error(trained):
         "precise BN with noise",
         "batch statistics",
     }
-    assert found.advice.startswith("One batch does not tell the error of these gains on test images: ")
+    assert found.advice.startswith("One batch is too few to know the error of these gains on test images: ")
 
 
 def test_a_score_of_losses_alone():
@@ -261,7 +261,7 @@ def test_a_score_of_losses_alone():
     assert row["gain"] == pytest.approx(row["loss_before"], rel=1e-3)
     assert row["accuracy"] is None and found.rows[0]["accuracy"] is None and found.flips.share is None
     gain = f"{row['gain']:.3g} +- {row['error']:.3g}"
-    assert f"exceeds its error is that of recalibrated statistics: {gain} (loss " in found.advice
+    assert f"exceeds its error comes from recalibrated statistics: {gain} (loss " in found.advice
     assert "The largest share of the gap is variance shift" in found.advice
     assert found.plot() is not None
 
@@ -297,7 +297,9 @@ def test_without_noise_no_share_is_given_to_it(trained):
     assert {(row["noise"], row["batch_norm"]) for row in found.rows} == {
         ("off", source) for source in ("running", "batch", "converged")
     }
-    assert found.advice.startswith("No noise was found, so no share of the gap is given to noise. No remedy")
+    assert found.advice.startswith(
+        "No noise was found, so no share of the gap is attributed to it. No remedy"
+    )
     assert "largest share" not in found.advice
     assert found.flips.rows == [] and found.plot() is not None
 
@@ -343,9 +345,14 @@ def test_another_score_and_refusals():
 
     x, y = TRAIN[0]
     refused("arrays without labels", [x], [x])
-    refused("other images than train_batches", [(x, y)], [(x, y)], plain_batches=[(x[:50], y[:50])])
-    refused("keys .* say by labels=", [{"image": x, "y": y}], [(x, y)])
-    refused("are no classification", [(x, y + 1)], [(x, y)])
+    refused(
+        "other images than train_batches: give the same images in the same order",
+        [(x, y)],
+        [(x, y)],
+        plain_batches=[(x[:50], y[:50])],
+    )
+    refused("keys .* say with labels=", [{"image": x, "y": y}], [(x, y)])
+    refused("do not fit a classification", [(x, y + 1)], [(x, y)])
     refused("one image has no batch statistics", [(x, y), (x[:1], y[:1])], [(x, y)])
     refused("Outputs for the test batches are not finite", [(x, y)], [(x * np.nan, y)])
     refused("'bn' is not finite in batch 0", [(x * np.nan, y)], [(x, y)])

@@ -33,7 +33,7 @@ def test_a_shift_is_mended_without_noise_by_own_statistics_or_by_draws():
     assert rows["recalibrated statistics"]["error"] == pytest.approx(error, rel=1e-9)
     quantile = stats.t.ppf(1 - 0.05 / 4, len(LABELS) - 1)
     assert rows["recalibrated statistics"]["least"] == pytest.approx(lost - quantile * error)
-    words = f"that of recalibrated statistics: {100 * lost:.1f} +- {100 * error:.1f} points"
+    words = f"comes from recalibrated statistics: {100 * lost:.1f} +- {100 * error:.1f} points"
     assert words in found.advice
     assert "The call is recalibrate.recalibrate(model, variables, train_batches)." in found.advice
 
@@ -52,7 +52,7 @@ def test_the_advice_gives_the_gain_on_test_images():
     assert lost == pytest.approx(LABELS.mean(), abs=1e-9)
     assert row["gain"] < lost / 3
     words = f"{100 * row['gain']:.1f} +- {100 * row['error']:.1f} points"
-    assert f"gain on test images that exceeds its error is that of recalibrated statistics: {words}" in (
+    assert f"gain on test images that exceeds its error comes from recalibrated statistics: {words}" in (
         found.advice
     )
 
@@ -164,7 +164,7 @@ def test_a_remedy_that_cannot_be_tried_is_named():
     found = gap.explain(Dead(), Dead().init(jax.random.key(1), x), batches, batches)
     assert set(found.remedies.failed) == {"recalibrated statistics", "precise BN with noise"}
     assert list(_rows(found)) == ["batch statistics", "mean of 10 draws"]
-    assert "There was no way to try recalibrated statistics: The input of 'bn' does not vary" in found.advice
+    assert "Could not try recalibrated statistics: The input of 'bn' does not vary" in found.advice
 
 
 def test_which_remedies_apply():
