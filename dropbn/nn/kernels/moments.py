@@ -22,6 +22,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from dropbn.errors import DropbnError
+
 Array = jax.Array | np.ndarray
 
 
@@ -51,7 +53,7 @@ class Moments(NamedTuple):
         return self.m2 / self.count[..., None]
 
 
-def of(x: jax.Array, axis: int | tuple[int, ...] = -1) -> Moments:
+def of(x: jax.Array, axis: int | tuple[int, ...] = -1, mask: jax.Array | None = None) -> Moments:
     """Moments of `x` per channel, in float32 at least, in one pass after a glance at the first example.
 
     The origin is the mean of the first example. Among n examples it lies within sqrt(n) standard deviations
@@ -61,19 +63,44 @@ def of(x: jax.Array, axis: int | tuple[int, ...] = -1) -> Moments:
     Args:
       x: array with examples along its first axis, such as (batch, ..., channels).
       axis: the channel axis or axes, as in `flax.linen.BatchNorm`.
+      mask: True where a value counts, as in `flax.linen.BatchNorm`; it broadcasts to the shape of `x`, and is
+        the same for all channels.
 
     Returns:
       Moments whose channel shape is that of `x` along `axis`.
+
+    Raises:
+      DropbnError: a mask that may differ between channels.
     """
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     channel_axes = {a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)}
     axes = tuple(a for a in range(x.ndim) if a not in channel_axes)
+    if mask is not None:
+        return _masked(x, axes, mask)
     origin = jnp.mean(x if 0 in channel_axes else x[:1], axes, keepdims=True)
     count = jnp.asarray(x.size / max(origin.size, 1), x.dtype)
     deviation = x - origin
     sums = both_sums(deviation, jnp.square(deviation), axes)
     offset, m2 = sums[0] / count, sums[1]
     m2 = m2 - count * jnp.square(offset)
+    return Moments(count, origin.reshape(offset.shape), offset, jnp.maximum(m2, 0))
+
+
+def _masked(x, axes, mask):
+    """Moments of the values that a mask leaves, around their mean."""
+    mask = jnp.asarray(mask, bool)
+    shape = (1,) * (x.ndim - mask.ndim) + mask.shape
+    if any(shape[axis] > 1 for axis in range(x.ndim) if axis not in axes):
+        raise DropbnError(
+            f"A mask of shape {mask.shape} differs between the channels of a batch normalization's input of "
+            f"shape {x.shape}: give it length 1 along the channels."
+        )
+    mask = jnp.broadcast_to(mask.reshape(shape), [x.shape[a] if a in axes else 1 for a in range(x.ndim)])
+    count = jnp.sum(mask, dtype=x.dtype)
+    origin = jnp.mean(x, axes, where=mask, keepdims=True)
+    deviation = x - origin
+    offset = jnp.mean(deviation, axes, where=mask)
+    m2 = jnp.sum(jnp.square(deviation), axes, where=mask) - count * jnp.square(offset)
     return Moments(count, origin.reshape(offset.shape), offset, jnp.maximum(m2, 0))
 
 
@@ -99,6 +126,16 @@ def _derivative(axes, primals, tangents):
 
 def _add(a, b):
     return a[0] + b[0], a[1] + b[1]
+
+
+def over(found: Moments, axis_name: str | tuple[str, ...]) -> Moments:
+    """Moments of the union of the values along a named axis, exactly as `merge`."""
+    origin = lax.pmean(found.origin, axis_name)
+    count = lax.psum(found.count, axis_name)
+    distance = (found.origin - origin) + found.offset
+    offset = lax.psum(found.count * distance, axis_name) / count
+    m2 = lax.psum(found.m2 + found.count * jnp.square(distance - offset), axis_name)
+    return Moments(count, origin, offset, m2)
 
 
 def merge(a: Moments, b: Moments) -> Moments:
