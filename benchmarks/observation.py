@@ -17,6 +17,7 @@ from benchmarks.side_by_side import Entrant, Row
 from dropbn import models, runtime
 from dropbn.diagnose import modes, observation
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.linen import Model
 
 NETWORKS = (
     networks.PRERESNET,
@@ -41,7 +42,7 @@ def dropbn(settings: networks.Settings):
 
     def observing(source):
         mode = modes.Mode(False, source, False)
-        observer = observation.Observer(model, variables, Batches(images), mode)
+        observer = observation.Observer(Model.of(model), variables, Batches(images), mode)
         return lambda: list(observer(variables))
 
     passes = {"evaluation": lambda: jax.block_until_ready([evaluate(variables, x) for x in images])}

@@ -1569,7 +1569,9 @@ WRITING = [
     ),
     Case("behind_if", BehindIf(), ROWS, {direct("drop", "bn")}, "made up: dropout behind `if train`"),
     Case("frozen", Fixed(deterministic=True), ROWS, set(), "made up: deterministic=True for good"),
-    Case("always_on", Fixed(deterministic=False), ROWS, {direct("drop", "bn")}, "MC dropout, always on"),
+    Case(
+        "always_on", Fixed(deterministic=False), ROWS, set(), "MC dropout, always on: no shift in test mode"
+    ),
     Case("setup_style", SetupStyle(), ROWS, {direct("drop", "bn")}, "made up: written with setup()"),
     Case(
         "shared_bn_before",

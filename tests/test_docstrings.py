@@ -5,7 +5,7 @@ import importlib
 
 import pytest
 
-DIAGNOSE = ["gap", "lint.report", "modes", "recalibrate", "shift", "surgery", "theory"]
+DIAGNOSE = ["gap", "lint.report", "recalibrate", "shift", "surgery", "theory", "uncertainty"]
 
 
 @pytest.mark.parametrize("name", ["nn.laws", *(f"diagnose.{name}" for name in DIAGNOSE)])

@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+
 from dropbn.errors import DropbnError
 
 
@@ -72,6 +74,15 @@ class Batches:
     def inputs(self, batch):
         """What the model gets of a batch."""
         return _part(batch, self._inputs, "image", 0, "inputs")
+
+    def labels_or_none(self, batch):
+        """The labels of a batch; None where it has none and `labels` was not given."""
+        try:
+            return np.asarray(self.labels(batch))
+        except (DropbnError, IndexError):
+            if self._labels is not None:
+                raise
+            return None
 
     def labels(self, batch):
         """The labels of a batch."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from dropbn.diagnose.batches import Batches
@@ -72,10 +73,10 @@ def _flipped(train_mode, test_mode):
 
 
 def _images(batches, numbers):
-    """The images of these numbers, counted in the order of the batches."""
+    """The images of these numbers, counted in the order of the batches; of several inputs the first."""
     found, start = {}, 0
     for batch in batches:
-        x = batches.inputs(batch)
+        x = jax.tree.leaves(batches.inputs(batch))[0]
         found |= {i: np.asarray(x[i - start]) for i in numbers if start <= i < start + len(x)}
         start += len(x)
     return np.array([found[i] for i in numbers])

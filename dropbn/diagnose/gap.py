@@ -7,17 +7,20 @@ helps a trained model (`dropbn.diagnose.remedies`) and lists the images that the
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import flax.linen as nn
+import numpy as np
 import rich.console
 
-from dropbn.diagnose import flips, grid, modes, remedies, shares
+from dropbn.diagnose import flips, grid, remedies, shares, tasks
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.flips import Flips
+from dropbn.diagnose.linen import Model
 from dropbn.diagnose.remedies import Remedies
-from dropbn.diagnose.scores import Scorer, classify
+from dropbn.diagnose.scores import Scorer
 from dropbn.diagnose.shares import Shares
 from dropbn.errors import DropbnError
 from dropbn.results import Result
@@ -73,13 +76,12 @@ def explain(
     test_batches: Iterable,
     *,
     plain_batches: Iterable | None = None,
-    inputs: Any = None,
     labels: Any = None,
+    task: str | None = None,
     score: Callable | None = None,
     num_samples: int | None = None,
-    rngs: dict | None = None,
     most_flipped: int = 6,
-    **kwargs,
+    **call: Any,
 ) -> Gap:
     """Splits the gap between train mode on training data and test mode on test data into its causes.
 
@@ -92,15 +94,16 @@ def explain(
         `dropbn.diagnose.batches.Batches`.
       plain_batches: the images of `train_batches` in the same order, not augmented. Without them augmentation
         has no share.
-      inputs, labels: which parts of a batch the inputs and the labels are.
-      score: `score(outputs, batch) -> {"loss", "correct"}`, each (images,). An image is right where "correct"
-        is above one half. Without "correct", as in a regression, losses are compared. By default the loss is
-        the cross-entropy of logits, and an image is right if its label has the largest logit.
-      num_samples: the draws that the remedy `modes.sample` averages; 0 leaves it out. The remedy needs logits
-        of classes. The default is 10, or 0 with a `score`.
-      rngs: random keys by stream, by default key 0 for "dropout".
+      labels: which part of a batch the labels are; see `dropbn.diagnose.batches.Batches`.
+      task: "classify", "binary", "multilabel" or "regress"; see `dropbn.diagnose.tasks`. By default the one
+        that outputs and labels leave no doubt about.
+      score: `score(outputs, batch) -> {"loss", "correct"}`, each (images,), in the place of the task's. An
+        image is right where "correct" is above one half. Without "correct", as in a regression, losses are
+        compared.
+      num_samples: the draws that the remedy `uncertainty.sample` averages; 0 leaves it out. The default is
+        10, or 0 with a `score`.
       most_flipped: how many flipped images are kept for `Gap.plot`.
-      **kwargs: further arguments of the model's `__call__`.
+      **call: how the model is called; see `dropbn.diagnose.call.Call`.
 
     Returns:
       A `Gap`. Without noise in the model, the grid has no rows with noise on. Without BN, it has only rows
@@ -108,7 +111,7 @@ def explain(
 
     Raises:
       DropbnError: no batches, statistics in the variables that no BN of the model uses, one image as a batch,
-        variables that do not fit, outputs that are not finite.
+        variables that do not fit, outputs that are not finite, a task that is not told.
 
     >>> import jax
     >>> class Net(nn.Module):
@@ -123,17 +126,26 @@ def explain(
     >>> bool(abs(sum(row["accuracy"] for row in found.shares.rows[:-1]) - gap) < 1e-9)
     True
     """
-    data = {"train": Batches(train_batches, inputs, labels), "test": Batches(test_batches, inputs, labels)}
+    model = Model.of(model, call)
+    given = {"train": train_batches, "test": test_batches}
     if plain_batches is not None:
-        data[grid.PLAIN] = Batches(plain_batches, inputs, labels)
-    train, rngs = data["train"], modes.default_rngs(rngs)
+        given[grid.PLAIN] = plain_batches
+    data = {name: Batches(batches, model.call.inputs, labels) for name, batches in given.items()}
+    train = data["train"]
+    x = train.inputs(train.first)
+    layers = model.layers(variables, x)
+    model.refuse_one_mode(layers)
+    layers.refuse_other_norms(variables)
     if num_samples is None:
         num_samples = 0 if score else 10
-    score = score or classify(train)
-    scorers = {name: Scorer(model, batches, name, score, rngs, kwargs) for name, batches in data.items()}
+    if num_samples or not score:
+        outputs = model.outputs(variables, x)
+        task = tasks.find(task, outputs, train.labels_or_none(train.first))
+    score = score or functools.partial(_score, task, train)
+    scorers = {name: Scorer(model, batches, name, score) for name, batches in data.items()}
 
-    has_noise = bool(modes.noises(model, variables, train.inputs(train.first), **kwargs))
-    sources = grid.sources(model, variables, train, has_noise, rngs, kwargs)
+    has_noise = bool(layers.switched_noises)
+    sources = grid.sources(model, variables, train, layers)
     cells = grid.cells(has_noise, sources, has_plain=grid.PLAIN in data)
     path = shares.path(has_noise, sources, has_plain=grid.PLAIN in data)
     compared = {cell for step in path for cell in (step.before, step.after)}
@@ -147,7 +159,7 @@ def explain(
         grid.rows(scores),
         "Evaluation grid: accuracy and loss",
         shares.split(scores, path),
-        remedies.compare(model, variables, train, scorers["test"], has_noise, num_samples, rngs, kwargs),
+        remedies.compare(model, variables, train, scorers["test"], layers, num_samples, task),
         flips.find(
             [scores[cell] for cell in both_modes],
             [outputs[cell] for cell in both_modes],
@@ -155,3 +167,7 @@ def explain(
             most_flipped,
         ),
     )
+
+
+def _score(task, batches, outputs, batch):
+    return task.score(outputs, np.asarray(batches.labels(batch)))

@@ -18,12 +18,13 @@ import itertools
 from collections.abc import Collection, Iterable
 from typing import NamedTuple
 
-import flax.linen as nn
 import numpy as np
 
 from dropbn.diagnose import observation
 from dropbn.diagnose.batches import Batches
-from dropbn.diagnose.modes import Mode
+from dropbn.diagnose.interception import Mode
+from dropbn.diagnose.layers import Layers
+from dropbn.diagnose.linen import Model
 from dropbn.diagnose.scores import Scorer, Scores, parts_of
 
 BY_CALL = "converged by call"
@@ -70,40 +71,38 @@ class Source(NamedTuple):
     parts: list[dict] | None = None
 
 
-def sources(
-    model: nn.Module, variables: dict, train: Batches, has_noise: bool, rngs: dict, kwargs: dict
-) -> dict[str, Source]:
-    """Every kind of statistics that the model has, by name.
+def sources(model: Model, variables: dict, train: Batches, layers: Layers) -> dict[str, Source]:
+    """Every kind of statistics that the model can have, by name.
 
     Args:
-      model: any Linen module.
+      model: a model and how it is called.
       variables: its variables.
       train: the training batches.
-      has_noise: whether the model draws noise in training.
-      rngs: random keys by stream.
-      kwargs: further arguments of the model's `__call__`.
+      layers: of the model.
     """
+    has_noise = bool(layers.switched_noises)
 
     def averages(noise):
         mode = Mode(noise, "batch", update=False)
         parts = [
-            _averages(model, variables, part, mode, keys, kwargs) for part, keys in parts_of(train, rngs)
+            _averages(model.with_rngs(keys), variables, part, mode)
+            for part, keys in parts_of(train, model.rngs(layers))
         ]
-        whole = _averages(model, variables, train, mode, rngs, kwargs)
+        whole = _averages(model, variables, train, mode)
         return {kind: Source(whole[kind], [part[kind] for part in parts]) for kind in whole}
 
     found = {"running": Source(variables)}
-    if variables.get("batch_stats"):
+    if layers.has_norm:
         found |= {"batch": Source(variables)} | averages(has_noise)
         if has_noise:
             found["recalibrated"] = averages(False)["converged"]
     return found
 
 
-def _averages(model, variables, batches, mode, rngs, kwargs):
+def _averages(model, variables, batches, mode):
     """The variables with statistics averaged over batches, by kind."""
-    observer = observation.Observer(model, variables, batches, mode, rngs, kwargs)
-    by_call = observation.settled_by_call(observer, variables)
+    observer = observation.Observer(model, variables, batches, mode)
+    by_call = observation.converged_by_call(observer, variables)
     found = {"converged": observation.with_statistics(variables, observation.averaged(observer, by_call))}
     if any(layer.calls > 1 for layer in observer.layers.values()):
         found[BY_CALL] = observation.with_statistics_by_call(observer, variables, by_call)

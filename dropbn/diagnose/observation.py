@@ -5,21 +5,23 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dropbn.diagnose import modes, registry
+from dropbn.diagnose import interception, registry
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.cache import cached
+from dropbn.diagnose.call import fold_in, num_examples
+from dropbn.diagnose.interception import Mode
+from dropbn.diagnose.linen import Model
 from dropbn.diagnose.noise_flow import marks
+from dropbn.diagnose.tracing import Path, abstract, flat_stats
 from dropbn.errors import DropbnError
-from dropbn.nn.kernels import moments
 from dropbn.nn.kernels.moments import Moments
 
-Path = tuple[str, ...]
 # Mean and variance of a layer.
 Statistics = tuple[np.ndarray, np.ndarray]
 
@@ -61,58 +63,51 @@ class Observer:
 
     Attributes:
       layers: path -> `Layer`, in the order of the trace.
+      rngs: random keys by stream.
       num_images: how many the last pass has seen.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        variables: dict,
-        batches: Batches,
-        mode: modes.Mode,
-        rngs: dict | None = None,
-        kwargs: dict | None = None,
-    ):
+    def __init__(self, model: Model, variables: dict, batches: Batches, mode: Mode):
         """Traces the model.
 
         Args:
-          model: any Linen module.
+          model: a model and how it is called.
           variables: its variables, for their shapes.
           batches: its inputs.
           mode: noise and BN's source; statistics are frozen.
-          rngs: random keys by stream; the batch's index is folded in. By default key 0 for "dropout".
-          kwargs: further arguments of the model's `__call__`.
 
         Raises:
-          DropbnError: the model has no batch normalization, or one that cannot be observed.
+          DropbnError: the model has no batch normalization, or one that cannot be observed; the first batch
+            gives one a single value per channel, and BN uses the batch.
         """
-        self._batches, self._mode, self._rngs = batches, mode._replace(update=False), modes.default_rngs(rngs)
-        traced = _abstract((variables, batches.inputs(batches.first), self._rngs))
-        self.layers, self._shapes, self._moments_of = _programs(model, self._mode, kwargs, *traced)
+        self._batches, x = batches, batches.inputs(batches.first)
+        layers = model.layers(variables, x)
+        if mode.batch_norm == "batch":
+            layers.refuse_one_value()
+        self.rngs = model.rngs(layers)
+        traced = abstract((variables, x, self.rngs))
+        self.layers, self._shapes, self._moments_of = _programs(model, mode.frozen, *traced)
         self.num_images = 0
 
     def __call__(self, variables: dict) -> Iterator[dict[Path, list[Moments]]]:
         """The moments of every layer in float64, call by call, for each batch.
 
         Raises:
-          DropbnError: a layer whose input is not finite; one image as a batch where BN uses the batch;
-            batches that end earlier than in the last pass.
+          DropbnError: a layer whose input is not finite; batches that end earlier than in the last pass.
         """
         self.num_images, pending = 0, None
         for index, batch in enumerate(itertools.chain(self._batches, [None])):
             dispatched = None
             if batch is not None:
                 x = self._batches.inputs(batch)
-                if self._mode.batch_norm == "batch":
-                    modes.refuse_one_image(x)
-                dispatched = self._moments_of(variables, x, self._rngs, index)
+                dispatched = self._moments_of(variables, x, self.rngs, index)
                 if _share_a_cpu(x):
                     jax.block_until_ready(dispatched)
             # Fetched only now, while the device works on the batch just dispatched.
             if pending is not None:
                 yield self._fetched(pending, index - 1)
             if batch is not None:
-                self.num_images += len(x)
+                self.num_images += num_examples(x)
             pending = dispatched
 
     def _fetched(self, packed, index):
@@ -141,8 +136,8 @@ class Observer:
                 yield ("/".join(path) or ".") + "".join(f"[{i}]" for i in index), path, index
 
 
-def settled(observer: Observer, variables: dict) -> dict[Path, Statistics]:
-    """(mean, var) that running statistics settle to: the averages over batches of batch means and variances.
+def converged(observer: Observer, variables: dict) -> dict[Path, Statistics]:
+    """(mean, var) that running statistics converge to: averages of the means and variances of batches.
 
     For weights that do not change, `running = momentum * running + (1 - momentum) * batch` has this
     expectation whatever its momentum. It is not the population's variance, which has the spread of the batch
@@ -153,11 +148,11 @@ def settled(observer: Observer, variables: dict) -> dict[Path, Statistics]:
       observer: in training's mode.
       variables: the model's.
     """
-    return averaged(observer, settled_by_call(observer, variables))
+    return averaged(observer, converged_by_call(observer, variables))
 
 
-def settled_by_call(observer: Observer, variables: dict) -> dict[Path, list[Statistics]]:
-    """What running statistics would settle to if every call of a layer had its own; see `settled`."""
+def converged_by_call(observer: Observer, variables: dict) -> dict[Path, list[Statistics]]:
+    """What running statistics would converge to if every call of a layer had its own; see `converged`."""
     sums, number = {}, 0
     for number, found in enumerate(observer(variables), 1):  # noqa: B007
         for path, calls in found.items():
@@ -203,7 +198,7 @@ def with_statistics(variables: dict, statistics: dict[Path, Statistics]) -> dict
 def with_statistics_by_call(
     observer: Observer, variables: dict, by_call: dict[Path, list[Statistics]]
 ) -> dict:
-    """The variables with running statistics for every call of a layer, which `modes.apply` uses in order."""
+    """The variables with running statistics for every call of a layer, which a run uses in order."""
     stats = flat_stats(variables)
     for path, calls in by_call.items():
         axis, dtype = len(observer.layers[path].stack), stats[(*path, "mean")].dtype
@@ -213,20 +208,13 @@ def with_statistics_by_call(
     return {**variables, "batch_stats": unflatten_dict(stats)}
 
 
-def flat_stats(variables: dict) -> dict[Path, jax.Array]:
-    """`batch_stats` by path."""
-    return flatten_dict(flax.core.unfreeze(variables.get("batch_stats", {})))
-
-
-@modes.kept
-def _programs(model, mode, kwargs, treedef, leaves):
+@cached
+def _programs(model, mode, treedef, leaves):
     """A model's layers by path, the shapes of their moments, and the program that takes those of a batch."""
-    variables, x, rngs = treedef.unflatten(jax.ShapeDtypeStruct(*leaf) for leaf in leaves)
+    variables, x, rngs = treedef.unflatten(leaves)
 
     def apply(variables, x, rngs, index, observe, retrace=False):
-        keys = modes.fold_in(rngs, index)
-        options = {"mode": mode, "rngs": keys, "observe": observe, "retrace": retrace}
-        return modes.apply(model, variables, x, **options, **kwargs)
+        return model.apply(variables, x, mode, fold_in(rngs, index), observe, retrace)
 
     layers, empty = _trace(apply, variables, x, rngs)
 
@@ -241,14 +229,8 @@ def _programs(model, mode, kwargs, treedef, leaves):
     return layers, [part.shape for path in layers for part in empty[(*path, _MOMENTS)]], moments_of
 
 
-def _abstract(tree):
-    """The structure of a tree, and (shape, dtype) of its leaves: hashable."""
-    leaves, treedef = jax.tree.flatten(tree)
-    return treedef, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-
-
-def _record(norm, x):
-    seen, new = norm.get_variable("batch_stats", _MOMENTS), moments.of(x, registry.attribute(norm, "axis"))
+def _record(norm, x, mask):
+    seen, new = norm.get_variable("batch_stats", _MOMENTS), interception.moments_of(norm, x, mask)
     # The last ones, as many as there are calls: so none needs to know its number, in a loop either.
     parts = (jnp.concatenate([old[1:], part[None]]) for old, part in zip(seen, new, strict=True))
     norm.put_variable("batch_stats", _MOMENTS, Moments(*parts))
@@ -271,7 +253,7 @@ def _trace(apply, variables, x, rngs):
             scans.append(context.module)
         return run(*args, **kwargs)
 
-    def observe(norm, x):
+    def observe(norm, x, mask):
         stacked, own = stats[(*norm.path, "mean")].shape, norm.get_variable("batch_stats", "mean").shape
         if stacked[len(stacked) - len(own) :] != own:
             raise DropbnError(
@@ -289,7 +271,7 @@ def _trace(apply, variables, x, rngs):
         # A block under nn.jit would else pass unseen where another was made alike.
         jaxpr = jax.make_jaxpr(lambda *given: apply(*given, 0, observe, retrace=True))(variables, x, rngs)
     if not layers:
-        raise DropbnError("The model has no batch normalization that dropbn.diagnose.modes can reach.")
+        raise DropbnError("The model has no batch normalization that dropbn.diagnose.registry knows.")
     number = marks.calls(jaxpr.jaxpr)
     for path, layer in layers.items():
         calls = number[path] / math.prod(layer.stack)

@@ -19,52 +19,22 @@ recipe           noise    BN uses      average over batches    replaces
 """
 
 import dataclasses
-import functools
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
-import jax
 import numpy as np
 
-from dropbn.diagnose import modes, noise_flow, observation
+from dropbn.diagnose import noise_flow, observation
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.linen import Model
 from dropbn.diagnose.noise_flow import marks
+from dropbn.diagnose.recipes import RECIPES, Options, error
 from dropbn.errors import DropbnError, unknown
-from dropbn.nn.kernels import moments
 from dropbn.results import Result
 
-
-class Recipe(NamedTuple):
-    """How statistics are taken again.
-
-    Attributes:
-      batch_norm: what BN normalizes with meanwhile: the "running" statistics as they were before, those that
-        the batches so far have moved ("moving"), or those of the "batch".
-      moving: whether batches are averaged by the layer's momentum, from the old statistics on; otherwise
-        their moments are merged exactly.
-      replaces: which statistics are new.
-    """
-
-    batch_norm: str
-    moving: bool
-    replaces: tuple[str, ...] = ("mean", "var")
-
-
-RECIPES: dict[str, Recipe | None] = {
-    "dropout_off": Recipe("running", moving=False),
-    "li2018": Recipe("running", moving=True),
-    "li2018_moving": Recipe("moving", moving=True),
-    "li2018_torch": Recipe("batch", moving=True),
-    "hendrycks2016": Recipe("batch", moving=True, replaces=("var",)),
-    "precise_bn": Recipe("batch", moving=False),
-    "closed_form": None,
-}
-# Statistics are settled where a further pass moves none of them by more than this, in standard deviations
-# (mean) and relatively (variance).
-_SETTLED = 1e-5
-# A layer is final after as many passes as layers; only one that is called twice may need more.
-_MOST_PASSES = 100
+# The names of the recipes.
+RECIPE_NAMES = (*RECIPES, "closed_form")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +80,7 @@ def recalibrate(
     noise: bool = False,
     passes: int | None = None,
     tolerance: float = 0.01,
-    inputs: Any = None,
-    rngs: dict | None = None,
-    **kwargs,
+    **call: Any,
 ) -> Recalibration:
     """Takes the statistics of every BN layer again, from data, by one of the published recipes.
 
@@ -151,15 +119,12 @@ def recalibrate(
       batches: gone through once a pass ("closed_form" looks at the shape of the first alone); see
         `dropbn.diagnose.batches.Batches`. Shuffle
         them: the standard error takes batches for exchangeable.
-      recipe: a key of `RECIPES`.
-      noise: of "precise_bn": whether noise stays on.
-      passes: how often the batches are gone through. By default until settled for "dropout_off", once for
+      recipe: its name. noise: of "precise_bn": whether noise stays on. passes: how often the batches are gone
+      through. By default until they have converged for "dropout_off", once for
         the others.
       tolerance: the pass ends as soon as every layer's variance is known with this relative standard error,
         after eight batches at the earliest. 0 takes all batches. Moving averages take all of them too.
-      inputs: which part of a batch the model gets; see `dropbn.diagnose.batches.Batches`.
-      rngs: random keys by stream, by default key 0 for "dropout".
-      **kwargs: further arguments of the model's `__call__`.
+      **call: how the model is called; see `dropbn.diagnose.call.Call`.
 
     Returns:
       A `Recalibration` with the new `batch_stats`; rich prints it as a table.
@@ -178,73 +143,56 @@ def recalibrate(
     >>> round(found.rows[0]["new_var"], 1)
     4.0
     """
-    if recipe not in RECIPES:
-        raise unknown("recipe", recipe, RECIPES)
+    model = Model.of(model, call)
+    once = passes == 1 or recipe == "closed_form" or (recipe == "li2018_moving" and passes is None)
+    batches = Batches(batches, model.call.inputs, once=once)
+    return take(model, variables, batches, recipe, noise, passes, tolerance)
+
+
+def take(
+    model: Model,
+    variables: dict,
+    batches: Batches,
+    recipe: str = "dropout_off",
+    noise: bool = False,
+    passes: int | None = None,
+    tolerance: float = 0.01,
+) -> Recalibration:
+    """As `recalibrate`, of a model and batches that are prepared."""
+    if recipe not in RECIPE_NAMES:
+        raise unknown("recipe", recipe, RECIPE_NAMES)
     if noise and recipe != "precise_bn":
         raise DropbnError(f"noise=True belongs to recipe='precise_bn'; {recipe!r} has the noise off.")
     if passes is not None and passes < 1:
         raise DropbnError(f"passes={passes}: the batches are gone through at least once.")
     if recipe == "closed_form":
-        return _closed_form(model, variables, Batches(batches, inputs, once=True), rngs, kwargs)
-    if recipe == "li2018_moving":
-        batches = Batches(batches, inputs, once=passes in (None, 1))
-        return _li2018_moving(model, variables, batches, passes or 1, rngs, kwargs)
-    batches = Batches(batches, inputs, once=passes == 1)
-    mode = modes.Mode(noise, RECIPES[recipe].batch_norm, update=False)
-    observer = observation.Observer(model, variables, batches, mode, rngs, kwargs)
-    until_settled = passes is None and recipe == "dropout_off"
-    most = max(len(list(observer.each())) + 1, _MOST_PASSES) if until_settled else passes or 1
-    new, taken = variables, None
-    for number in range(1, most + 1):  # noqa: B007
-        before, (statistics, spreads, taken) = new, _pass(observer, new, RECIPES[recipe], tolerance, taken)
-        new = observation.with_statistics(new, statistics)
-        if until_settled and _distance(observer, before, new) < _SETTLED:
-            break
-    return _found(recipe, observer, variables, new, observer.num_images, number, spreads)
+        return _closed_form(model, variables, batches)
+    taken = RECIPES[recipe](model, variables, batches, Options(noise, passes, tolerance))
+    return _found(recipe, variables, taken)
 
 
-def _li2018_moving(model, variables, batches, passes, rngs, kwargs):
-    rngs, new = modes.default_rngs(rngs), variables
-    observer = observation.Observer(model, variables, batches, modes.LI_ADJUST, rngs, kwargs)
-    adjust = _adjusting(model, modes.LI_ADJUST, kwargs)
-    for _ in range(passes):
-        num_images = 0
-        for index, x in enumerate(map(batches.inputs, batches)):
-            new = {**variables, "batch_stats": jax.block_until_ready(adjust(new, x, rngs, index))}
-            num_images += len(x)
-    return _found("li2018_moving", observer, variables, new, num_images, passes)
-
-
-@modes.kept
-def _adjusting(model, mode, kwargs):
-    @jax.jit
-    def adjust(variables, x, rngs, index):
-        keys = modes.fold_in(rngs, index)
-        return modes.apply(model, variables, x, mode=mode, rngs=keys, **kwargs)[1]
-
-    return adjust
-
-
-def _found(recipe, observer, before, after, num_images, passes, spreads=None):
-    rows = []
-    for name, path, index in observer.each():
-        old_new = ([part[index] for part in observation.statistics(given, path)] for given in (before, after))
-        batches = zip(*spreads[path], strict=True) if spreads else ()
+def _found(recipe, before, taken):
+    rows, passes = [], taken.num_passes
+    for name, path, index in taken.observer.each():
+        old_new = (
+            [part[index] for part in observation.statistics(given, path)]
+            for given in (before, taken.variables)
+        )
+        batches = zip(*taken.spreads[path], strict=True) if taken.spreads else ()
         spread = [np.stack(values)[:, *index] for values in batches]
-        layer = observer.layers[path]
+        layer = taken.observer.layers[path]
         name += f"[{layer.calls} calls]" * (layer.calls > 1)
         rows.append(_row(name, *old_new, layer.epsilon, *spread))
-    title = f"Statistics by {recipe}: {num_images:,} images, {passes} pass{'es' * (passes > 1)}"
-    return Recalibration(rows, title, after["batch_stats"], num_images, passes)
+    title = f"Statistics by {recipe}: {taken.num_images:,} images, {passes} pass{'es' * (passes > 1)}"
+    return Recalibration(rows, title, taken.variables["batch_stats"], taken.num_images, passes)
 
 
-def _closed_form(model, variables, batches, rngs, kwargs):
-    x = batches.inputs(batches.first)
-    marked = marks.trace(model, x, variables=variables, rngs=rngs, **kwargs)
+def _closed_form(model, variables, batches):
+    marked = marks.trace(model, *model.arguments(batches.inputs(batches.first)), variables)
     flows = noise_flow.follow(marked)
     behind = {norm for norms in flows.behind.values() for norm in norms}
     if not marked.norms:
-        raise DropbnError("The model has no batch normalization that dropbn.diagnose.modes can reach.")
+        raise DropbnError("The model has no batch normalization that dropbn.diagnose.registry knows.")
     if not marked.noises:
         raise DropbnError("The model has no noise that is on in training: there is nothing to correct.")
     rows, new = [], {}
@@ -268,61 +216,6 @@ def _closed_form(model, variables, batches, rngs, kwargs):
     return Recalibration(rows, "Statistics by closed_form, without data", corrected)
 
 
-def _pass(observer, variables, recipe, tolerance, most):
-    """One pass over the batches, `most` of them.
-
-    Returns:
-      ({path: (mean, variance)}, {path: [(count, variance around the mean so far) of each batch]}, batches).
-    """
-    averages = {path: observation.statistics(variables, path) for path in observer.layers}
-    totals, spreads = {}, {path: [] for path in observer.layers}
-    for number, found in enumerate(observer(variables), 1):
-        for path, calls in found.items():
-            new = functools.reduce(moments.merge, calls)
-            total = totals[path] = moments.merge(totals[path], new) if number > 1 else new
-            around = np.mean(new.variance + np.square(new.mean - total.mean), -1)
-            spreads[path].append((new.count, around))
-            if recipe.moving:
-                keep = observer.layers[path].momentum
-                for call in calls:
-                    averages[path] = tuple(
-                        keep * old + (1 - keep) * now
-                        for old, now in zip(averages[path], (call.mean, call.variance), strict=True)
-                    )
-            else:
-                averages[path] = total.mean, total.variance
-        known = not recipe.moving and number % 8 == 0 and most is None
-        if number == most or (
-            known and all(_error(*zip(*s, strict=True)) < tolerance for s in spreads.values())
-        ):
-            break
-    if "mean" not in recipe.replaces:
-        old = {path: observation.statistics(variables, path)[0] for path in observer.layers}
-        averages = {path: (old[path], variance) for path, (_, variance) in averages.items()}
-    return averages, spreads, number
-
-
-def _error(counts, variances):
-    """Relative standard error of a variance known from the variances of batches; the largest of a stack."""
-    counts, variances = np.stack(counts), np.stack(variances)
-    number, total = len(counts), counts.sum(0)
-    mean = (counts * variances).sum(0) / total
-    squares = np.square(counts * (variances - mean)).sum(0) * number / (number - 1)
-    return np.max(np.sqrt(squares) / total / mean)
-
-
-def _distance(observer, before, after):
-    """How far a pass has moved statistics: the mean in standard deviations, the variance relatively."""
-    largest = 0.0
-    for path, layer in observer.layers.items():
-        (old_mean, old_var), (mean, var) = (observation.statistics(given, path) for given in (before, after))
-        scale = old_var + layer.epsilon
-        largest = max(
-            largest, np.max(np.abs(mean - old_mean) / np.sqrt(scale)), np.max(np.abs(var - old_var) / scale)
-        )
-    return largest
-
-
 def _row(name, old, new, epsilon, counts=(), variances=()):
     (old_mean, old_var), (new_mean, new_var) = old, new
     if not np.all(np.isfinite([new_mean, new_var])):
@@ -338,5 +231,5 @@ def _row(name, old, new, epsilon, counts=(), variances=()):
         "new_var": float(np.mean(new_var)),
         "ratio": float(np.mean(new_var) / np.mean(old_var)),
         "mean_shift": float(np.sqrt(np.mean(np.square(new_mean - old_mean) / (old_var + epsilon)))),
-        "error": float(_error(counts, variances)) if len(counts) > 1 else None,
+        "error": float(error(counts, variances)) if len(counts) > 1 else None,
     }

@@ -6,7 +6,7 @@ remedy                       call                                               
 recalibrated statistics      `recalibrate(model, variables, train_batches)`              BN
 precise BN with noise        `recalibrate(..., recipe="precise_bn", noise=True)`         BN
 batch statistics             `modes.apply` with noise off and BN with batch statistics   BN
-mean of T draws              `modes.sample(model, variables, test_batches,               noise, classes
+mean of T draws              `uncertainty.sample(model, variables, test_batches,         noise
                              num_samples=T)`
 ===========================  ==========================================================  ==============
 
@@ -17,15 +17,17 @@ without a remedy.
 import dataclasses
 import functools
 
-import flax.linen as nn
-
-from dropbn.diagnose import modes, recalibrate
+from dropbn.diagnose import recalibrate, uncertainty
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.interception import TEST, Mode
+from dropbn.diagnose.layers import Layers
+from dropbn.diagnose.linen import Model
 from dropbn.diagnose.scores import Difference, Scorer, difference, parts_of
+from dropbn.diagnose.tasks import Task
 from dropbn.errors import DropbnError
 from dropbn.results import Result
 
-_BATCH_STATISTICS = modes.Mode(noise=False, batch_norm="batch", update=False)
+_BATCH_STATISTICS = Mode(noise=False, batch_norm="batch", update=False)
 _PRECISE = {True: "precise BN with noise", False: "precise BN"}
 
 
@@ -80,41 +82,41 @@ class Remedies(Result):
 
 
 def compare(
-    model: nn.Module,
+    model: Model,
     variables: dict,
     train: Batches,
     test: Scorer,
-    has_noise: bool,
+    layers: Layers,
     num_samples: int,
-    rngs: dict,
-    kwargs: dict,
+    task: Task | None,
 ) -> Remedies:
     """Tries every remedy that fits the model.
 
     Args:
-      model: any Linen module.
+      model: a model and how it is called.
       variables: its trained variables; they are not changed.
       train: the training batches, from which statistics are taken.
       test: the scorer of the test images.
-      has_noise: whether the model draws noise in training.
-      num_samples: the draws of `modes.sample`; 0 if the outputs are not logits of classes.
-      rngs: random keys by stream.
-      kwargs: further arguments of the model's `__call__`.
+      layers: of the model.
+      num_samples: the draws of `uncertainty.sample`; 0 for none.
+      task: what the outputs are; None without draws.
     """
-    given = (model, variables, train, test, rngs, kwargs)
+    has_noise = bool(layers.switched_noises)
     tried = {}  # remedy -> (its call, a function that scores it)
-    if variables.get("batch_stats"):
+    if layers.has_norm:
         precise = {"recipe": "precise_bn"} | ({"noise": True} if has_noise else {})
         for name, recipe in {"recalibrated statistics": {}, _PRECISE[has_noise]: precise}.items():
             options = "".join(f", {key}={value!r}" for key, value in recipe.items())
             call = f"recalibrate.recalibrate(model, variables, train_batches{options})"
-            tried[name] = call, functools.partial(_recalibrated, *given, recipe)
+            take = functools.partial(_recalibrated, model, variables, train, test, layers, recipe)
+            tried[name] = call, take
         call = f"modes.apply(model, variables, x, mode=modes.{_BATCH_STATISTICS})"
         tried["batch statistics"] = call, lambda: test(variables, _BATCH_STATISTICS)[0]
     if has_noise and num_samples:
-        call = f"modes.sample(model, variables, test_batches, num_samples={num_samples})"
-        tried[f"mean of {num_samples} draws"] = call, functools.partial(_sampled, *given, num_samples)
-    before, _ = test(variables, modes.TEST)
+        call = f"uncertainty.sample(model, variables, test_batches, num_samples={num_samples})"
+        draws = functools.partial(_sampled, model, variables, test, num_samples, task)
+        tried[f"mean of {num_samples} draws"] = call, draws
+    before, _ = test(variables, TEST)
     rows, failed = [], {}
     for name, (call, scores) in tried.items():
         try:
@@ -125,25 +127,24 @@ def compare(
     return Remedies(rows, title, failed)
 
 
-def _recalibrated(model, variables, train, test, rngs, kwargs, recipe):
+def _recalibrated(model, variables, train, test, layers, recipe):
     """The scores with statistics taken again, also from each part of the training batches."""
 
     def scores(batches, rngs):
-        new = recalibrate.recalibrate(
-            model, variables, batches, inputs=train.inputs, rngs=rngs, **recipe, **kwargs
-        )
-        return test({**variables, "batch_stats": new.batch_stats}, modes.TEST)[0], new.num_images
+        new = recalibrate.take(model.with_rngs(rngs), variables, batches, **recipe)
+        return test({**variables, "batch_stats": new.batch_stats}, TEST)[0], new.num_images
 
+    rngs = model.rngs(layers)
     whole, images = scores(train, rngs)
     parts = [scores(part, keys) for part, keys in parts_of(train, rngs)]
     share = sum(of_part for _, of_part in parts) / max(len(parts), 1) / images
     return whole._replace(parts=tuple(part for part, _ in parts), share=share)
 
 
-def _sampled(model, variables, _, test, rngs, kwargs, num_samples):
+def _sampled(model, variables, test, num_samples, task):
     """The scores of the mean over draws of the noise."""
-    given = {"num_samples": num_samples, "inputs": test.batches.inputs, "rngs": rngs}
-    return test.of_probabilities(modes.sample(model, variables, test.batches, **given, **kwargs).mean)
+    found = uncertainty.draw(model, variables, test.batches, task, num_samples)
+    return test.of_outputs(task.invert(found.mean))
 
 
 def _row(name, call, before, after, tried):

@@ -16,11 +16,13 @@ The degrees of freedom are Satterthwaite's (1946): (sum v)^2 / sum (v^2 / degree
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
-import flax.linen as nn
 import numpy as np
 
-from dropbn.diagnose import modes, uncertainty
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.call import fold_in, num_examples
+from dropbn.diagnose.interception import Mode
+from dropbn.diagnose.linen import Model
+from dropbn.diagnose.predictor import Predictor
 from dropbn.errors import DropbnError
 
 _LEVEL = 0.05  # the chance of any false gain among the differences that are compared together
@@ -117,7 +119,7 @@ def difference(before: Scores, after: Scores, key: str, *, paired: bool = True) 
 def parts_of(train: Batches, rngs: dict) -> list[tuple[Batches, dict]]:
     """(batches, random keys by stream) of each part of the training batches."""
     # Parts with the same masks would hide what depends on the masks.
-    return [(part, modes.fold_in(rngs, i)) for i, part in enumerate(train.parts(_PARTS))]
+    return [(part, fold_in(rngs, i)) for i, part in enumerate(train.parts(_PARTS))]
 
 
 def _over_images(values, batch):
@@ -157,35 +159,26 @@ class Scorer:
       batches: the images.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        batches: Batches,
-        name: str,
-        score: Callable,
-        rngs: dict | None = None,
-        kwargs: dict | None = None,
-    ):
+    def __init__(self, model: Model, batches: Batches, name: str, score: Callable):
         """The arguments are those of `gap.explain`; `name` stands for the batches in error messages."""
-        self.batches, self._name = batches, name
-        self._model, self._score, self._rngs, self._kwargs = model, score, rngs, kwargs
+        self.batches, self._name, self._model, self._score = batches, name, model, score
 
-    def __call__(self, variables: dict, mode: modes.Mode) -> tuple[Scores, np.ndarray]:
+    def __call__(self, variables: dict, mode: Mode) -> tuple[Scores, np.ndarray]:
         """The scores and the outputs of all images."""
-        predict = modes.Predictor(self._model, mode, self._kwargs)
-        scores, outputs = self._of(predict(variables, self.batches, self._rngs))
+        predict = Predictor(self._model, mode)
+        scores, outputs = self._of(predict(variables, self.batches))
         if mode.batch_norm == "batch":
             scores = scores._replace(
                 batch=np.repeat(np.arange(len(outputs)), [len(part) for part in outputs])
             )
         return scores, np.concatenate(outputs)
 
-    def of_probabilities(self, probabilities: np.ndarray) -> Scores:
-        """The scores of predicted probabilities p, (images, classes): those of the logits log p."""
-        logits, start, predictions = np.log(np.maximum(probabilities, np.finfo(np.float32).tiny)), 0, []
+    def of_outputs(self, outputs: np.ndarray) -> Scores:
+        """The scores of given outputs of all images."""
+        start, predictions = 0, []
         for batch in self.batches:
-            stop = start + len(self.batches.inputs(batch))
-            predictions.append((batch, logits[start:stop]))
+            stop = start + num_examples(self.batches.inputs(batch))
+            predictions.append((batch, outputs[start:stop]))
             start = stop
         return self._of(predictions)[0]
 
@@ -204,22 +197,3 @@ class Scorer:
             for key in ("loss", "correct")
         )
         return Scores(loss, correct), outputs
-
-
-def classify(batches: Batches) -> Callable:
-    """`score(outputs, batch)`: the cross-entropy of logits, and whether the label has the largest logit."""
-
-    def score(outputs, batch):
-        labels = np.asarray(batches.labels(batch))
-        fits = outputs.ndim == 2 and labels.shape == outputs.shape[:1]
-        if not (fits and 0 <= labels.min() <= labels.max() < outputs.shape[1]):
-            raise DropbnError(
-                f"Outputs of shape {outputs.shape} and labels of shape {labels.shape} from {labels.min()} to "
-                f"{labels.max()} do not fit a classification: give labels=, or score= for another task."
-            )
-        labels = labels.astype(int)
-        p = uncertainty.softmax(outputs)
-        chosen = np.take_along_axis(p, labels[:, None], -1)[:, 0]
-        return {"loss": -np.log(np.maximum(chosen, 1e-300)), "correct": p.argmax(-1) == labels}
-
-    return score

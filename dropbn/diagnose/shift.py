@@ -14,8 +14,10 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from dropbn.diagnose import modes, observation
+from dropbn.diagnose import observation
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.interception import TEST, TRAIN
+from dropbn.diagnose.linen import Model
 from dropbn.errors import DropbnError, unknown
 from dropbn.nn.kernels import moments
 from dropbn.nn.kernels.moments import Moments
@@ -59,8 +61,7 @@ def measure(
     batches: Iterable,
     *,
     estimator: str = "pooled",
-    inputs: Any = None,
-    **kwargs,
+    **call: Any,
 ) -> Shift:
     """Measures the shift of every BN layer of a trained model, in test mode with statistics frozen.
 
@@ -77,13 +78,14 @@ def measure(
     variances are larger by m / (m - 1) for m values per channel and batch.
 
     Args:
-      model: any Linen module; see `dropbn.diagnose.modes` for what can be reached.
+      model: any Linen module, or a pair (for training, for test); see `dropbn.diagnose.modes` for what can be
+        reached.
       variables: its trained variables; they are not changed.
       batches: arrays, tuples or dicts, gone through once. Batches of different sizes are all counted in
         full (each new shape compiles once).
       estimator: "pooled" or "li2018".
-      inputs: which part of a batch the model gets; see `dropbn.diagnose.batches.Batches`.
-      **kwargs: further arguments of the model's `__call__`.
+      **call: how the model is called: `inputs`, `args`, `kwargs`, `method`, `rngs`, `train_kwargs`,
+        `test_kwargs`, and keywords of the model; see `dropbn.diagnose.call.Call`.
 
     Returns:
       A `Shift`. `.rows`, `.to_csv()`, `.to_json()`, `.plot()`; rich prints it as a table.
@@ -101,8 +103,8 @@ def measure(
     """
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
-    batches = Batches(batches, inputs, once=True)
-    observer = observation.Observer(model, variables, batches, modes.TEST, kwargs=kwargs)
+    model = Model.of(model, call)
+    observer = observation.Observer(model, variables, Batches(batches, model.call.inputs, once=True), TEST)
     return _against_running(observer, variables, estimator, f"Variance shift ({estimator})")
 
 
@@ -110,10 +112,7 @@ def predict(
     model: nn.Module,
     variables: dict,
     batches: Iterable,
-    *,
-    inputs: Any = None,
-    rngs: dict | None = None,
-    **kwargs,
+    **call: Any,
 ) -> Shift:
     """Predicts the shift of every BN layer from the weights alone, before or during training.
 
@@ -122,18 +121,17 @@ def predict(
     no part in it.
 
     Args:
-      model: any Linen module.
+      model: any Linen module, or a pair (for training, for test).
       variables: its variables, trained or fresh from `init`; they are not changed.
       batches: as large as those of training, gone through twice; see `dropbn.diagnose.batches.Batches`.
-      inputs: as for `measure`.
-      rngs: random keys by stream, by default key 0 for "dropout".
-      **kwargs: further arguments of the model's `__call__`.
+      **call: as for `measure`.
 
     Returns:
       A `Shift`, whose `moving_var` is the predicted running variance.
 
     Raises:
-      DropbnError: no batches, no BN in the model, one image as a batch, an input that is not finite.
+      DropbnError: no batches, no BN in the model, one image as a batch, an input that is not finite, a model
+        in which nothing tells training from test mode.
 
     >>> import flax.linen as nn, jax
     >>> class Net(nn.Module):
@@ -146,12 +144,14 @@ def predict(
     >>> round(predict(Net(), variables, [x]).rows[0]["ratio"], 1)  # 1 - rate, for inputs of mean 0
     0.5
     """
-    batches = Batches(batches, inputs)
-    training = observation.Observer(model, variables, batches, modes.TRAIN, rngs, kwargs)
-    variables = observation.with_statistics(variables, observation.settled(training, variables))
-    testing = observation.Observer(model, variables, batches, modes.TEST, kwargs=kwargs)
-    x = batches.inputs(batches.first)
-    lacking = "" if modes.noises(model, variables, x, **kwargs) else " (the model has no noise)"
+    model = Model.of(model, call)
+    batches = Batches(batches, model.call.inputs)
+    layers = model.layers(variables, batches.inputs(batches.first))
+    model.refuse_one_mode(layers)
+    training = observation.Observer(model, variables, batches, TRAIN)
+    variables = observation.with_statistics(variables, observation.converged(training, variables))
+    testing = observation.Observer(model, variables, batches, TEST)
+    lacking = "" if layers.switched_noises else " (the model has no noise that training alone has)"
     return _against_running(testing, variables, "pooled", f"Predicted variance shift{lacking}")
 
 

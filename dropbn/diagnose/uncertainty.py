@@ -1,34 +1,53 @@
-"""Monte Carlo predictions: their mean, their disagreement, and their calibration."""
+"""Monte Carlo dropout: predictions with the noise kept on, averaged (Gal & Ghahramani 2016)."""
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any, Literal
 
+import flax.linen as nn
 import numpy as np
 
+from dropbn.diagnose import tasks
+from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.call import fold_in
+from dropbn.diagnose.interception import Mode
+from dropbn.diagnose.linen import Model
+from dropbn.diagnose.predictor import Predictor
+from dropbn.diagnose.tasks import Task
 from dropbn.errors import DropbnError
 from dropbn.results import Result
 
 
 @dataclasses.dataclass(frozen=True)
 class Sample(Result):
-    """Monte Carlo predictions, a row for each image.
+    """Monte Carlo predictions, a row for each example.
 
-    Each row holds, with entropies in nats:
+    Each row of a task with classes holds, entropies in nats and averaged over positions (pixels, tokens,
+    labels) where an example has several:
       image: its number.
-      prediction: the class of the largest mean probability.
+      prediction: the class of the largest mean probability; None of an example with several positions.
       probability, spread: mean and standard deviation of that class's probability over the draws.
       entropy: of the mean probabilities, H[E p].
       mutual_information: H[E p] - E H[p], how much the draws disagree.
 
+    Each row of a regression holds:
+      image: its number.
+      prediction: the mean over the draws; None of an example with several values.
+      variance: between the draws, averaged over an example's values. The noise of the labels is not in it.
+      spread: its square root.
+
     Attributes:
-      mean, spread: of the probabilities over the draws, (images, classes).
+      mean, spread: over the draws, of the probabilities (examples, ..., classes), where one logit has two
+        classes, or of the values.
     """
 
     mean: np.ndarray = dataclasses.field(default=None, repr=False)
     spread: np.ndarray = dataclasses.field(default=None, repr=False)
 
     def most_uncertain(self, number: int = 10) -> list[dict]:
-        """The rows with the largest mutual information."""
-        return sorted(self.rows, key=lambda row: -row["mutual_information"])[:number]
+        """The rows of largest mutual information; of a regression those of largest variance."""
+        column = "mutual_information" if "mutual_information" in self.rows[0] else "variance"
+        return sorted(self.rows, key=lambda row: -row[column])[:number]
 
     def __rich__(self):
         shown = self.most_uncertain()
@@ -37,63 +56,145 @@ class Sample(Result):
         ).__rich__()
 
     def plot(self, path=None):
-        """Mutual information against entropy, a point for each image."""
+        """Mutual information against entropy, a point for each example.
+
+        Raises:
+          DropbnError: a regression, which has neither.
+        """
         from dropbn import plots
 
+        if "entropy" not in self.rows[0]:
+            raise DropbnError("A regression has no entropy to plot: its rows hold mean, variance and spread.")
         return plots.uncertainty(self.rows, path)
 
 
-class Draws:
+def sample(
+    model: nn.Module,
+    variables: dict,
+    batches: Iterable,
+    *,
+    num_samples: int = 30,
+    batch_norm: Literal["running", "batch"] = "running",
+    task: str | None = None,
+    labels: Any = None,
+    **call: Any,
+) -> Sample:
+    """Predictions under draws of the model's noise: their mean and how much they disagree.
+
+    p_t = softmax(logits under the t-th draw of noise); mean and spread over t = 1..T, H[E p] and the mutual
+    information H[E p] - E H[p] between the prediction and the noise.
+
+    Args:
+      model: any Linen module, or a pair (for training, for test).
+      variables: its variables; they are not changed.
+      batches: gone through `num_samples` times; see `dropbn.diagnose.batches.Batches`.
+      num_samples: T.
+      batch_norm: BN's source. "running" is usual. Where dropout precedes BN these are statistics of the noise
+        that is on here too, so that sampling has no variance shift; "batch" makes predictions depend on which
+        images share a batch.
+      task: see `dropbn.diagnose.tasks`. By default what outputs and labels tell; without labels, outputs
+        (examples, classes) are taken for logits of classes.
+      labels: which part of a batch they are, if the task is to be told by them.
+      **call: how the model is called; see `dropbn.diagnose.call.Call`.
+
+    Returns:
+      A `Sample`; rich prints the most uncertain examples.
+
+    Raises:
+      DropbnError: no noise in the model; outputs that do not fit the task or are not finite; no batches; no
+        samples; one image as a batch with `batch_norm="batch"`.
+
+    >>> import jax
+    >>> x = jax.random.normal(jax.random.key(0), (4, 8))
+    >>> class Net(nn.Module):
+    ...     @nn.compact
+    ...     def __call__(self, x, train):
+    ...         return nn.Dense(3)(nn.Dropout(0.5)(x, deterministic=not train))
+    >>> found = sample(Net(), Net().init(jax.random.key(1), x, train=False), [x], num_samples=20)
+    >>> found.mean.shape, bool(found.rows[0]["mutual_information"] > 0)
+    ((4, 3), True)
+    """
+    model = Model.of(model, call)
+    batches = Batches(batches, model.call.inputs, labels)
+    outputs = model.outputs(variables, batches.inputs(batches.first))
+    task = tasks.find(task, outputs, batches.labels_or_none(batches.first))
+    return draw(model, variables, batches, task, num_samples, batch_norm)
+
+
+def draw(
+    model: Model,
+    variables: dict,
+    batches: Batches,
+    task: Task,
+    num_samples: int,
+    batch_norm: Literal["running", "batch"] = "running",
+) -> Sample:
+    """As `sample`, of a model, batches and a task that are prepared."""
+    if num_samples < 1:
+        raise DropbnError(f"num_samples={num_samples}: at least one sample is drawn.")
+    layers = model.layers(variables, batches.inputs(batches.first))
+    model.refuse_one_mode(layers)
+    if not any(use.train for use in layers.noises.values()):
+        raise DropbnError("The model has no noise that is on in training: all samples would be the same.")
+    predictor, draws = Predictor(model, Mode(True, batch_norm, False)), _Draws(task)
+    for number in range(num_samples):
+        predicted = predictor(variables, batches, fold_in(model.rngs(layers), number))
+        draws.add(np.concatenate([outputs for _, outputs in predicted]))
+    return draws.summary(f"Monte Carlo dropout, {num_samples} samples, BN with {batch_norm} statistics")
+
+
+class _Draws:
     """Running sums over drawn predictions, in float64."""
 
-    def __init__(self):
+    def __init__(self, task: Task):
+        self._task = task
         self._number, self._sum, self._squares, self._entropies = 0, 0.0, 0.0, 0.0
 
-    def add(self, logits: np.ndarray) -> None:
-        """Adds one draw of logits, (images, classes).
-
-        Raises:
-          DropbnError: another shape, or values that are not finite.
-        """
-        p = softmax(logits)
+    def add(self, outputs: np.ndarray) -> None:
+        """Adds the outputs of one draw."""
+        predictions = self._task.predict(outputs)
         self._number += 1
-        self._sum, self._squares = self._sum + p, self._squares + p**2
-        self._entropies = self._entropies + entropy(p)
+        self._sum, self._squares = self._sum + predictions, self._squares + predictions**2
+        if self._task.has_classes:
+            self._entropies = self._entropies + entropy(predictions)
 
-    def summary(self, title: str = "") -> Sample:
-        """Mean, spread, entropy and mutual information of the added draws."""
+    def summary(self, title: str) -> Sample:
+        """Mean, spread and rows of the added draws."""
         mean = self._sum / self._number
-        spread = np.sqrt(np.maximum(self._squares / self._number - mean**2, 0))
+        variance = np.maximum(self._squares / self._number - mean**2, 0)
+        rows = self._rows_of_classes if self._task.has_classes else self._rows_of_values
+        return Sample(rows(mean, np.sqrt(variance)), title, mean, np.sqrt(variance))
+
+    def _rows_of_classes(self, mean, spread):
         of_mean, best = entropy(mean), mean.argmax(-1)
         information = np.maximum(of_mean - self._entropies / self._number, 0)
-        rows = [
+        probability, spread = (
+            np.take_along_axis(of_classes, best[..., None], -1)[..., 0] for of_classes in (mean, spread)
+        )
+        means = zip(*map(_of_examples, (probability, spread, of_mean, information)), strict=True)
+        return [
             {
                 "image": i,
-                "prediction": int(best[i]),
-                "probability": float(mean[i, best[i]]),
-                "spread": float(spread[i, best[i]]),
-                "entropy": float(of_mean[i]),
-                "mutual_information": float(information[i]),
+                "prediction": int(best[i]) if best.ndim == 1 else None,
+                "probability": float(p),
+                "spread": float(s),
+                "entropy": float(h),
+                "mutual_information": float(mutual),
+            }
+            for i, (p, s, h, mutual) in enumerate(means)
+        ]
+
+    def _rows_of_values(self, mean, spread):
+        variance, single = _of_examples(spread**2), mean.size == len(mean)
+        return [
+            {
+                "image": i,
+                "prediction": float(mean[i].squeeze()) if single else None,
+                "variance": float(variance[i]),
+                "spread": float(np.sqrt(variance[i])),
             }
             for i in range(len(mean))
         ]
-        return Sample(rows, title, mean, spread)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities of logits, (images, classes), in float64.
-
-    Raises:
-      DropbnError: another shape, or values that are not finite.
-    """
-    if np.ndim(logits) != 2 or not np.all(np.isfinite(logits)):
-        broken = " and are not finite" if not np.all(np.isfinite(logits)) else ""
-        raise DropbnError(
-            f"Probabilities need finite logits of shape (images, classes); these outputs have the shape "
-            f"{np.shape(logits)}{broken}."
-        )
-    p = np.exp(logits - np.max(logits, -1, keepdims=True), dtype=np.float64)
-    return p / p.sum(-1, keepdims=True)
 
 
 def entropy(probabilities: np.ndarray) -> np.ndarray:
@@ -121,3 +222,8 @@ def scores(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> dic
         "nll": float(-np.log(np.maximum(likelihood, 1e-300)).mean()),
         "ece": float(np.abs(excess).sum() / len(correct)),
     }
+
+
+def _of_examples(values):
+    """Means over all axes but the first."""
+    return values.reshape(len(values), -1).mean(-1)

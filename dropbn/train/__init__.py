@@ -2,8 +2,8 @@
 
 `plan` resolves a config, `loop` trains what it describes, and `steps` has the pure functions that are
 compiled. `parallel` is the only module that uses pmap. `checkpoint` and `workdir` hold what a run leaves on
-disk, and `evaluation` and `measurements` measure it afterwards, and `summary` is what a study keeps of it. To
-train your own Flax model, use your own loop and the layers of `dropbn.nn`.
+disk, and `evaluation` measures it afterwards. To train your own Flax model, use your own loop and the layers
+of `dropbn.nn`.
 """
 
 from dropbn.errors import extra

@@ -55,8 +55,8 @@ def evaluate(
         for a network without BN; samples of a network that has no noise or does not classify.
     """
     config = workdir.read_config(directory)
-    if recalibration and recalibration not in recalibrate.RECIPES:
-        raise unknown("recipe", recalibration, recalibrate.RECIPES)
+    if recalibration and recalibration not in recalibrate.RECIPE_NAMES:
+        raise unknown("recipe", recalibration, recalibrate.RECIPE_NAMES)
     dataset = data.load(config.data)
     plan = make_plan(config, dataset)
     directory = pathlib.Path(directory)

@@ -13,8 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dropbn import data, keys, models
-from dropbn.diagnose import gap, modes, recalibrate, shift, uncertainty
+from dropbn.diagnose import gap, recalibrate, shift, uncertainty
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.linen import Model
+from dropbn.diagnose.modes import TEST
+from dropbn.diagnose.predictor import Predictor
+from dropbn.diagnose.tasks import softmax
 from dropbn.errors import DropbnError
 from dropbn.results import Result
 from dropbn.train import losses, steps
@@ -85,12 +89,13 @@ def sample_run(config, dataset: data.Dataset, state: steps.TrainState, number: i
         )
     batches = plain(config, dataset, "test")
     rngs = {"dropout": keys.key(config.seed, "noise")}
-    found = modes.sample(model_of_groups(config), state.variables, batches, num_samples=number, rngs=rngs)
+    model = model_of_groups(config)
+    found = uncertainty.sample(model, state.variables, batches, num_samples=number, rngs=rngs)
     _, logits, labels = _test_mode(config, dataset, state.variables, "test")
     rows = [
         {"prediction": name} | uncertainty.scores(probabilities, labels)
         for name, probabilities in (
-            ("test mode", uncertainty.softmax(logits)),
+            ("test mode", softmax(logits)),
             (f"mean of {number} samples", found.mean),
         )
     ]
@@ -120,7 +125,7 @@ def _test_mode(config, dataset, variables, split):
     """({"accuracy", "loss"}, outputs, labels) in test mode: test images, or "train" ones as in training."""
     test = split == "test"
     batches = Batches(plain(config, dataset, split) if test else _as_in_training(config, dataset))
-    predict = modes.Predictor(model_of_groups(config), modes.TEST)
+    predict = Predictor(Model.of(model_of_groups(config)), TEST)
     task = losses.TASKS[config.task]
     parts = [
         (outputs, batch["label"], task(outputs, batch)) for batch, outputs in predict(variables, batches)

@@ -7,8 +7,11 @@ import numpy as np
 
 from dropbn import data
 from dropbn.data import sampling
-from dropbn.diagnose import modes, recalibrate, shift, theory
+from dropbn.diagnose import recalibrate, shift, theory
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.linen import Model
+from dropbn.diagnose.modes import TEST
+from dropbn.diagnose.predictor import Predictor
 from dropbn.errors import DropbnError
 from dropbn.train import losses, steps
 from dropbn.train.eval_batches import AsInTraining, augmented_epoch
@@ -90,5 +93,5 @@ def _correct(config, dataset, variables, model):
     """The task's score of every test image in test mode, in the dataset's order."""
     images = sampling.PlainBatches(dataset.test, config.batch_size, dataset.mean, dataset.std)
     batches, task = Batches(images), losses.TASKS[config.task]
-    predict = modes.Predictor(model, modes.TEST)
+    predict = Predictor(Model.of(model), TEST)
     return np.concatenate([task(outputs, batch)["correct"] for batch, outputs in predict(variables, batches)])

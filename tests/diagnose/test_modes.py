@@ -66,7 +66,7 @@ def test_each_switch_moves_alone(model, flag, on):
         for other in outputs[:i]:
             assert np.abs(np.asarray(one - other, np.float32)).max() > 1e-2
     # Freezing the update changes the statistics' fate and nothing else.
-    frozen, _ = apply(modes.TRAIN._replace(update=False))
+    frozen, _ = apply(modes.TRAIN.frozen)
     _same(frozen, train)
 
 
@@ -144,18 +144,21 @@ def test_test_mode_is_the_models_own_whatever_else_trains():
         modes.apply(Model(), variables, X, mode=OFF_BATCH)
 
 
-def test_a_mask_is_not_measured():
+def test_statistics_move_to_the_moments_of_what_a_mask_leaves():
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x, train=False):
-            return nn.BatchNorm()(x, use_running_average=not train, mask=x[..., :1] > 0)
+            return nn.BatchNorm()(x, use_running_average=not train, mask=x[..., :1] > 1)
 
     variables = _init(Model(), "train", True)
     _, stats = modes.apply(Model(), variables, X, mode=modes.TRAIN)
     _, updated = Model().apply(variables, X, train=True, mutable=["batch_stats"])
     _same(stats, updated["batch_stats"])
-    with pytest.raises(DropbnError, match="called with a mask"):
-        modes.apply(Model(), variables, X, mode=modes.LI_ADJUST)
+    _, stats = modes.apply(Model(), variables, X, mode=modes.LI_ADJUST)
+    left = np.asarray(X, np.float64)[np.asarray(X)[..., 0] > 1]
+    for key, batch in (("mean", left.mean(0)), ("var", left.var(0))):
+        before = np.asarray(variables["batch_stats"]["BatchNorm_0"][key], np.float64)
+        np.testing.assert_allclose(stats["BatchNorm_0"][key], 0.99 * before + 0.01 * batch, rtol=1e-6)
 
 
 @pytest.mark.parametrize("make", [noise.Dropout, noise.GaussianDropout, noise.Uout])

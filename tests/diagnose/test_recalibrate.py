@@ -317,7 +317,7 @@ def test_refusals():
     refused("at least once", Net(), VARIABLES, [X], passes=0)
     refused("iterator whose batches are used up", Net(), VARIABLES, iter(()))
     refused("no batch normalization", nn.Dense(2), nn.Dense(2).init(jax.random.key(0), X), [X])
-    refused("one image has no batch statistics", Net(), VARIABLES, [X, X[:1]], "precise_bn")
+    refused("one image has no batch statistics", Net(), VARIABLES, [X[:1], X], "precise_bn")
     refused("'bn1' is not finite in batch 1", Net(), VARIABLES, [X, X.at[0].set(jnp.inf)])
     refused("'bn1' is not finite", Net(), VARIABLES, [X, X.at[0].set(jnp.inf)], "li2018_moving")
     refused("'bn1' does not vary", Net(), VARIABLES, [X[:1]])

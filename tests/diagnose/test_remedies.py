@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 from test_gap import ENERGY, TRAIN, Energy, Net, _data, _variables
 
-from dropbn.diagnose import gap, modes, recalibrate
+from dropbn.diagnose import gap, modes, recalibrate, uncertainty
 from dropbn.errors import DropbnError
 
 LABELS = np.concatenate([y for _, y in TRAIN])
@@ -76,7 +76,13 @@ def _right(variables, batches, mode=modes.TEST):
 
 def test_every_row_is_what_its_call_gives(trained):
     variables, train_batches, test_batches, found = trained
-    names = {"recalibrate": recalibrate, "modes": modes, "model": Net(), "variables": variables}
+    names = {
+        "recalibrate": recalibrate,
+        "modes": modes,
+        "uncertainty": uncertainty,
+        "model": Net(),
+        "variables": variables,
+    }
     names |= {"train_batches": train_batches, "test_batches": test_batches}
     accuracies = []
     for row in found.remedies.rows:

@@ -8,6 +8,7 @@ from scipy import stats
 
 from dropbn.diagnose import modes
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.linen import Model
 from dropbn.diagnose.scores import Difference, Scorer, Scores, difference
 
 RNG = np.random.default_rng(0)
@@ -104,17 +105,17 @@ def test_least_keeps_its_level():
     assert above / number == pytest.approx(chance, abs=4 * (chance / number) ** 0.5)
 
 
-def test_scores_of_probabilities_are_those_of_their_logits():
+def test_scores_of_given_outputs_are_those_of_the_model():
     x = RNG.normal(size=(10, 3)).astype(np.float32)
     batches = Batches([x[:4], x[4:8], x[8:]])
 
     def score(outputs, batch):
         return {"loss": -np.asarray(jax.nn.log_softmax(outputs))[:, 0], "correct": batch[:, 0] > 0}
 
-    scorer = Scorer(nn.Dense(3), batches, "test", score)
+    scorer = Scorer(Model.of(nn.Dense(3)), batches, "test", score)
     variables = nn.Dense(3).init(jax.random.key(0), x)
     wanted, outputs = scorer(variables, modes.TEST)
-    found = scorer.of_probabilities(np.asarray(jax.nn.softmax(outputs)))
+    found = scorer.of_outputs(outputs)
     np.testing.assert_allclose(found.loss, wanted.loss, rtol=1e-5)
     np.testing.assert_array_equal(found.correct, x[:, 0] > 0)
     assert wanted.batch is None

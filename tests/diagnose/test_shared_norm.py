@@ -9,6 +9,8 @@ from linen_models import Body, Jitted, SharedNorm
 
 from dropbn.diagnose import gap, lint, modes, observation, recalibrate, shift
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.linen import Model
+from dropbn.diagnose.predictor import Predictor
 from dropbn.errors import DropbnError
 
 OFF_BATCH = modes.Mode(noise=False, batch_norm="batch", update=False)
@@ -99,9 +101,9 @@ def test_two_domains_settle_to_the_mean_of_their_variances():
 @pytest.mark.parametrize("momentum", [0.0, 0.4, 0.99])
 def test_the_weights_are_those_of_flax_whatever_the_momentum(momentum):
     batches = _batches([0, 4, -1], deviations=[1, 3, 0.5])
-    model = Domains(momentum)
-    observer = observation.Observer(model, _variables(model, batches[0]), Batches(batches), modes.TRAIN)
-    ((mean, var),) = observation.settled(observer, _variables(model, batches[0])).values()
+    variables = _variables(Domains(momentum), batches[0])
+    observer = observation.Observer(Model.of(Domains(momentum)), variables, Batches(batches), modes.TRAIN)
+    ((mean, var),) = observation.converged(observer, variables).values()
     # The average of where each batch alone would take the statistics.
     wanted = [_moved((np.zeros(4), np.ones(4)), [x] * 1000, momentum) for x in batches]
     np.testing.assert_allclose(mean, np.mean([m for m, _ in wanted], 0), rtol=1e-5)
@@ -235,9 +237,9 @@ def _start(model, flag):
 def test_calls_are_counted_and_normalized_each_by_its_own(model, flag, calls):
     """With the statistics of one batch for each call, test mode is train mode without noise on that batch."""
     variables = _start(model, flag)
-    observer = observation.Observer(model, variables, Batches([X]), OFF_BATCH)
+    observer = observation.Observer(Model.of(model), variables, Batches([X]), OFF_BATCH)
     assert {"/".join(path): layer.calls for path, layer in observer.layers.items()} == calls
-    by_call = observation.settled_by_call(observer, variables)
+    by_call = observation.converged_by_call(observer, variables)
     own = observation.with_statistics_by_call(observer, variables, by_call)
     wanted, _ = modes.apply(model, variables, X, mode=OFF_BATCH)
     found, _ = modes.apply(model, own, X, mode=modes.TEST)
@@ -253,15 +255,15 @@ def test_calls_are_counted_and_normalized_each_by_its_own(model, flag, calls):
 
 
 def test_predicted_outputs_by_call_are_those_of_modes():
-    """`modes.Predictor` takes the variables as they are; its batches are those of `apply`."""
+    """`Predictor` takes the variables as they are; its batches are those of `apply`."""
     batches = _batches([0, 4])
     variables = _variables(Domains(), batches[0])
-    observer = observation.Observer(Domains(), variables, Batches(batches), OFF_BATCH)
-    by_call = observation.settled_by_call(observer, variables)
+    observer = observation.Observer(Model.of(Domains()), variables, Batches(batches), OFF_BATCH)
+    by_call = observation.converged_by_call(observer, variables)
     own = observation.with_statistics_by_call(observer, variables, by_call)
     ((calls),) = by_call.values()
     for (_, found), x in zip(
-        modes.Predictor(Domains(), modes.TEST)(own, Batches(batches)), batches, strict=True
+        Predictor(Model.of(Domains()), modes.TEST)(own, Batches(batches)), batches, strict=True
     ):
         wanted = sum((x[:, i] - mean) / np.sqrt(var + 1e-5) for i, (mean, var) in enumerate(calls))
         np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)

@@ -267,7 +267,10 @@ def test_predict_knows_nothing_of_the_models_own_statistics():
     assert found.rows == shift.predict(model, fresh, iter([X[:15], X[15:]])).rows
     jax.tree.map(np.testing.assert_array_equal, variables, before)
     with pytest.raises(DropbnError, match="one image has no batch statistics"):
-        shift.predict(model, variables, [X, X[:1]])
+        shift.predict(model, variables, [X[:1], X])
+    # A last batch of one image has variance 0, as in Flax.
+    row = shift.predict(model, variables, [X, X[:1]]).rows[0]
+    assert row["moving_var"] == pytest.approx(shift.predict(model, variables, [X]).rows[0]["moving_var"] / 2)
 
 
 def test_kinds_of_batches_and_results_that_write_themselves(tmp_path):

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropbn.diagnose import modes, uncertainty
+from dropbn.diagnose import modes, tasks, uncertainty
+from dropbn.diagnose.linen import Model
 from dropbn.errors import DropbnError
 
 
@@ -28,7 +29,7 @@ def test_the_moments_of_a_known_posterior():
     x = np.ones((400, 2), np.float32)
     variables = TwoPoints().init(jax.random.key(0), x)
     before = jax.tree.map(np.array, variables)
-    found = modes.sample(TwoPoints(), variables, [x[:250], x[250:]], num_samples=60)
+    found = uncertainty.sample(TwoPoints(), variables, [x[:250], x[250:]], num_samples=60)
     jax.tree.map(np.testing.assert_array_equal, variables, before)
     sure = 1 / (1 + np.exp(-4))
     mean, spread = (sure + 0.5) / 2, (sure - 0.5) / 2
@@ -61,7 +62,7 @@ def test_one_draw_is_the_model_itself():
     variables = Net().init(jax.random.key(1), x)
     for source in ("running", "batch"):
         rngs = {"dropout": jax.random.key(3)}
-        found = modes.sample(Net(), variables, [x], num_samples=1, batch_norm=source, rngs=rngs)
+        found = uncertainty.sample(Net(), variables, [x], num_samples=1, batch_norm=source, rngs=rngs)
         rngs = {"dropout": jax.random.fold_in(jax.random.fold_in(jax.random.key(3), 0), 0)}
         logits, _ = modes.apply(Net(), variables, x, mode=modes.Mode(True, source, False), rngs=rngs)
         np.testing.assert_allclose(found.mean, jax.nn.softmax(logits), rtol=1e-5)
@@ -70,7 +71,7 @@ def test_one_draw_is_the_model_itself():
 
 def test_scores_by_plain_loops():
     rng = np.random.default_rng(0)
-    p = uncertainty.softmax(rng.normal(0, 2, (500, 4)))
+    p = tasks.softmax(rng.normal(0, 2, (500, 4)))
     labels = rng.integers(0, 4, 500)
     found = uncertainty.scores(p, labels)
     ece, confidence, right = 0.0, p.max(-1), p.argmax(-1) == labels
@@ -89,15 +90,15 @@ def test_refusals():
     x = np.ones((4, 2), np.float32)
     variables = TwoPoints().init(jax.random.key(0), x)
     with pytest.raises(DropbnError, match="no noise that is on in training"):
-        modes.sample(nn.Dense(2), nn.Dense(2).init(jax.random.key(0), x), [x])
+        uncertainty.sample(nn.Dense(2), nn.Dense(2).init(jax.random.key(0), x), [x])
     with pytest.raises(DropbnError, match="at least one sample"):
-        modes.sample(TwoPoints(), variables, [x], num_samples=0)
+        uncertainty.sample(TwoPoints(), variables, [x], num_samples=0)
     with pytest.raises(DropbnError, match="are not finite"):
-        modes.sample(TwoPoints(), variables, [x * np.nan])
+        uncertainty.sample(TwoPoints(), variables, [x * np.nan])
     with pytest.raises(DropbnError, match="one image has no batch statistics"):
-        modes.sample(TwoPoints(), variables, [x[:1]], batch_norm="batch")
+        uncertainty.sample(TwoPoints(), variables, [x[:1]], batch_norm="batch")
     with pytest.raises(DropbnError, match=r"shape \(4,\)"):
-        uncertainty.softmax(np.ones(4))
+        tasks.softmax(np.ones(4))
 
 
 def test_noises_are_found_where_they_are_on():
@@ -111,4 +112,4 @@ def test_noises_are_found_where_they_are_on():
                 x = nn.Dropout(0.1, name="hidden", deterministic=False)(x)
             return x
 
-    assert modes.noises(Net(), {}, jnp.ones((2, 2))) == ["on", "hidden"]
+    assert Model.of(Net()).layers({}, jnp.ones((2, 2))).switched_noises == [("on",), ("hidden",)]

@@ -1,9 +1,9 @@
-"""usage: dropbn lint package.module:name --input=2,32,32,3 [flags]
+"""Checks the noise and the batch normalizations of a Linen model, even before it is trained.
 
-Checks the noise and the batch normalizations of a Linen model, even before it is trained. `name` is a Linen
-module or a function that returns one; it is imported from the current directory. Nothing is computed.
+    python -m dropbn lint package.module:name --input=2,32,32,3
 
-Exit status: 0 no errors, 1 errors, 2 the model cannot be analysed.
+`name` is a Linen module or a function that returns one, imported from the current directory. Nothing is
+computed. The exit status is 0 without errors, 1 with errors, and 2 if the model cannot be analysed.
 """
 
 import importlib
@@ -74,8 +74,5 @@ def run() -> None:
     flags.DEFINE_integer(
         "num_steps", None, "Steps that the model will be trained, for DBN301.", lower_bound=1
     )
-    if {"--help", "-h"} & {*sys.argv[1:]}:
-        print(__doc__, flags.FLAGS.module_help(__name__), sep="\n")
-        return
     sys.path.insert(0, "")
     cli.run(main, arguments=["package.module:name"], failure=2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from typing import Any
 
 import flax.linen as nn
 import rich.box
@@ -10,6 +11,7 @@ import rich.table
 import rich.text
 
 from dropbn.diagnose import noise_flow
+from dropbn.diagnose.linen import Model
 from dropbn.diagnose.lint.rules import RULES, Facts
 from dropbn.diagnose.noise_flow import marks
 from dropbn.results import Result
@@ -74,8 +76,7 @@ def check(
     *inputs,
     variables: dict | None = None,
     num_steps: int | None = None,
-    rngs: dict | None = None,
-    **kwargs,
+    **call: Any,
 ) -> Report:
     """Reports what `RULES` find in a model.
 
@@ -89,8 +90,7 @@ def check(
       *inputs: examples of its inputs, arrays or `jax.ShapeDtypeStruct`s; only shapes and types matter.
       variables: its variables, trained or not.
       num_steps: how many steps it will be trained, for DBN301.
-      rngs: random keys by stream; by default one for "dropout".
-      **kwargs: further arguments of its `__call__`.
+      **call: how the model is called; see `dropbn.diagnose.call.Call`.
 
     Returns:
       A `Report`, which rich prints as a table.
@@ -107,7 +107,7 @@ def check(
     >>> [(row["code"], row["norm"], row["ratio"]) for row in check(Net(), jnp.ones((2, 4))).errors()]
     [('DBN101', 'BatchNorm_0', 0.5)]
     """
-    marked = marks.trace(model, *inputs, variables=variables, rngs=rngs, **kwargs)
+    marked = marks.trace(Model.of(model, call), inputs, {}, variables)
     facts = Facts(marked, noise_flow.follow(marked), num_steps)
     rows = [
         {"code": code, "severity": rule.severity} | finding
@@ -115,7 +115,9 @@ def check(
         for finding in rule.find(facts)
     ]
     rows.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
-    counts = f"{_count(marked.noises, 'noise')}, {_count(marked.norms, 'batch normalization')}"
+    layers = marked.layers
+    drawing = [path for path, use in layers.noises.items() if use.train or use.test]
+    counts = f"{_count(drawing, 'noise')}, {_count(layers.norms, 'batch normalization')}"
     return Report(rows, f"{type(inspect.unwrap(model)).__name__}: {counts}")
 
 

@@ -159,6 +159,38 @@ def several_calls(facts: Facts) -> Iterator[dict]:
             yield _finding(facts, norm=name, advice=advice)
 
 
+def never_switched_off(facts: Facts) -> Iterator[dict]:
+    """Noise is on in test mode too. It shifts no BN, but predictions are random.
+
+    Monte Carlo dropout (Gal & Ghahramani 2016) wants it; otherwise the layer does not get the model's flag.
+    """
+    for path, use in facts.marked.layers.noises.items():
+        if use.test:
+            advice = "Pass it the flag that says training, unless predictions are meant to be random."
+            yield _finding(facts, _name(path), advice=advice)
+
+
+def never_updates(facts: Facts) -> Iterator[dict]:
+    """A BN uses its running statistics in training too, and they never move.
+
+    A frozen backbone wants it; otherwise the layer does not get the model's flag.
+    """
+    for path, use in facts.marked.layers.norms.items():
+        if use.train is False:
+            advice = "Pass it the flag that says training, unless it is meant to be frozen."
+            yield _finding(facts, norm=_name(path), advice=advice)
+
+
+def never_uses_running(facts: Facts) -> Iterator[dict]:
+    """A BN uses the statistics of the batch in test mode too, so a prediction depends on the other images."""
+    for path, use in facts.marked.layers.norms.items():
+        if use.test:
+            advice = (
+                "Pass it the flag that says training, unless predictions are meant to depend on the batch."
+            )
+            yield _finding(facts, norm=_name(path), advice=advice)
+
+
 RULES = {
     "DBN101": Rule("noise before batch normalization", "error", directly),
     "DBN102": Rule("noise before batch normalization", "error", through_weights),
@@ -169,14 +201,21 @@ RULES = {
     "DBN204": Rule("noise after global average pooling", "info", after_pooling),
     "DBN205": Rule("noise before max pooling", "info", before_max_pooling),
     "DBN206": Rule("bias before batch normalization", "info", bias_before_norm),
+    "DBN207": Rule("noise never switched off", "warning", never_switched_off),
     "DBN301": Rule("momentum too long for the run", "warning", momentum_too_long),
     "DBN302": Rule("statistics never updated", "error", never_updated),
     "DBN303": Rule("batch normalization called several times", "info", several_calls),
+    "DBN304": Rule("batch normalization never updates in training", "warning", never_updates),
+    "DBN305": Rule("batch normalization uses the batch in test mode", "warning", never_uses_running),
 }
 
 
+def _name(path):
+    return "/".join(path) or "."
+
+
 def _finding(facts, noise="", norm="", way="", ratio=None, assumption="", advice=""):
-    amount = facts.marked.noises[noise].amount if noise else None
+    amount = facts.marked.noises[noise].amount if noise in facts.marked.noises else None
     return {"noise": noise, "norm": norm, "way": way, "amount": amount, "ratio": ratio} | {
         "assumption": assumption,
         "advice": advice,

@@ -6,7 +6,6 @@ mark stands for several layers, which `times` counts.
 """
 
 import collections
-import contextlib
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -19,8 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.interpreters import batching
 
-from dropbn.diagnose import modes, registry
-from dropbn.errors import DropbnError
+from dropbn.diagnose import registry
+from dropbn.diagnose.interception import TRAIN
+from dropbn.diagnose.layers import Layers
+from dropbn.diagnose.linen import Model
+from dropbn.diagnose.tracing import split
 from dropbn.nn import laws
 from dropbn.nn import noise as noise_kinds
 
@@ -86,42 +88,43 @@ class Marked(NamedTuple):
     Attributes:
       jaxpr: its ClosedJaxpr, in training.
       inputs: the `Parameter` of each input of the jaxpr, None for an input of the model.
-      noises, norms: by name, in the order of the trace.
+      noises, norms: by name, in the order of the trace: noises that are on in training and off in test mode,
+        and batch normalizations that take statistics in training.
+      layers: all that are registered, and what the model itself does with them.
     """
 
     jaxpr: Any
     inputs: list
     noises: dict[str, Noise]
     norms: dict[str, Norm]
+    layers: Layers
 
 
-def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **kwargs) -> Marked:
+def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None) -> Marked:
     """Traces a model in train mode.
 
     Args:
-      model: any Linen module.
-      *args: example inputs; only their shapes matter.
+      model: a model and how it is called.
+      args, kwargs: examples of its inputs, flags left out; only their shapes matter.
       variables: its variables. Without them only the shapes are known, from the model's `init`.
-      rngs: random keys by stream; by default one for "dropout".
-      **kwargs: further arguments of its `__call__`.
 
     Raises:
-      DropbnError: the model cannot be traced with these inputs.
+      DropbnError: the model cannot be traced with these inputs; nothing tells its training from its test
+      mode.
     """
-    rngs = modes.default_rngs(rngs)
     known = variables is not None
+    variables = flax.core.unfreeze(variables if known else model.shapes(args, kwargs))
+    layers = model.layers_of(variables, args, kwargs)
+    model.refuse_one_mode(layers)
+    marker = _Marker(layers, flax.traverse_util.flatten_dict(variables), known)
+    (arrays, rebuild), rngs = split((args, kwargs)), model.rngs(layers)
 
-    def run(variables, *args):
-        mode = modes.TRAIN._replace(update=False)
+    def run(variables, arrays):
         # Otherwise a block under nn.jit would carry the names of the first block that is built alike.
-        return modes.apply(model, variables, *args, mode=mode, rngs=rngs, retrace=True, **kwargs)[0]
+        return model.run(variables, *rebuild(arrays), TRAIN.frozen, rngs, retrace=True)[0]
 
-    with _refusing():
-        if not known:
-            variables = _shapes(model, args, rngs, kwargs)
-        marker = _Marker(flax.traverse_util.flatten_dict(flax.core.unfreeze(variables)), known)
-        with nn.intercept_methods(marker):
-            jaxpr = jax.make_jaxpr(run)(variables, *args)
+    with nn.intercept_methods(marker):
+        jaxpr = jax.make_jaxpr(run)(variables, arrays)
     inputs = [
         Parameter(
             jax.tree_util.keystr(keys[1:], simple=True, separator="/"), np.asarray(leaf) if known else None
@@ -132,44 +135,8 @@ def trace(model: nn.Module, *args, variables: dict | None = None, rngs=None, **k
     norms = {
         name: norm._replace(calls=met[name] / marker.stacked[name]) for name, norm in marker.norms.items()
     }
-    return Marked(jaxpr, inputs + [None] * (len(jaxpr.jaxpr.invars) - len(inputs)), marker.noises, norms)
-
-
-class _Marker:
-    """For `flax.linen.intercept_methods`: marks the output of every noise and BN, and notes the layer."""
-
-    def __init__(self, leaves, known):
-        self.leaves, self.known = leaves, known
-        self.noises, self.norms = {}, {}
-        self.stacked = {}  # How many layers nn.scan or nn.vmap has made of a BN.
-        self.marked = collections.Counter()
-
-    def __call__(self, run, arguments, named, context):
-        module, name = context.module, registry.name_of(context.module)
-        before = self.marked[name]
-        y, x = run(*arguments, **named), next(iter((*arguments, *named.values())), None)
-        noise, norm = (registry.of(module, kinds) for kinds in (registry.NOISES, registry.NORMS))
-        if context.method_name != "__call__" or not (norm or noise) or not isinstance(y, jax.Array):
-            return y
-        # Marked already (a subclass has called its parent, surgery another noise), or nothing was done.
-        if self.marked[name] > before or y is x or (noise and registry.is_identity(module, noise)):
-            return y
-        if norm and getattr(module, norm.flag, None) is norm.test:
-            return y  # Frozen on purpose: its statistics never see the noise.
-        self.marked[name] += 1
-        return self._mark_norm(name, module, y, x) if norm else self._mark_noise(name, module, y, x)
-
-    def _mark_norm(self, name, module, y, x):
-        mean = module.get_variable("batch_stats", "mean")
-        self.stacked[name] = math.prod(self.leaves["batch_stats", *module.path, "mean"].shape) // mean.size
-        self.norms[name] = _norm(module, self.leaves if self.known else {})
-        return mark_p.bind(y, x, mean, kind="norm", name=name, times=1)
-
-    def _mark_noise(self, name, module, y, x):
-        self.noises[name] = _noise(module)
-        if not isinstance(module, (nn.Dropout, noise_kinds.Noise)):
-            x = y  # It may be more than a multiplication, such as attention: its output counts.
-        return mark_p.bind(y, x, kind="noise", name=name, times=1)
+    inputs += [None] * (len(jaxpr.jaxpr.invars) - len(inputs))
+    return Marked(jaxpr, inputs, marker.noises, norms, layers)
 
 
 def calls(jaxpr) -> collections.Counter:
@@ -191,25 +158,41 @@ def calls(jaxpr) -> collections.Counter:
     return found
 
 
-def _shapes(model, args, rngs, kwargs):
-    flags = modes.with_flags(model, args, kwargs, modes.TRAIN)
-    keys = {"params": jax.random.key(0)} | rngs
-    return flax.core.unfreeze(jax.eval_shape(lambda *args: model.init(keys, *args, **flags), *args))
+class _Marker:
+    """For `flax.linen.intercept_methods`: marks the output of every noise and BN, and notes the layer."""
 
+    def __init__(self, layers, leaves, known):
+        self.layers, self.leaves, self.known = layers, leaves, known
+        self.noises, self.norms = {}, {}
+        self.stacked = {}  # How many layers nn.scan or nn.vmap has made of a BN.
+        self.marked = collections.Counter()
 
-@contextlib.contextmanager
-def _refusing():
-    """Turns any error of a model into a sentence."""
-    try:
-        yield
-    except DropbnError:
-        raise
-    except Exception as error:
-        raise DropbnError(f"The model cannot be traced with these inputs: {_first_line(error)}") from error
+    def __call__(self, run, arguments, named, context):
+        module, name = context.module, registry.name_of(context.module)
+        before = self.marked[name]
+        y, x = run(*arguments, **named), next(iter((*arguments, *named.values())), None)
+        # A BN that training freezes never sees the noise, and a noise that is always on shifts nothing.
+        is_norm = self.layers.takes_batch(module.path)
+        is_noise = module.path in self.layers.switched_noises
+        if context.method_name != "__call__" or not (is_norm or is_noise) or not isinstance(y, jax.Array):
+            return y
+        # Marked already (a subclass has called its parent, surgery another noise), or nothing was done.
+        if self.marked[name] > before or y is x:
+            return y
+        self.marked[name] += 1
+        return self._mark_norm(name, module, y, x) if is_norm else self._mark_noise(name, module, y, x)
 
+    def _mark_norm(self, name, module, y, x):
+        mean = module.get_variable("batch_stats", "mean")
+        self.stacked[name] = math.prod(self.leaves["batch_stats", *module.path, "mean"].shape) // mean.size
+        self.norms[name] = _norm(module, self.leaves if self.known else {})
+        return mark_p.bind(y, x, mean, kind="norm", name=name, times=1)
 
-def _first_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].split(" (https")[0]
+    def _mark_noise(self, name, module, y, x):
+        self.noises[name] = _noise(module)
+        if not isinstance(module, (nn.Dropout, noise_kinds.Noise)):
+            x = y  # It may be more than a multiplication, such as attention: its output counts.
+        return mark_p.bind(y, x, kind="noise", name=name, times=1)
 
 
 def _noise(module):

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 
 from dropbn.diagnose import noise_flow, registry
+from dropbn.diagnose.linen import Model
 from dropbn.diagnose.noise_flow import marks
 from dropbn.diagnose.surgery.operated import Hidden, Operated, amount_field, turned_off
 from dropbn.errors import DropbnError
@@ -90,8 +91,7 @@ def move(model: nn.Module, moves: Mapping[str, str]) -> nn.Module:
     """Moves noises to the outputs of other layers, and leaves the identity where they stood.
 
     A moved noise keeps its name, and the flag with which the model calls it at its old place. If that place
-    comes after the target, the model is first traced to learn the flag. This trace computes nothing, but
-    observers of `dropbn.diagnose.modes.apply` see it too.
+    comes after the target, the model is first traced to learn the flag, which computes nothing.
 
     Args:
       model: any Linen module.
@@ -110,7 +110,7 @@ def move(model: nn.Module, moves: Mapping[str, str]) -> nn.Module:
     return Operated(Hidden(model), lift, tuple(map(glob.escape, moves)), tuple(moves.items()))
 
 
-def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **kwargs) -> nn.Module:
+def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **call: Any) -> nn.Module:
     """Moves every noise that shifts a BN to the output of the next BN from which it shifts none.
 
     The target is the last BN of the noise's branch if a skip is added behind it, otherwise the last BN of the
@@ -119,7 +119,7 @@ def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **
 
     Args:
       model: any Linen module.
-      *inputs, variables, **kwargs: see `dropbn.diagnose.lint.check`; nothing is computed.
+      *inputs, variables, **call: see `dropbn.diagnose.lint.check`; nothing is computed.
 
     Returns:
       The changed model; the model itself if noise reaches BNs only through a skip or not at all.
@@ -127,7 +127,7 @@ def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **
     Raises:
       DropbnError: the model cannot be traced, or a noise has no such target.
     """
-    marked = marks.trace(model, *inputs, variables=variables, **kwargs)
+    marked = marks.trace(Model.of(model, call), inputs, {}, variables)
     followed = noise_flow.follow(marked, probe_norms=True)
     harmed = {}
     for (source, norm), carried in followed.reached.items():

@@ -14,7 +14,8 @@ import flax
 import flax.linen as nn
 import jax
 
-from dropbn.diagnose import modes, registry
+from dropbn.diagnose import interception, registry
+from dropbn.diagnose.call import flags_of
 from dropbn.errors import DropbnError, unknown
 
 
@@ -95,6 +96,10 @@ class Operated(nn.Module):
     def __wrapped__(self) -> nn.Module:
         return self.hidden.model
 
+    def wrapping(self, model: nn.Module) -> nn.Module:
+        """The same operation on another model."""
+        return self.clone(hidden=Hidden(model))
+
     @nn.compact
     def __call__(self, *args, **kwargs):
         model = self.hidden.model
@@ -147,7 +152,7 @@ def _survey(model, variables, streams, args, kwargs):
         model.apply(variables, *args, rngs=rngs, mutable=flax.core.DenyList(_fresh()), **kwargs)
 
     calls = {}
-    with _turn(()), _operating(turned_off, calls):
+    with interception.hidden(), _turn(()), _operating(turned_off, calls):
         jax.eval_shape(run)
     return calls
 
@@ -160,7 +165,7 @@ def _in_training(model, args, kwargs):
     """The arguments of a call, with the model's flags set to training."""
     signature = inspect.signature(type(inspect.unwrap(model)).__call__)
     bound = signature.bind(model, *args, **kwargs)
-    bound.arguments |= {flag: on for flag, on in modes.FLAGS.items() if flag in signature.parameters}
+    bound.arguments |= {flag: training for flag, (training, _) in flags_of(signature.parameters).items()}
     return bound.args[1:], bound.kwargs
 
 

@@ -1,0 +1,174 @@
+"""How a model is called: what stands behind `**call` of every tool."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from dropbn.errors import DropbnError
+
+# What these arguments of a model say in training and in test mode.
+FLAGS = {
+    "train": (True, False),
+    "training": (True, False),
+    "is_train": (True, False),
+    "is_training": (True, False),
+    "deterministic": (False, True),
+    "use_running_average": (False, True),
+    "eval": (False, True),
+    "is_eval": (False, True),
+    "test": (False, True),
+    "testing": (False, True),
+    "inference": (False, True),
+    "update_stats": (True, False),
+    "mode": ("train", "eval"),
+}
+_MODES = ("train", "training", "eval", "evaluation", "test", "testing", "inference", "predict")
+
+
+def flags_of(parameters: Mapping[str, inspect.Parameter]) -> dict[str, tuple[Any, Any]]:
+    """The known flags among the parameters of a method: their values (in training, in test mode).
+
+    `mode` is one if it has no default or the name of a mode; a default that is not "train" is its test value.
+    """
+    found = {name: FLAGS[name] for name in parameters if name in FLAGS}
+    if "mode" in found:
+        default = parameters["mode"].default
+        if default in _MODES[2:]:
+            found["mode"] = ("train", default)
+        elif default is not inspect.Parameter.empty and default not in _MODES:
+            del found["mode"]
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """How a model is called. Every tool takes these fields by name, and other names as keywords of the model.
+
+    A model that was built for one mode is given as a pair: (model for training, model for test). A flag among
+    the model's own fields, such as `train: bool`, is set by itself.
+
+    Attributes:
+      inputs: which part of a batch the model gets: a key, an index or a function of the batch. By default the
+        array itself, "image" of a dict, the first of a tuple. A tuple goes to as many positional arguments
+        if the model requires as many, otherwise whole to the first. A dict goes to arguments of these names
+        if the model requires them, otherwise likewise.
+      args: further positional arguments. kwargs: further keyword arguments. A keyword whose name is none of
+      these fields may also be given as it is. method: the method that is called, a name or a function of the
+      module; by default `__call__`. rngs: random keys by stream; the batch's index is folded in. By default a
+      key for every stream from
+        which the model draws.
+      outputs: which part of what the model returns is its output: an index, a key, an attribute or a
+        function. It may be left out where the model returns an array.
+      train_kwargs, test_kwargs: the arguments that say training, and test. By default the known flags
+        (`FLAGS`) that the model takes.
+    """
+
+    inputs: Any = None
+    args: tuple = ()
+    kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    method: str | Callable | None = None
+    rngs: Mapping[str, jax.Array] | None = None
+    outputs: Any = None
+    train_kwargs: Mapping[str, Any] | None = None
+    test_kwargs: Mapping[str, Any] | None = None
+
+    def __post_init__(self):
+        if not isinstance(self.args, tuple):
+            raise DropbnError(f"args={self.args!r}: give a tuple of positional arguments, such as (x,).")
+        for name in ("kwargs", "rngs", "train_kwargs", "test_kwargs"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) and (value is not None or name == "kwargs"):
+                raise DropbnError(f"{name}={value!r}: give a dict.")
+
+    @classmethod
+    def of(cls, keywords: Mapping[str, Any]) -> "Call":
+        """The call that a tool's keywords describe."""
+        fields = {field.name for field in dataclasses.fields(cls)}
+        own = {name: value for name, value in keywords.items() if name in fields}
+        named = {name: value for name, value in keywords.items() if name not in fields}
+        call = cls(**own)
+        if doubled := sorted(named.keys() & call.kwargs):
+            raise DropbnError(f"The model's argument {doubled[0]!r} is given twice: leave it out of kwargs=.")
+        return dataclasses.replace(call, kwargs={**call.kwargs, **named})
+
+    @property
+    def key(self) -> tuple:
+        """What of the call is compiled; it has a hash if all arguments have."""
+        mappings = (self.kwargs, self.train_kwargs or {}, self.test_kwargs or {})
+        return self.args, self.method, self.outputs, *(tuple(sorted(each.items())) for each in mappings)
+
+    def output(self, returned) -> jax.Array:
+        """The part of what the model returns that is its output.
+
+        Raises:
+          DropbnError: there is no such part, or it is not an array.
+        """
+        found, chosen = returned, self.outputs
+        try:
+            if callable(chosen):
+                found = chosen(returned)
+            elif isinstance(chosen, str) and not isinstance(returned, Mapping):
+                found = getattr(returned, chosen)
+            elif chosen is not None:
+                found = returned[chosen]
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise DropbnError(
+                f"outputs={chosen!r} is no part of what the model returns: {_of(returned)}."
+            ) from error
+        if not hasattr(found, "shape"):
+            raise DropbnError(
+                f"The model returns {_of(found)}, not an array: say by outputs= which part is its output, as "
+                "an index, a key, an attribute or a function."
+            )
+        return found
+
+    def arguments(self, x, parameters: Mapping[str, inspect.Parameter]) -> tuple[tuple, dict[str, Any]]:
+        """(args, kwargs) that the inputs `x` of a batch are, without those that the call adds; see `inputs`.
+
+        Args:
+          x: an array, or a tree of them.
+          parameters: of the model's method, without the module itself.
+        """
+        known = {*self.kwargs, *(self.train_kwargs or {}), *(self.test_kwargs or {}), *flags_of(parameters)}
+        required = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.default is parameter.empty
+            and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            and name not in known
+        ]
+        several = len(required) - len(self.args)
+        if type(x) is tuple and (_takes_any(parameters) or len(x) == several > 1):
+            # A flag may stand between the parameters of which each gets a part.
+            names = () if self.args or _takes_any(parameters) else required
+            return ((), dict(zip(names, x, strict=True))) if names else (x, {})
+        if type(x) is dict and len(required) > 1 and {*required} <= x.keys() <= parameters.keys():
+            return (), x
+        return (x,), {}
+
+
+def num_examples(x) -> int:
+    """How many examples a batch's inputs hold: the length of the first axis of the first array."""
+    shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
+    return next((shape[0] for shape in shapes if shape), 1)
+
+
+def fold_in(rngs: Mapping[str, jax.Array], index) -> dict[str, jax.Array]:
+    """`index` folded into the key of every stream."""
+    return {stream: jax.random.fold_in(key, index) for stream, key in rngs.items()}
+
+
+def _takes_any(parameters):
+    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
+
+
+def _of(tree):
+    if isinstance(tree, Mapping):
+        return f"a dict with the keys {sorted(tree)}"
+    if isinstance(tree, (tuple, list)):
+        return f"a {type(tree).__name__} of {len(tree)}"
+    return f"a {type(tree).__name__}"

@@ -1,0 +1,270 @@
+"""The three switches, and how they act on the layers of a Linen model while it runs."""
+
+import contextlib
+import dataclasses
+import inspect
+import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dropbn.diagnose import registry
+from dropbn.diagnose.registry import BY_CALL, MOVED, NOISES, NORMS, attribute, name_of
+from dropbn.diagnose.tracing import MissingKey, Path
+from dropbn.errors import DropbnError, unknown
+from dropbn.nn.kernels import moments
+from dropbn.nn.kernels.moments import Moments
+from dropbn.nn.noise import Noise
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """Three switches.
+
+    Attributes:
+      noise: dropout and its kin on or off.
+      batch_norm: BN normalizes with the statistics of the "batch" or with the "running" ones.
+      update: running statistics move towards those of the batch, or stay.
+
+    Raises:
+      DropbnError: another value.
+    """
+
+    noise: bool
+    batch_norm: Literal["batch", "running"]
+    update: bool
+
+    def __post_init__(self):
+        if self.batch_norm not in ("batch", "running"):
+            raise unknown("batch_norm", self.batch_norm, ("batch", "running"))
+        for switch in ("noise", "update"):
+            if not isinstance(getattr(self, switch), bool):
+                raise DropbnError(f"Mode: {switch} is True or False, got {getattr(self, switch)!r}.")
+
+    @property
+    def frozen(self) -> "Mode":
+        """This mode with running statistics that stay."""
+        return dataclasses.replace(self, update=False)
+
+    @property
+    def is_own(self) -> bool:
+        """Whether noise and BN do what the model itself does, in training or in test mode."""
+        return self == TEST or self.frozen == TRAIN.frozen
+
+
+TRAIN = Mode(noise=True, batch_norm="batch", update=True)
+TEST = Mode(noise=False, batch_norm="running", update=False)
+LI_ADJUST = Mode(noise=False, batch_norm="running", update=True)
+
+
+def interceptor(
+    mode: Mode,
+    always: frozenset[Path] = frozenset(),
+    observe: Callable[[nn.Module, jax.Array, jax.Array | None], None] | None = None,
+    ask: Callable[[nn.Module, bool, float], None] | None = None,
+) -> Callable:
+    """For `flax.linen.intercept_methods`: every registered layer runs as a mode says.
+
+    What the model itself does is left alone. In its own modes every layer runs as it is called. In the
+    others, where the model runs as in training, a BN that training freezes stays frozen, a noise that
+    training leaves off stays off, and the layers of `always` run as in training.
+
+    Args:
+      mode: the three switches.
+      always: paths of noises that are on in the model's test mode too, and of BNs that use the batch there.
+      observe: called with every BN, bound, its input and its mask or None, before it runs.
+      ask: called with every layer, whether the model has it on (a BN: use the batch), and a BN's values per
+        channel.
+    """
+    active = set()  # Paths being switched: where a subclass calls its parent, both are the same layer.
+
+    def intercept(run, args, kwargs, context):
+        if _hidden.get():
+            return run(*args, **kwargs)
+        module = context.module
+        norm, noise = registry.of(module, NORMS), registry.of(module, NOISES)
+        switch = norm or noise
+        if (
+            context.method_name != "__call__"
+            or switch is None
+            or module.path in active
+            # A subclass with a signature of its own: the parent that it calls is switched.
+            or switch.flag not in inspect.signature(context.orig_method).parameters
+        ):
+            return run(*args, **kwargs)
+        bound = inspect.signature(context.orig_method).bind(*args, **kwargs)
+        bound.apply_defaults()
+        active.add(module.path)
+        try:
+            layer = _Layer(module, run, bound, switch, mode, module.path in always)
+            return layer.run_norm(observe, ask) if norm else layer.run_noise(ask)
+        finally:
+            active.remove(module.path)
+
+    return intercept
+
+
+_hidden: ContextVar[bool] = ContextVar("hidden", default=False)
+
+
+@contextlib.contextmanager
+def hidden():
+    """Hides the layers of a model that runs within another from the interceptor of the other."""
+    token = _hidden.set(True)
+    try:
+        yield
+    finally:
+        _hidden.reset(token)
+
+
+class _Layer(NamedTuple):
+    """A call of a registered layer."""
+
+    module: nn.Module
+    run: Callable
+    bound: inspect.BoundArguments
+    switch: registry.Switch
+    mode: Mode
+    is_always: bool
+
+    def run_noise(self, ask):
+        module, mode = self.module, self.mode
+        off = self._asked(mode.noise)
+        if not mode.is_own and not off:
+            off = not (mode.noise or self.is_always)
+        if off and mode.noise and getattr(module, self.switch.flag, None) is self.switch.test:
+            _warn_frozen(module, self.switch)
+        given_key = self.bound.arguments.get("rng") is not None
+        draws = isinstance(module, (nn.Dropout, Noise)) and not registry.is_identity(module, self.switch)
+        if not off and draws and not given_key and not module.has_rng(module.rng_collection):
+            # Linen would silently draw from the params stream.
+            raise MissingKey(
+                f"{type(module).__name__} at '{name_of(module)}' is on but got no random key: "
+                f"pass rngs={{'{module.rng_collection}': key}}.",
+                module.rng_collection,
+            )
+        y = self._with_flag(off)
+        if ask and not registry.is_identity(module, self.switch):
+            ask(module, not off and y is not self.bound.args[0], 1)  # Surgery may have taken it away.
+        return y
+
+    def run_norm(self, observe, ask):
+        module, mode = self.module, self.mode
+        with _without_unbound_axis(module):
+            x, mask = self._checked()
+            frozen = self._asked(mode.batch_norm == "batch")
+            if ask:
+                channels = module.get_variable("batch_stats", "mean").size
+                ask(module, not frozen, x.size / channels if mask is None else float("inf"))
+            uses_running = frozen or (not mode.is_own and mode.batch_norm == "running" and not self.is_always)
+            if uses_running and module.has_variable("batch_stats", BY_CALL):
+                _take_statistics_of_call(module)
+            if observe is not None:
+                observe(module, x, mask)
+            if frozen and (mode.update or mode.batch_norm == "batch"):
+                _warn_frozen(module, self.switch)
+            elif uses_running and mode.update:
+                _move_beside(module, x, mask)
+            return self._with_flag(uses_running)
+
+    def _asked(self, wanted_on: bool) -> bool:
+        """Whether the model calls the layer in test mode; where it does not say, as the mode wants it."""
+        flag, test = self.switch
+        asked = self.bound.arguments.get(flag)
+        asked = getattr(self.module, flag, None) if asked is None else asked
+        return not wanted_on if asked is None or isinstance(asked, jax.core.Tracer) else bool(asked) == test
+
+    def _checked(self):
+        """A BN's input and mask."""
+        module, name, x = self.module, name_of(self.module), self.bound.args[0]
+        axis, mask = attribute(module, "axis"), self.bound.arguments.get("mask")
+        if not module.has_variable("batch_stats", "mean"):
+            raise DropbnError(f"The variables hold no batch_stats for the batch normalization at '{name}'.")
+        channels = tuple(x.shape[a] for a in ((axis,) if isinstance(axis, int) else axis))
+        mean = module.get_variable("batch_stats", "mean")
+        if mean.shape != channels:
+            raise DropbnError(
+                f"The variables do not fit the model: the mean of '{name}' has shape {mean.shape}, the "
+                f"channels of its input have {channels}."
+            )
+        return x, mask
+
+    def _with_flag(self, test):
+        """Runs the layer with its flag set, whether it was given at construction or at the call."""
+        self.bound.arguments[self.switch.flag] = self.switch.test if test else not self.switch.test
+        with _attributes(self.module, **{self.switch.flag: None}):
+            return self.run(*self.bound.args, **self.bound.kwargs)
+
+
+def moments_of(norm: nn.Module, x: jax.Array, mask: jax.Array | None) -> Moments:
+    """Moments of what a BN takes statistics of.
+
+    That is the batch, without what a mask leaves out, over an axis that the model itself binds.
+
+    Raises:
+      DropbnError: groups of such an axis.
+    """
+    found = moments.of(x, attribute(norm, "axis"), mask)
+    if getattr(norm, "axis_name", None) is None:
+        return found
+    if getattr(norm, "axis_index_groups", None) is not None:
+        raise DropbnError(
+            f"The batch normalization at '{name_of(norm)}' has axis_index_groups over '{norm.axis_name}', "
+            "which the model itself binds: moments of groups are not measured."
+        )
+    return moments.over(found, norm.axis_name)
+
+
+def _move_beside(module, x, mask):
+    """Moves statistics towards those of the batch while the layer still uses the given ones."""
+    batch, momentum = moments_of(module, x, mask), attribute(module, "momentum")
+    running = tuple(module.get_variable("batch_stats", key) for key in ("mean", "var"))
+    before = module.get_variable("batch_stats", MOVED, running)
+    moved = (
+        momentum * old + (1 - momentum) * new
+        for old, new in zip(before, (batch.mean, batch.variance), strict=True)
+    )
+    module.put_variable("batch_stats", MOVED, tuple(moved))
+
+
+def _take_statistics_of_call(module):
+    by_call = module.get_variable("batch_stats", BY_CALL)
+    for key, values in zip(("mean", "var"), by_call, strict=True):
+        module.put_variable("batch_stats", key, values[0])
+    module.put_variable("batch_stats", BY_CALL, tuple(jnp.roll(values, -1, 0) for values in by_call))
+
+
+def _warn_frozen(module, switch):
+    how = "was constructed" if getattr(module, switch.flag, None) is switch.test else "is called in training"
+    message = f"'{name_of(module)}' {how} with {switch.flag}={switch.test} and is left alone."
+    warnings.warn(message, stacklevel=2)
+
+
+def _without_unbound_axis(module):
+    """The module without its `axis_name` where nothing binds it: the batch given is then the whole one."""
+    name = getattr(module, "axis_name", None)
+    try:
+        _ = lax.axis_size(name) if name is not None else None
+    except NameError:
+        unset = {key: None for key in ("axis_name", "axis_index_groups") if hasattr(module, key)}
+        return _attributes(module, **unset)
+    return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _attributes(module, **values):
+    # Linen refuses a flag that is given at construction and at the call; modules are frozen dataclasses, so
+    # attributes are set behind their back and put back after the call.
+    before = {name: getattr(module, name) for name in values if getattr(module, name, None) is not None}
+    for name in before:
+        object.__setattr__(module, name, values[name])
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            object.__setattr__(module, name, value)

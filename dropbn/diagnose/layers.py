@@ -1,0 +1,109 @@
+"""The registered layers of a model, and what the model itself does with them."""
+
+import itertools
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from dropbn.diagnose import interception, registry, tracing
+from dropbn.diagnose.cache import cached
+from dropbn.diagnose.interception import TEST, TRAIN
+from dropbn.diagnose.tracing import Path, flat_stats, split
+from dropbn.errors import DropbnError
+
+
+class Use(NamedTuple):
+    """What the model itself does with a layer.
+
+    Attributes:
+      train, test: in that mode: whether a noise is on, or a BN normalizes with the statistics of the batch,
+        in any of its calls; None where the mode does not reach the layer.
+      values: the fewest values per channel that a call of a BN gets.
+    """
+
+    train: bool | None = None
+    test: bool | None = None
+    values: float = float("inf")
+
+
+class Layers(NamedTuple):
+    """The registered layers of a model, and what the model itself does with them.
+
+    Attributes:
+      noises, norms: by path, in the order of the trace in training, then in test mode.
+      streams: the random streams from which the model draws.
+    """
+
+    noises: dict[Path, Use]
+    norms: dict[Path, Use]
+    streams: tuple[str, ...]
+
+    @property
+    def always(self) -> frozenset[Path]:
+        """Noises that are on, and BNs that use the batch, in training and in test mode."""
+        return frozenset(path for path, use in (self.noises | self.norms).items() if use.train and use.test)
+
+    def takes_batch(self, path: Path) -> bool:
+        """Whether a BN at this path uses the batch in training."""
+        return path in self.norms and bool(self.norms[path].train)
+
+    def refuse_other_norms(self, variables: Mapping) -> None:
+        """Raises if the variables hold means and variances, and no BN of the model is known."""
+        stats = flat_stats(variables)
+        unknown = [path[:-1] for path in stats if path[-1] == "mean" and (*path[:-1], "var") in stats]
+        if unknown and not self.norms:
+            raise DropbnError(
+                f"The variables hold statistics of '{'/'.join(unknown[0]) or '.'}', but the model has no "
+                "batch normalization that dropbn.diagnose.registry knows: register its type."
+            )
+
+    def refuse_one_value(self) -> None:
+        """Raises for a BN that takes its statistics from one value per channel, whose variance is 0."""
+        for path, use in self.norms.items():
+            if use.train and use.values <= 1:
+                raise DropbnError(
+                    f"A batch of one image has no batch statistics: '{'/'.join(path) or '.'}' gets one value "
+                    "per channel. Give batches as large as those of training."
+                )
+
+    @property
+    def has_norm(self) -> bool:
+        """Whether a BN takes statistics in training."""
+        return any(use.train for use in self.norms.values())
+
+    @property
+    def switched_noises(self) -> list[Path]:
+        """The noises that are on in training and off in test mode."""
+        return [path for path, use in self.noises.items() if use.train and not use.test]
+
+
+@cached
+def find(model, treedef, leaves) -> Layers:
+    """The layers of a `linen.Model` for (variables, args, kwargs) as `tracing.abstract` gives them."""
+    arrays, rebuild = split(treedef.unflatten(leaves))
+    streams, by_mode = list(dict.fromkeys(["dropout", *(model.call.rngs or ())])), []
+    for testing in (False, True):
+        noises, norms = {}, {}
+
+        def ask(module, is_on, values, noises=noises, norms=norms):
+            found = noises if registry.of(module, registry.NOISES) else norms
+            on, fewest = found.get(module.path, (False, values))
+            found[module.path] = on or is_on, min(fewest, values)
+
+        def run(arrays, rngs, testing=testing, ask=ask):
+            interceptor = interception.interceptor(TEST if testing else TRAIN, ask=ask)
+            return model.run_under(*rebuild(arrays), testing, rngs, interceptor, retrace=True, either=True)[0]
+
+        tracing.shapes(model.name, run, arrays, streams)
+        by_mode.append((noises, norms))
+    noises, norms = itertools.starmap(_uses, zip(*by_mode, strict=True))
+    return Layers(noises, norms, tuple(streams))
+
+
+def _uses(train, test):
+    return {
+        path: Use(
+            *(found[path][0] if path in found else None for found in (train, test)),
+            min(found[path][1] for found in (train, test) if path in found),
+        )
+        for path in [*train, *(path for path in test if path not in train)]
+    }

@@ -1,0 +1,306 @@
+"""A Linen model and how it is called: what the tools ask of a model."""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import itertools
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import flax
+import flax.linen as nn
+import jax
+from flax.traverse_util import unflatten_dict
+
+from dropbn.diagnose import interception, layers, registry, tracing
+from dropbn.diagnose.call import FLAGS, Call, flags_of
+from dropbn.diagnose.interception import TEST, Mode
+from dropbn.diagnose.layers import Layers
+from dropbn.diagnose.tracing import MissingKey, abstract, flat_stats, split
+from dropbn.errors import DropbnError
+
+_MISFITS = (
+    flax.errors.ApplyScopeInvalidVariablesStructureError,
+    flax.errors.ScopeCollectionNotFound,
+    flax.errors.ScopeParamNotFoundError,
+    flax.errors.ScopeParamShapeError,
+    flax.errors.ScopeVariableNotFoundError,
+)
+_calls = itertools.count()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """A Linen model and how it is called. Models with equal modules and arguments are equal.
+
+    Attributes:
+      train, test: the modules that run in training and in test mode; mostly one and the same.
+      call: how they are called.
+    """
+
+    train: nn.Module
+    test: nn.Module
+    call: Call
+
+    @classmethod
+    def of(
+        cls, model: nn.Module | tuple[nn.Module, nn.Module], call: Mapping[str, Any] | Call = Call()
+    ) -> "Model":
+        """The model that a tool was given, a module or a pair of them, with the tool's keywords.
+
+        Raises:
+          DropbnError: something else; keywords that the model does not take.
+        """
+        pair = model if isinstance(model, tuple) else (model, model)
+        if len(pair) != 2 or not all(isinstance(each, nn.Module) for each in pair):
+            raise DropbnError(
+                f"A {type(model).__name__} is neither a Linen module nor a pair (for training, for test)."
+            )
+        call = call if isinstance(call, Call) else Call.of(call)
+        found = cls(*pair, call)
+        found._refuse_unknown()
+        if isinstance(model, tuple) or flags_of(found.parameters):
+            return found
+        return cls(_with_flags(model, testing=False), _with_flags(model, testing=True), call)
+
+    @property
+    def key(self) -> tuple:
+        return self.train, self.test, self.call.key, tuple(sorted(self.call.rngs or ()))
+
+    def __hash__(self):
+        return hash(self.key)
+
+    def __eq__(self, other):
+        return isinstance(other, Model) and self.key == other.key
+
+    def with_rngs(self, rngs: Mapping[str, jax.Array]) -> "Model":
+        """The same model with other random keys."""
+        return dataclasses.replace(self, call=dataclasses.replace(self.call, rngs=rngs))
+
+    @property
+    def name(self) -> str:
+        return type(inspect.unwrap(self.train)).__name__
+
+    def apply(
+        self, variables: dict, x, mode: Mode, rngs: Mapping | None = None, observe=None, retrace: bool = False
+    ) -> tuple[Any, dict]:
+        """(what the model returns, batch_stats) for the inputs of a batch; see `dropbn.diagnose.modes.apply`.
+
+        Args:
+          variables: the model's; they are not changed.
+          x: the inputs of a batch, an array or a tree of them.
+          mode: the three switches.
+          rngs: random keys by stream.
+          observe: see `interception.interceptor`.
+          retrace: trace every block under `nn.jit` by itself, also one that is made as another is.
+        """
+        return self.run(variables, *self.arguments(x), mode, rngs, observe, retrace)
+
+    def run(self, variables, args, kwargs, mode, rngs=None, observe=None, retrace=False) -> tuple[Any, dict]:
+        """As `apply`, with the positional and keyword arguments, flags left out."""
+        always = frozenset()
+        if not mode.is_own:
+            always = self.layers_of(variables, args, kwargs).always
+        interceptor = interception.interceptor(mode, always, observe)
+        output, updated = self.run_under(variables, args, kwargs, mode == TEST, rngs, interceptor, retrace)
+        given = {path: leaf for path, leaf in flat_stats(variables).items() if not _is_ours(path)}
+        stats = flat_stats(updated)
+        for path in [path for path in stats if path[-1] == registry.MOVED]:
+            stats[(*path[:-1], "mean")], stats[(*path[:-1], "var")] = stats.pop(path)
+        return output, unflatten_dict(stats if mode.update else stats | given)
+
+    def run_under(self, variables, args, kwargs, testing, rngs, interceptor, retrace=False, either=False):
+        """(output, updated collections) of the module under an interceptor; see `_bound` for `either`."""
+        module, args, kwargs = self._bound(args, kwargs, testing, either)
+        # nn.jit caches what it traced by the module and what is mutable, not by the mode: a name of our own
+        # among the immutable collections keeps this call's trace to itself.
+        own = f"{registry.OURS}call {next(_calls)}"
+        mutable = flax.core.DenyList(("params", "intermediates", _Unlike(own) if retrace else own))
+        with _sentences(), nn.intercept_methods(interceptor):
+            method = functools.partial(_call, self.call.method or "__call__", kwargs=kwargs)
+            return nn.apply(method, module, mutable=mutable)(variables, *args, rngs=rngs)
+
+    def shapes(self, args: tuple, kwargs: dict) -> dict:
+        """The shapes of the variables that `init` makes for these inputs, flags left out."""
+        arrays, rebuild = split((args, kwargs))
+
+        def init(arrays, rngs):
+            module, args, kwargs = self._bound(*rebuild(arrays), testing=False, either=True)
+            method = functools.partial(_call, self.call.method or "__call__", kwargs=kwargs)
+            with _sentences():
+                return nn.init(method, module)(rngs, *args)
+
+        return flax.core.unfreeze(tracing.shapes(self.name, init, arrays, ["params"]))
+
+    def _bound(self, args, kwargs, testing, either=False):
+        """The module and all arguments, in training or in test mode.
+
+        With `either` a flag that the call gives is replaced, because both modes are traced. Otherwise it is
+        refused if it says the other mode.
+        """
+        args, kwargs = (*args, *self.call.args), {**kwargs, **self.call.kwargs}
+        if either:
+            kwargs = {name: value for name, value in kwargs.items() if name not in flags_of(self.parameters)}
+        return self.test if testing else self.train, args, kwargs | self._flags(testing, args, kwargs)
+
+    @functools.cached_property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """The parameters of the method that is called, without the module."""
+        module, method = inspect.unwrap(self.train), self.call.method or "__call__"
+        function = method if callable(method) else getattr(type(module), method, None)
+        if function is None:
+            raise DropbnError(f"{self.name} has no method {method!r}.")
+        return dict(list(inspect.signature(function).parameters.items())[1:])
+
+    def arguments(self, x) -> tuple[tuple, dict[str, Any]]:
+        """(args, kwargs) for the inputs of a batch, without flags."""
+        return self.call.arguments(x, self.parameters)
+
+    def _flags(self, testing, args, kwargs):
+        """The arguments that say training, or test: the known flags that the call leaves out, and its own."""
+        known = {flag: values[testing] for flag, values in flags_of(self.parameters).items()}
+        other = {flag: values[not testing] for flag, values in flags_of(self.parameters).items()}
+        for flag in known.keys() & kwargs.keys():
+            if kwargs[flag] == other[flag]:
+                said, needed = ("training", "test mode") if testing else ("test mode", "training")
+                raise DropbnError(
+                    f"{flag}={kwargs[flag]!r} says {said}, and {needed} is run here: leave it out, or say by "
+                    "train_kwargs= and test_kwargs= which arguments mean what."
+                )
+        module = inspect.unwrap(self.test if testing else self.train)
+        given = [*self.parameters][: len(args)]
+        # One that the model was constructed with is given already.
+        missing = {
+            flag: value
+            for flag, value in known.items()
+            if flag not in kwargs and flag not in given and getattr(module, flag, None) is None
+        }
+        found = missing | dict((self.call.test_kwargs if testing else self.call.train_kwargs) or {})
+        function = inspect.Signature(list(self.parameters.values()))
+        try:
+            function.bind(*args, **{**kwargs, **found})
+        except TypeError as error:
+            raise DropbnError(
+                f"{self.name}({', '.join(self.parameters)}) cannot be traced with these inputs: {error}. Say "
+                "by inputs=, args= or kwargs= what it gets."
+            ) from error
+        return found
+
+    def layers(self, variables: dict, x) -> Layers:
+        """The registered layers, and what the model itself does with them; nothing is computed."""
+        return self.layers_of(variables, *self.arguments(x))
+
+    def layers_of(self, variables: dict, args: tuple, kwargs: dict) -> Layers:
+        """As `layers`, with the positional and keyword arguments, flags left out."""
+        stats = {path: leaf for path, leaf in flat_stats(variables).items() if not _is_ours(path)}
+        if "batch_stats" in variables:
+            variables = {**variables, "batch_stats": unflatten_dict(stats)}
+        return layers.find(self, *abstract((variables, args, kwargs)))
+
+    def outputs(self, variables: dict, x) -> jax.ShapeDtypeStruct:
+        """The shape of the model's output for the inputs of a batch; nothing is computed."""
+        arrays, rebuild = split((variables, x))
+
+        def run(arrays, rngs):
+            variables, x = rebuild(arrays)
+            interceptor = interception.interceptor(TEST)
+            returned, _ = self.run_under(variables, *self.arguments(x), True, rngs, interceptor, either=True)
+            return self.call.output(returned)
+
+        return tracing.shapes(self.name, run, arrays, [*(self.call.rngs or {})])
+
+    def rngs(self, layers: Layers) -> dict[str, jax.Array]:
+        """The keys of the call, by default one for each stream: key 0 of "dropout" and so on."""
+        if self.call.rngs is not None:
+            return dict(self.call.rngs)
+        streams = ["dropout", *(stream for stream in layers.streams if stream != "dropout")]
+        return {stream: jax.random.key(number) for number, stream in enumerate(streams)}
+
+    def refuse_one_mode(self, layers: Layers) -> None:
+        """Raises where nothing tells training from test mode."""
+        uses = [*layers.noises.values(), *layers.norms.values()]
+        told = (
+            self.call.train_kwargs
+            or self.call.test_kwargs
+            or self.train != self.test
+            or flags_of(self.parameters)
+        )
+        if uses and not told and all(use.train == use.test for use in uses):
+            raise DropbnError(
+                f"Which argument of {self.name}({', '.join(self.parameters)}) says training? No name is "
+                "known. Give it by train_kwargs={'name': value} and test_kwargs={'name': value}, or give a "
+                "pair of models, (for training, for test)."
+            )
+
+    def _refuse_unknown(self):
+        if any(each.kind is each.VAR_KEYWORD for each in self.parameters.values()):
+            return
+        call = self.call
+        for name in {**call.kwargs, **(call.train_kwargs or {}), **(call.test_kwargs or {})}:
+            if name not in self.parameters:
+                fields = ", ".join(field.name for field in dataclasses.fields(Call))
+                raise DropbnError(
+                    f"{self.name} takes no argument {name!r}. It takes ({', '.join(self.parameters)}); the "
+                    f"tool itself takes {fields}, and what its documentation names."
+                )
+
+
+@contextlib.contextmanager
+def _sentences():
+    """Errors of Flax and JAX that a call of the model may bring, as sentences."""
+    try:
+        yield
+    except flax.errors.InvalidRngError as error:
+        stream = re.search(r'PRNG for "(.*?)"', str(error))
+        raise MissingKey(
+            f"A layer draws from a random stream that got no key: {error}", stream[1] if stream else ""
+        ) from error
+    except _MISFITS as error:
+        sentence = str(error).splitlines()[0].split(" (https")[0]
+        raise DropbnError(f"The variables do not fit the model: {sentence}") from error
+    except NameError as error:
+        if "unbound axis name" not in str(error):
+            raise
+        raise DropbnError(
+            f"The model computes over several devices, whose axis nothing binds here ({error}): give it no "
+            "axis name. Only a batch normalization does without its own by itself."
+        ) from error
+    except ValueError as error:
+        if "broadcasted variable" not in str(error):
+            raise
+        raise DropbnError(
+            "nn.scan broadcasts batch_stats that its steps would move or measure: give it "
+            "variable_carry='batch_stats', or variable_axes={'batch_stats': 0} for a layer in each step."
+        ) from error
+
+
+def _is_ours(path):
+    return path[-1].startswith(registry.OURS)
+
+
+class _Unlike(str):
+    """A name that no cache finds again."""
+
+    def __hash__(self):
+        return next(_calls)
+
+
+def _call(method, module, *args, kwargs):
+    if callable(method):
+        return method(module, *args, **kwargs)
+    return getattr(module, method)(*args, **kwargs)
+
+
+def _with_flags(model, testing):
+    """A model that takes no flag, with the flags among its own fields as in training, or as in test mode."""
+    inner = inspect.unwrap(model)
+    fields = {
+        flag: FLAGS[flag][testing]
+        for flag in FLAGS.keys() & inner.__dataclass_fields__.keys()
+        if isinstance(getattr(inner, flag), bool)
+    }
+    if not fields:
+        return model
+    return model.wrapping(inner.clone(**fields)) if inner is not model else inner.clone(**fields)

@@ -1,0 +1,63 @@
+"""Outputs of a model for batches."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.cache import cached
+from dropbn.diagnose.call import fold_in, num_examples
+from dropbn.diagnose.interception import Mode
+from dropbn.diagnose.linen import Model
+
+
+class Predictor:
+    """Outputs of a model for batches, in one mode, by one compiled program.
+
+    Attributes:
+      layers: the model's.
+    """
+
+    def __init__(self, model: Model, mode: Mode):
+        """Statistics are frozen in any mode."""
+        self.model, self._mode, self._outputs = model, mode.frozen, _outputs(model, mode.frozen)
+
+    def __call__(self, variables: dict, batches: Batches, rngs: dict | None = None) -> Iterator[tuple]:
+        """(batch, float32 outputs) of every batch.
+
+        Where BN uses running statistics, an array that is shorter than the first is padded to its length,
+        which saves a compilation.
+
+        Args:
+          variables: the model's.
+          batches: its inputs.
+          rngs: random keys by stream, by default the model's; the batch's index is folded in.
+
+        Raises:
+          DropbnError: the first batch gives a BN one value per channel, and BN uses the batch.
+        """
+        first = batches.inputs(batches.first)
+        layers = self.model.layers(variables, first)
+        by_batch = self._mode.batch_norm == "batch"
+        if by_batch:
+            layers.refuse_one_value()
+        rngs = self.model.rngs(layers) if rngs is None else rngs
+        for index, batch in enumerate(batches):
+            x = batches.inputs(batch)
+            padded, length = x, num_examples(x)
+            if hasattr(x, "shape") and not by_batch and length < len(first):
+                padded = jnp.concatenate([x, jnp.repeat(x[-1:], len(first) - length, axis=0)])
+            outputs = np.asarray(self._outputs(variables, padded, fold_in(rngs, index)))
+            yield batch, outputs[:length] if padded is not x else outputs
+
+
+@cached
+def _outputs(model, mode):
+    @jax.jit
+    def outputs(variables, x, rngs):
+        returned, _ = model.apply(variables, x, mode, rngs)
+        return model.call.output(returned).astype(jnp.float32)
+
+    return outputs

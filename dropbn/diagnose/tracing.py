@@ -1,0 +1,70 @@
+"""Traces of a model that compute nothing: its arrays as shapes, its random streams as they turn up."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax
+import jax
+from flax.traverse_util import flatten_dict
+
+from dropbn.errors import DropbnError
+
+Path = tuple[str, ...]
+
+
+class MissingKey(DropbnError):
+    """A layer draws from a stream that has no key."""
+
+    def __init__(self, sentence: str, stream: str):
+        super().__init__(sentence)
+        self.stream = stream
+
+
+def shapes(name: str, run: Callable, arrays: list, streams: list[str]) -> Any:
+    """The shapes of `run(arrays, rngs)`; a stream that lacks a key joins `streams`.
+
+    Raises:
+      DropbnError: it cannot be traced; `name` is what cannot.
+    """
+    key = jax.eval_shape(jax.random.key, 0)
+    while True:
+        try:
+            return jax.eval_shape(run, arrays, dict.fromkeys(streams, key))
+        except MissingKey as error:
+            if not error.stream or error.stream in streams:
+                raise
+            streams.append(error.stream)
+        except DropbnError:
+            raise
+        except Exception as error:
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0].split(" (https")[0]
+            raise DropbnError(f"{name} cannot be traced with these inputs: {line}") from error
+
+
+def split(tree) -> tuple[list, Callable]:
+    """(arrays, rebuild) of a tree: `rebuild(arrays)` is the tree, with what is not an array as it was."""
+    leaves, treedef = jax.tree.flatten(tree)
+    is_array = [hasattr(leaf, "shape") for leaf in leaves]
+
+    def rebuild(arrays):
+        rest = iter(arrays)
+        return treedef.unflatten(
+            next(rest) if array else leaf for array, leaf in zip(is_array, leaves, strict=True)
+        )
+
+    return [leaf for leaf, array in zip(leaves, is_array, strict=True) if array], rebuild
+
+
+def abstract(tree) -> tuple:
+    """The structure of a tree, and its leaves with shape and dtype for arrays: hashable."""
+    leaves, treedef = jax.tree.flatten(tree)
+    shapes = (
+        jax.ShapeDtypeStruct(leaf.shape, jax.numpy.result_type(leaf)) if hasattr(leaf, "shape") else leaf
+        for leaf in leaves
+    )
+    return treedef, tuple(shapes)
+
+
+def flat_stats(variables: Mapping) -> dict[Path, jax.Array]:
+    """`batch_stats` by path."""
+    return flatten_dict(flax.core.unfreeze(variables.get("batch_stats", {})))
