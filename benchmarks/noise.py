@@ -59,7 +59,7 @@ def _run(settings):
 
 def _memory(settings, stock=False):
     """Bytes of temporary memory of a step."""
-    patch = mock.patch.object(noise.Dropout, "perturb", _stock) if stock else contextlib.nullcontext()
+    patch = mock.patch.object(noise.Dropout, "apply_noise", _stock) if stock else contextlib.nullcontext()
     with patch:
         step, state = networks.ours(settings)
         lowered = jax.jit(step, donate_argnums=0).lower(state, networks.images(settings.batch_size))

@@ -58,14 +58,10 @@ class RReLU(Noise):
     deterministic: bool | None = None
     rng_collection: str = "dropout"
 
-    is_identity = False
-
     def at_test(self, inputs: jax.Array) -> jax.Array:
         return jnp.where(inputs > 0, inputs, inputs / ((self.low + self.high) / 2))
 
-    def perturb(  # type: ignore[override] # It hides flax.linen.Module.perturb.
-        self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]
-    ) -> jax.Array:
+    def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         a = self.low + (self.high - self.low) * draws.uniform(rng, shape)
         return jnp.where(inputs > 0, inputs, (inputs / a).astype(inputs.dtype))
 

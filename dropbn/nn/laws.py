@@ -27,6 +27,8 @@ import numpy as np
 
 from dropbn.errors import DropbnError, unknown
 
+Real = Any  # A number, a traced scalar or an array.
+
 
 @dataclasses.dataclass(frozen=True)
 class Dropout:
@@ -39,27 +41,27 @@ class Dropout:
       DropbnError: a rate outside [0, 1].
     """
 
-    rate: Any
+    rate: Real
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self, "[0, 1]", lambda rate: 0 <= rate <= 1)
 
     @classmethod
-    def of_s2(cls, s2) -> "Dropout":
+    def of_s2(cls, s2: Real) -> "Dropout":
         """The law with Var[m] = s2; rate 1 where s2 is infinite."""
         return cls(1 - keep_of_s2(s2))
 
     @property
-    def amount(self):
+    def amount(self) -> Real:
         return self.rate
 
     @property
-    def keep(self):
+    def keep(self) -> Real:
         """Probability of keeping a unit."""
         return 1.0 - self.rate
 
     @property
-    def s2(self):
+    def s2(self) -> Real:
         """Var[m] = rate / keep; infinite at rate 1."""
         return math.inf if is_number(self.rate) and self.rate == 1 else self.rate / self.keep
 
@@ -75,22 +77,22 @@ class GaussianDropout:
       DropbnError: a rate outside [0, 1).
     """
 
-    rate: Any
+    rate: Real
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self, "[0, 1)", lambda rate: 0 <= rate < 1)
 
     @classmethod
-    def of_s2(cls, s2) -> "GaussianDropout":
+    def of_s2(cls, s2: Real) -> "GaussianDropout":
         """The law with Var[m] = s2, which must be finite."""
         return cls(Dropout.of_s2(s2).rate)
 
     @property
-    def amount(self):
+    def amount(self) -> Real:
         return self.rate
 
     @property
-    def s2(self):
+    def s2(self) -> Real:
         """Var[m] = rate / (1 - rate)."""
         return Dropout(self.rate).s2
 
@@ -106,30 +108,31 @@ class Uout:
       DropbnError: a beta outside [0, 1].
     """
 
-    beta: Any
+    beta: Real
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check(self, "[0, 1]", lambda beta: 0 <= beta <= 1)
 
     @classmethod
-    def of_s2(cls, s2) -> "Uout":
+    def of_s2(cls, s2: Real) -> "Uout":
         """The law with Var[m] = s2, at most 1/3: beta = sqrt(3 s2)."""
         return cls((3 * s2) ** 0.5)
 
     @property
-    def amount(self):
+    def amount(self) -> Real:
         return self.beta
 
     @property
-    def s2(self):
+    def s2(self) -> Real:
         """Var[m] = beta^2 / 3."""
         return self.beta**2 / 3
 
 
-KINDS = {"dropout": Dropout, "gaussian": GaussianDropout, "uout": Uout}
+Law = Dropout | GaussianDropout | Uout
+KINDS: dict[str, type[Law]] = {"dropout": Dropout, "gaussian": GaussianDropout, "uout": Uout}
 
 
-def of_config(config) -> Dropout | GaussianDropout | Uout:
+def of_config(config: Any) -> Law:
     """The law that a config names.
 
     Args:
@@ -150,17 +153,17 @@ def of_config(config) -> Dropout | GaussianDropout | Uout:
     return KINDS[config.kind](config[used])
 
 
-def keep_of_s2(s2):
+def keep_of_s2(s2: Real) -> Real:
     """The keep probability of the dropout with Var[m] = s2: 1 / (1 + s2)."""
     return 1 / (1 + s2)
 
 
-def is_number(value) -> bool:
+def is_number(value: Real) -> bool:
     """Whether a value is known now: a Python or NumPy number, not a traced array."""
     return isinstance(value, (int, float, np.number))
 
 
-def _check(law, interval: str, inside: Callable[[Any], bool]):
+def _check(law: Law, interval: str, inside: Callable[[Real], bool]) -> None:
     if is_number(law.amount) and not inside(law.amount):
         (field,) = dataclasses.fields(law)
         raise DropbnError(f"{type(law).__name__}: {field.name} must lie in {interval}, got {law.amount}.")

@@ -12,6 +12,7 @@ input's dtype.
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,10 +26,13 @@ from dropbn.nn.kernels import draws
 class Noise(nn.Module):
     """When noise is drawn, and from which key. Use a subclass.
 
-    A subclass has the fields of `flax.linen.Dropout`, its own first, and defines `perturb`.
+    A subclass has the fields of `flax.linen.Dropout`, its own first, and defines `apply_noise`.
     """
 
-    is_identity = False  # Whether even training is known to change nothing.
+    @property
+    def is_identity(self) -> bool:
+        """Whether even training is known to change nothing."""
+        return False
 
     @nn.compact
     def __call__(
@@ -64,32 +68,32 @@ class Noise(nn.Module):
         shape = list(inputs.shape)
         for dim in self.broadcast_dims:
             shape[dim] = 1
-        return self.perturb(inputs, rng, tuple(shape))
+        return self.apply_noise(inputs, rng, tuple(shape))
 
-    def at_test(self, inputs):
+    def at_test(self, inputs: jax.Array) -> jax.Array:
         return inputs
 
 
 class Multiplicative(Noise):
     """`inputs * m` by a law. A subclass defines `law` and `multiplier(key, shape) -> float32 m`."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _ = self.law  # Refuses an amount outside its range.
         super().__post_init__()
 
     @property
-    def amount(self):
+    def amount(self) -> laws.Real:
         return self.law.amount
 
     @property
-    def s2(self):
+    def s2(self) -> laws.Real:
         return self.law.s2
 
     @property
     def is_identity(self) -> bool:
         return laws.is_number(self.amount) and self.amount == 0
 
-    def perturb(self, inputs, rng, shape):
+    def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return (inputs * self.multiplier(rng, shape)).astype(inputs.dtype)
 
 
@@ -124,7 +128,7 @@ class Dropout(Multiplicative):
     scale_at: str = "train"
     restore: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.scale_at not in ("train", "test"):
             raise unknown("scale_at", self.scale_at, ("train", "test"))
         if self.restore not in ("", "sqrt_keep", "exact"):
@@ -134,19 +138,19 @@ class Dropout(Multiplicative):
         super().__post_init__()
 
     @property
-    def law(self):
+    def law(self) -> laws.Dropout:
         return laws.Dropout(self.rate)
 
     @property
-    def keep(self):
+    def keep(self) -> jax.Array:
         # Not in a bfloat16 input's dtype, where 0.9 would round to 0.8984 and change the mask. A Python rate
         # is float64 under jax_enable_x64, as in Flax.
         return jnp.asarray(self.law.keep)
 
-    def at_test(self, inputs):
+    def at_test(self, inputs: jax.Array) -> jax.Array:
         return inputs if self.scale_at == "train" else inputs * self.keep.astype(inputs.dtype)
 
-    def perturb(self, inputs, rng, shape):
+    def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         y = _drop(inputs, rng, self.keep, shape, self.scale_at == "train")
         if self.restore == "sqrt_keep":
             return y * jnp.sqrt(self.keep).astype(inputs.dtype)
@@ -196,10 +200,10 @@ class GaussianDropout(Multiplicative):
     rng_collection: str = "dropout"
 
     @property
-    def law(self):
+    def law(self) -> laws.GaussianDropout:
         return laws.GaussianDropout(self.rate)
 
-    def multiplier(self, rng, shape):
+    def multiplier(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return 1.0 + jnp.sqrt(self.s2) * draws.normal(rng, shape)
 
 
@@ -223,17 +227,17 @@ class Uout(Multiplicative):
     rng_collection: str = "dropout"
 
     @property
-    def law(self):
+    def law(self) -> laws.Uout:
         return laws.Uout(self.beta)
 
-    def multiplier(self, rng, shape):
+    def multiplier(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return 1.0 + self.beta * (2 * draws.uniform(rng, shape) - 1)
 
 
-KINDS = {"dropout": Dropout, "gaussian": GaussianDropout, "uout": Uout}
+KINDS: dict[str, type[Noise]] = {"dropout": Dropout, "gaussian": GaussianDropout, "uout": Uout}
 
 
-def create(config) -> Callable[..., Noise]:
+def create(config: Any) -> Callable[..., Noise]:
     """A function `make(amount, name=...)` that builds the noise of a config; its rate or beta may be traced.
 
     Args:
@@ -243,6 +247,6 @@ def create(config) -> Callable[..., Noise]:
     return functools.partial(KINDS[config.kind], **own)
 
 
-def amount(config) -> float:
+def amount(config: Any) -> float:
     """The rate or beta of the law that a config names; see `laws.of_config`."""
     return laws.of_config(config).amount

@@ -86,7 +86,7 @@ class Double(noise.Noise):
     rng_collection: str = "dropout"
     amount = 0.5
 
-    def perturb(self, inputs, rng, shape):
+    def apply_noise(self, inputs, rng, shape):
         return 2 * inputs
 
 
