@@ -1,6 +1,11 @@
 """Figures as pure functions of numbers: each returns a matplotlib Figure, and writes it if given a path."""
 
+import os
+from collections.abc import Collection, Sequence
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dropbn.errors import extra
 
@@ -25,7 +30,7 @@ def style(axes: Axes, xlabel: str = "", ylabel: str = "") -> Axes:
     return axes
 
 
-def panels(number: int, columns: int = 2, width: float = 4.2, **kwargs) -> tuple[Figure, list]:
+def panels(number: int, columns: int = 2, width: float = 4.2, **kwargs: Any) -> tuple[Figure, list[Axes]]:
     """A figure with several panels, and the list of its panels, row by row.
 
     Args:
@@ -49,7 +54,7 @@ def single(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
     return figure, style(figure.add_subplot(), xlabel, ylabel)
 
 
-def finish_single(figure: Figure, path=None, **legend) -> Figure:
+def finish_single(figure: Figure, path: str | os.PathLike | None = None, **legend: Any) -> Figure:
     """The figure of `single` with its legend, written to `path` if given."""
     figure.axes[0].legend(frameon=False, **legend)
     if path is not None:
@@ -57,7 +62,7 @@ def finish_single(figure: Figure, path=None, **legend) -> Figure:
     return figure
 
 
-def band(axes, at, runs, **look) -> None:
+def band(axes: Axes, at: ArrayLike, runs: ArrayLike, **look: Any) -> None:
     """Draws the mean of several runs as a line, within a band from the smallest to the largest.
 
     Args:
@@ -71,7 +76,14 @@ def band(axes, at, runs, **look) -> None:
     axes.plot(at, runs.mean(0), **{"linewidth": 1.6} | look)
 
 
-def bars(axes, at, intervals, width: float, bottom: float = 0, **look) -> None:
+def bars(
+    axes: Axes,
+    at: Collection[float],
+    intervals: Sequence[tuple[float, float | None]],
+    width: float,
+    bottom: float = 0,
+    **look: Any,
+) -> None:
     """Draws means as bars, with their intervals as whiskers.
 
     Args:
@@ -88,7 +100,7 @@ def bars(axes, at, intervals, width: float, bottom: float = 0, **look) -> None:
     axes.errorbar(list(at), means, halves, fmt="none", ecolor="black", elinewidth=1, capsize=3, zorder=4)
 
 
-def stretch(axes) -> None:
+def stretch(axes: Axes) -> None:
     """Makes a y axis of ratios logarithmic if it reaches beyond 10, where one ratio hides the others."""
     if axes.get_ylim()[1] > 10:
         axes.set_yscale("log")
@@ -127,7 +139,7 @@ def holds_papers(figure: Figure) -> bool:
     return any(np.isfinite(np.asarray(line.get_ydata(), np.float64)).any() for line in lines)
 
 
-def shift(curves: dict[str, list[dict]], path=None) -> Figure:
+def shift(curves: dict[str, list[dict]], path: str | os.PathLike | None = None) -> Figure:
     """max(ratio, 1 / ratio) against BN layer index, a curve per label (Li et al. 2018, Fig. 4).
 
     Args:
@@ -145,12 +157,12 @@ def shift(curves: dict[str, list[dict]], path=None) -> Figure:
             label=label,
         )
     axes.axhline(1, color="0.6", linewidth=1, zorder=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     axes.set_title("Real against remembered variance of every BN layer", loc="left")
     return finish_single(figure, path)
 
 
-def uncertainty(rows: list[dict], path=None) -> Figure:
+def uncertainty(rows: list[dict], path: str | os.PathLike | None = None) -> Figure:
     """Mutual information against entropy of Monte Carlo predictions, with a point for each image.
 
     Args:
@@ -167,7 +179,9 @@ def uncertainty(rows: list[dict], path=None) -> Figure:
     return finish_single(figure, path)
 
 
-def flips(images, responses, rows: list[dict], path=None) -> Figure:
+def flips(
+    images: np.ndarray, responses: np.ndarray, rows: list[dict], path: str | os.PathLike | None = None
+) -> Figure:
     """Images that are right in train mode and wrong in test mode, with their responses (Li et al., Fig. 6).
 
     Args:
@@ -199,7 +213,7 @@ def flips(images, responses, rows: list[dict], path=None) -> Figure:
         axes.axhline(0, color="0.6", linewidth=1)
         axes.set_ylabel(f"image {row['image']}")
         axes.spines[["top", "right"]].set_visible(False)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
     if number:
         axes.set_xlabel("output (the marker: the largest)")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)

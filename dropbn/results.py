@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import pathlib
 
 import rich.box
@@ -27,11 +28,11 @@ class Result:
         """The result without some of its columns."""
         return Result([{key: row[key] for key in row if key not in keys} for row in self.rows], self.title)
 
-    def to_json(self, path=None) -> str:
+    def to_json(self, path: str | os.PathLike | None = None) -> str:
         """The rows as JSON, also written to `path` if given."""
         return _write(json.dumps(self.rows, indent=1), path)
 
-    def to_csv(self, path=None) -> str:
+    def to_csv(self, path: str | os.PathLike | None = None) -> str:
         """The rows as CSV with a header line, also written to `path` if given."""
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(self.rows[0]) if self.rows else [], lineterminator="\n")

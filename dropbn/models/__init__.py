@@ -206,7 +206,7 @@ def _activation(block):
     return next((word for _, word in block.named() if word in ACTIVATIONS), "identity")
 
 
-def describe(config, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Result:
+def describe(config: ConfigDict, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Result:
     """The network of `config.model` as its orders; rich prints it as a table.
 
     Args:

@@ -53,7 +53,7 @@ def shift_curves(cells: list[Cell]) -> Figure | None:
             look = {"marker": "o", "markersize": 3} if len(at) < 50 else {"linewidth": 0.8}
             look = {"linewidth": 0.8, "gid": "paper"} if source else look
             plots.band(axes, at, runs, color=colors[noise], **look)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
     for axes in grid:  # At least to 1.2, as the paper's (b): measurement noise should not fill a panel.
         top = max(axes.get_ylim()[1], 1.2)
         axes.set_ylim(max(0.9, 1 - 0.05 * (top - 1)), top)
