@@ -115,7 +115,7 @@ def curve(records: list[dict], score: str = "accuracy") -> bytes:
             points = [(record["epoch"], 100 * record[key]) for record in records if key in record]
             if points:
                 axes.plot(*zip(*points, strict=True), line, color=color, marker=".", label=label)
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.legend(frameon=False)
         drawn = io.BytesIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None})

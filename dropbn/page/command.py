@@ -7,6 +7,7 @@
 """
 
 import json
+import os
 import pathlib
 import shlex
 
@@ -18,7 +19,7 @@ from dropbn.train import console
 from dropbn.train import workdir as workdirs
 
 
-def write_page(workdir, output=None) -> pathlib.Path:
+def write_page(workdir: str | os.PathLike, output: str | os.PathLike | None = None) -> pathlib.Path:
     """Writes the page of the workdir of a study or a run; an existing page is replaced in one step.
 
     Args:
@@ -30,8 +31,7 @@ def write_page(workdir, output=None) -> pathlib.Path:
 
     Raises:
       DropbnError: the workdir holds neither a study nor a run, the study has no table yet, its contents
-      cannot
-        be read, or the file cannot be written.
+        cannot be read, or the file cannot be written.
     """
     directory = pathlib.Path(workdir)
     table = _read_json(directory / "table.json")

@@ -88,7 +88,7 @@ def _decimals(values, widths):
     if not sizes + halves:
         return 0
     wanted = 1 - _exponent(statistics.median(halves)) if halves else 3 - _exponent(statistics.median(sizes))
-    given = max(-Decimal(str(size)).normalize().as_tuple().exponent for size in sizes + halves)
+    given = max(len(f"{Decimal(str(size)).normalize():f}".partition(".")[2]) for size in sizes + halves)
     return max(min(wanted, given), 0)
 
 
