@@ -117,7 +117,7 @@ def second_moments(activation: str) -> tuple[float, float]:
     return forward, backward
 
 
-def lsuv(model: nn.Module, variables: dict, images: jax.Array) -> dict:
+def lsuv(model: nn.Module, variables: dict, images: jax.Array | np.ndarray) -> dict:
     """Scales every conv and dense kernel so that its output on a batch has variance 1.
 
     This is layer-sequential unit variance (Mishkin & Matas 2016, algorithm 1), for a model with orthogonal

@@ -7,6 +7,7 @@ import os
 import re
 import textwrap
 from collections.abc import Iterator
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,12 +18,15 @@ from dropbn.errors import DropbnError
 from dropbn.train import parallel
 from dropbn.train.retention import LatestTwoAndBest, best_step
 
+State = TypeVar("State")  # A pytree of arrays.
 # A folder beside the steps for checkpoints that cannot be read: a new one of the same step takes their place.
 _SET_ASIDE = "unreadable"
 
 
 @contextlib.contextmanager
-def manager(directory, read_only: bool = False, shared: bool = False) -> Iterator[ocp.CheckpointManager]:
+def manager(
+    directory: str | os.PathLike, read_only: bool = False, shared: bool = False
+) -> Iterator[ocp.CheckpointManager]:
     """Opens a directory of checkpoints; on leaving, waits until what was saved is on disk.
 
     Args:
@@ -42,19 +46,19 @@ def manager(directory, read_only: bool = False, shared: bool = False) -> Iterato
         multiprocessing_options=_processes(shared),
         lightweight_initialize=True,  # Otherwise one damaged file would keep all of them from opening.
     )
-    directory = epath.Path(directory)
-    if not directory.is_dir() and (read_only or directory.exists()):
-        raise DropbnError(f"No checkpoint in {directory}: train first, or name another workdir.")
-    with _writing(directory):
-        directory.mkdir(parents=True, exist_ok=True)
+    place = epath.Path(directory)
+    if not place.is_dir() and (read_only or place.exists()):
+        raise DropbnError(f"No checkpoint in {place}: train first, or name another workdir.")
+    with _writing(place):
+        place.mkdir(parents=True, exist_ok=True)
         # Given here because the manager of a new process cannot tell what a checkpoint holds.
         handler = ocp.StandardCheckpointHandler()
-        opened = _Manager(directory.resolve(), options=options, item_handlers=handler)
+        opened = _Manager(place.resolve(), options=options, item_handlers=handler)
         policy.manager = opened
     try:
         yield opened
     finally:
-        with _writing(directory):
+        with _writing(place):
             opened.wait_until_finished()
             opened.close()
 
@@ -81,7 +85,11 @@ def _processes(shared):
 
 
 def save(
-    opened: ocp.CheckpointManager, step: int, state, accuracy: float | None = None, about: dict | None = None
+    opened: ocp.CheckpointManager,
+    step: int,
+    state: Any,
+    accuracy: float | None = None,
+    about: dict | None = None,
 ) -> None:
     """Saves a state in the background.
 
@@ -106,7 +114,7 @@ def save(
         )
 
 
-def restore(opened: ocp.CheckpointManager, like, which: str | int = "latest"):
+def restore(opened: ocp.CheckpointManager, like: State, which: str | int = "latest") -> State:
     """Restores a checkpoint into the structure of `like`, strictly.
 
     Args:
@@ -137,7 +145,7 @@ def restore(opened: ocp.CheckpointManager, like, which: str | int = "latest"):
     return _read(opened, step, like)[0]
 
 
-def resume(opened: ocp.CheckpointManager, like, shared: bool = False) -> tuple[dict, dict, list[str]]:
+def resume(opened: ocp.CheckpointManager, like: State, shared: bool = False) -> tuple[State, dict, list[str]]:
     """Restores the newest checkpoint that can be read, and sets newer ones aside.
 
     Args:

@@ -1,5 +1,6 @@
 """What a run and its evaluation print on the console."""
 
+import os
 import shlex
 
 import rich.console
@@ -8,7 +9,9 @@ from dropbn.diagnose.shift import Shift
 from dropbn.train.evaluation import Evaluation
 
 
-def print_run(records: list[dict], shift: Shift, workdir, console=None) -> None:
+def print_run(
+    records: list[dict], shift: Shift, workdir: str | os.PathLike, console: rich.console.Console | None = None
+) -> None:
     """The closing summary of a training run: final numbers, most shifted layers, what to run next."""
     console = console or rich.console.Console(highlight=False, markup=False)
     final = records[-1]
@@ -31,7 +34,9 @@ def print_run(records: list[dict], shift: Shift, workdir, console=None) -> None:
     console.print(f"Results are in {workdir}. Look closer:\n  {command}\n", soft_wrap=True)
 
 
-def print_evaluation(found: Evaluation, workdir, console=None) -> None:
+def print_evaluation(
+    found: Evaluation, workdir: str | os.PathLike, console: rich.console.Console | None = None
+) -> None:
     """The tables of an evaluation."""
     console = console or rich.console.Console(highlight=False, markup=False)
     console.print(f"\n{workdir}, checkpoint of step {found.checkpoint_step}\n")
@@ -51,6 +56,6 @@ def print_evaluation(found: Evaluation, workdir, console=None) -> None:
         )
 
 
-def evaluation_command(workdir) -> str:
+def evaluation_command(workdir: str | os.PathLike) -> str:
     """The command that evaluates the run in a workdir."""
     return f"python eval.py --workdir={shlex.quote(str(workdir))}"

@@ -1,6 +1,7 @@
 """Where a run became non-finite."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ from dropbn.train import parallel, steps
 from dropbn.train.programs import Programs
 
 
-def is_finite(tree) -> bool:
+def is_finite(tree: Any) -> bool:
     """Whether all numbers of a pytree of arrays on the host are finite."""
     return all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(tree))
 
@@ -19,7 +20,7 @@ def locate(
     layout: parallel.Layout,
     states: list[steps.TrainState],
     inputs: Iterable,
-    hyper,
+    hyper: steps.Hyper,
     index: int,
 ) -> tuple[int, str] | None:
     """Takes steps of runs again, up to the first that is not finite.

@@ -14,7 +14,7 @@ from dropbn.data.splits import Split
 from dropbn.data.streams import Stream
 
 
-def plain(config, dataset: data.Dataset, split: str) -> sampling.PlainBatches:
+def plain(config: ConfigDict, dataset: data.Dataset, split: str) -> sampling.PlainBatches:
     """Images without augmentation in a fixed random order, in batches of `images_of_a_statistic`.
 
     The order is random because a batch of one class has different statistics from a training batch.
@@ -91,12 +91,12 @@ class AsInTraining:
             yield Split(np.asarray(_augment(images, of_batch, *given)), labels)
 
 
-def augmented_epoch(config, dataset: data.Dataset) -> AsInTraining:
+def augmented_epoch(config: ConfigDict, dataset: data.Dataset) -> AsInTraining:
     """The first epoch of training, in batches of `images_of_a_statistic`, as the papers' recipes use it."""
     return AsInTraining(config, dataset, images_of_a_statistic(config), whole=True)
 
 
-def images_of_a_statistic(config) -> int:
+def images_of_a_statistic(config: ConfigDict) -> int:
     """How many images a BN statistic of training covers."""
     return config.model.bn.group_size or config.batch_size
 

@@ -1,6 +1,7 @@
 """Evaluation of a run in its workdir, and the report that it leaves there."""
 
 import json
+import os
 import pathlib
 from typing import NamedTuple
 
@@ -39,7 +40,7 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-    directory, which: str | int = "latest", recalibration: str = "", mc_samples: int = 0
+    directory: str | os.PathLike, which: str | int = "latest", recalibration: str = "", mc_samples: int = 0
 ) -> Evaluation:
     """Evaluates the run in a workdir and writes to its eval/: report.json, shift.csv, shift.png, flips.png.
 
@@ -91,7 +92,7 @@ def evaluate(
     return found
 
 
-def read_report(directory) -> dict:
+def read_report(directory: str | os.PathLike) -> dict:
     """What `evaluate` has written to eval/report.json in a workdir."""
     return json.loads((pathlib.Path(directory) / "eval" / "report.json").read_text())
 

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from dropbn import data
 from dropbn.data import sampling
 from dropbn.data.splits import Split
+from dropbn.data.streams import Stream
 from dropbn.errors import DropbnError
 from dropbn.train import parallel
 from dropbn.train.plan import Plan
@@ -32,11 +33,12 @@ def create(plans: Sequence[Plan], datasets: Sequence[data.Dataset]) -> "Resident
     Raises:
       DropbnError: streamed images for runs side by side.
     """
-    if isinstance(datasets[0].train, Split):
+    first = datasets[0]
+    if isinstance(first.train, Split):
         return Resident(plans, datasets)
     if not plans[0].layout.axis_name:
         raise DropbnError("Streamed images feed one run at a time: train with --parallel=data.")
-    return Streamed(plans[0], datasets[0])
+    return Streamed(plans[0], first.train, first.mean, first.std)
 
 
 class Gather(NamedTuple):
@@ -47,13 +49,13 @@ class Gather(NamedTuple):
     crop_padding: int
     flip: bool
 
-    def train_batch(self, inputs, step, seed) -> dict[str, jax.Array]:
+    def train_batch(self, inputs: tuple, step: jax.Array, seed: jax.Array) -> dict[str, jax.Array]:
         """The batch {"image", "label"} of a step since the start of training."""
         (split, moments), order = inputs
-        augmented = {"crop_padding": self.crop_padding, "flip": self.flip}
+        augmented: dict[str, Any] = {"crop_padding": self.crop_padding, "flip": self.flip}
         return sampling.train_batch(split, order, step, seed, **moments, **self._shared(), **augmented)
 
-    def eval_batch(self, inputs) -> dict[str, jax.Array]:
+    def eval_batch(self, inputs: tuple) -> dict[str, jax.Array]:
         """The batch {"image", "label", "mask"}."""
         (split, moments), index = inputs
         return sampling.eval_batch(split, index, **moments, **self._shared())
@@ -68,14 +70,16 @@ class Receive(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
-    def train_batch(self, inputs, step, seed) -> dict[str, jax.Array]:
+    def train_batch(
+        self, inputs: dict[str, jax.Array], step: jax.Array, seed: jax.Array
+    ) -> dict[str, jax.Array]:
         """The batch {"image", "label"}; the host has already used its step and seed."""
+        return self.eval_batch(inputs)
+
+    def eval_batch(self, inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """The batch {"image", "label", "mask"}; the mask is False for the padding."""
         mean, std = (np.array(moment, np.float32) for moment in self)
         return inputs | {"image": sampling.normalize(inputs["image"], mean, std)}
-
-    def eval_batch(self, inputs) -> dict[str, jax.Array]:
-        """The batch {"image", "label", "mask"}; the mask is False for the padding."""
-        return self.train_batch(inputs, None, None)
 
 
 class Resident:
@@ -86,13 +90,14 @@ class Resident:
         holds no images, so that a program may outlive its feed.
     """
 
-    def __init__(self, plans, datasets):
+    def __init__(self, plans: Sequence[Plan], datasets: Sequence[data.Dataset]) -> None:
         plan, layout = plans[0], plans[0].layout
         self._batch_size, self._layout = plan.batch_size, layout
         self.batcher = Gather(plan.batch_size, layout.axis_name, plan.crop_padding, plan.flip)
         self._moments = [{"mean": dataset.mean, "std": dataset.std} for dataset in datasets]
         self._train = self._put([dataset.train for dataset in datasets])
-        self._measured = {}  # ids of splits -> (the splits, their copies on the devices)
+        # ids of splits -> (the splits, their copies on the devices)
+        self._measured: dict[tuple[int, ...], tuple] = {}
         self._seeds = layout.put([plan.seed for plan in plans])
         self._order = _epoch_orders(datasets[0].train.num_examples, layout)
 
@@ -128,9 +133,9 @@ class Streamed:
       batcher: as in `Resident`.
     """
 
-    def __init__(self, plan, dataset):
-        self._plan, self._layout, self._train = plan, plan.layout, dataset.train
-        self.batcher = Receive(tuple(dataset.mean.tolist()), tuple(dataset.std.tolist()))
+    def __init__(self, plan: Plan, train: Stream, mean: np.ndarray, std: np.ndarray) -> None:
+        self._plan, self._layout, self._train = plan, plan.layout, train
+        self.batcher = Receive(tuple(mean.tolist()), tuple(std.tolist()))
 
     def train_inputs(self, epoch: int, steps: range) -> Iterator:
         """What `batcher.train_batch` takes at each of the given steps of an epoch."""
@@ -142,7 +147,7 @@ class Streamed:
         )
         return self._prefetch_to_device({"image": batch.images, "label": batch.labels} for batch in batches)
 
-    def eval_inputs(self, split) -> Iterator:
+    def eval_inputs(self, split: Stream) -> Iterator:
         """What `batcher.eval_batch` takes, until every image of a split has been there once."""
         return self._prefetch_to_device(self._padded_batches(split))
 
@@ -165,7 +170,7 @@ class Streamed:
 
     def _prefetch_to_device(self, batches, number=2):
         """Puts batches on the devices while earlier ones are in use."""
-        waiting = collections.deque()
+        waiting: collections.deque[dict[str, jax.Array]] = collections.deque()
         for batch in batches:
             waiting.append(parallel.shard(batch, self._layout.devices))
             if len(waiting) > number:

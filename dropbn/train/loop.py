@@ -3,20 +3,26 @@
 import contextlib
 import functools
 import itertools
+import os
 import time
+from collections.abc import Sequence
 
 import jax
+from ml_collections import ConfigDict
 
 from dropbn import data
 from dropbn.errors import DropbnError, Preempted
 from dropbn.train import divergence, feeds, preemption, programs, steps, workdir
 from dropbn.train.plan import Plan, make_plan
-from dropbn.train.progress import Progress
+from dropbn.train.progress import Progress, Reporter
 from dropbn.train.runs import open_run
 
 
 def train_and_evaluate(
-    config, directory, dataset: data.Dataset | None = None, checkpoint_dir: str = ""
+    config: ConfigDict,
+    directory: str | os.PathLike,
+    dataset: data.Dataset | None = None,
+    checkpoint_dir: str = "",
 ) -> tuple[steps.TrainState, list[dict]]:
     """Runs a config in a workdir, from its newest checkpoint if it has one.
 
@@ -46,7 +52,7 @@ def train_and_evaluate(
 
 
 def run_plan(
-    plan: Plan, directory, dataset: data.Dataset, checkpoint_dir: str = ""
+    plan: Plan, directory: str | os.PathLike, dataset: data.Dataset, checkpoint_dir: str = ""
 ) -> tuple[steps.TrainState, list[dict]]:
     """`train_and_evaluate` for a config that is already resolved."""
     with Progress(_headline(plan, dataset), plan.total_steps, plan.batch_size) as progress:
@@ -57,7 +63,11 @@ def run_plan(
 
 
 def train_together(
-    plans: list[Plan], directories: list, datasets: list[data.Dataset], progress, checkpoint_dir: str = ""
+    plans: Sequence[Plan],
+    directories: Sequence[str | os.PathLike],
+    datasets: Sequence[data.Dataset],
+    progress: Reporter,
+    checkpoint_dir: str = "",
 ) -> list[steps.TrainState | DropbnError]:
     """Trains runs that stand at the same step, by one compiled program, and keeps each in its workdir.
 
@@ -67,14 +77,14 @@ def train_together(
         devices share a single run.
       directories: their workdirs.
       datasets: their data.
-      progress: shows the runs; it has the methods of `dropbn.train.progress.Progress`.
+      progress: shows the runs.
       checkpoint_dir: of a single run; see `train_and_evaluate`.
 
     Returns:
       For each run its final state on the host, or the DropbnError that ended it; the others go on without
       it. Any other error ends them all.
     """
-    outcomes = [None] * len(plans)
+    outcomes: dict[int, steps.TrainState | DropbnError] = {}
     with contextlib.ExitStack() as stack:
         opened = {}
         for i, (plan, directory, dataset) in enumerate(zip(plans, directories, datasets, strict=True)):
@@ -92,7 +102,7 @@ def train_together(
             _train(list(opened.values()), [datasets[i] for i in opened], progress)
             for i, run in opened.items():
                 outcomes[i] = run.failure or run.state
-    return outcomes
+    return [outcomes[i] for i in range(len(plans))]
 
 
 def _train(runs, datasets, progress):

@@ -25,7 +25,7 @@ from dropbn.train import losses, steps
 from dropbn.train.eval_batches import AsInTraining, augmented_epoch, images_of_a_statistic, plain
 
 
-def explain_run(config, dataset: data.Dataset, state: steps.TrainState) -> gap.Gap:
+def explain_run(config: ConfigDict, dataset: data.Dataset, state: steps.TrainState) -> gap.Gap:
     """The gap between training and test mode, its causes and remedies; see `dropbn.diagnose.gap`."""
     seen = _as_in_training(config, dataset)
     return gap.explain(
@@ -40,7 +40,9 @@ def explain_run(config, dataset: data.Dataset, state: steps.TrainState) -> gap.G
     )
 
 
-def measure_shift(config, dataset: data.Dataset, state: steps.TrainState, estimator="pooled") -> shift.Shift:
+def measure_shift(
+    config: ConfigDict, dataset: data.Dataset, state: steps.TrainState, estimator: str = "pooled"
+) -> shift.Shift:
     """The shift of every BN layer; a network without BN has no rows.
 
     "pooled" takes `eval.train_examples` images. "li2018" takes an epoch, in batches of as many images as a
@@ -54,7 +56,7 @@ def measure_shift(config, dataset: data.Dataset, state: steps.TrainState, estima
 
 
 def recalibrate_run(
-    config, dataset: data.Dataset, state: steps.TrainState, recipe: str
+    config: ConfigDict, dataset: data.Dataset, state: steps.TrainState, recipe: str
 ) -> tuple[Result, dict]:
     """Scores in test mode before and after recalibration (Li et al. 2018, Table 3), and the new statistics.
 
@@ -77,7 +79,7 @@ def recalibrate_run(
     return Result(rows, f"Test mode before and after. {found.title}"), found.batch_stats
 
 
-def sample_run(config, dataset: data.Dataset, state: steps.TrainState, number: int) -> Result:
+def sample_run(config: ConfigDict, dataset: data.Dataset, state: steps.TrainState, number: int) -> Result:
     """Accuracy, negative log-likelihood and calibration error on test images, in test mode and with samples.
 
     Raises:
@@ -102,7 +104,7 @@ def sample_run(config, dataset: data.Dataset, state: steps.TrainState, number: i
     return Result(rows, "Test images, deterministic and by Monte Carlo dropout")
 
 
-def model_of_groups(config) -> nn.Module:
+def model_of_groups(config: ConfigDict) -> nn.Module:
     """The network on one device, for batches of one group each: BN takes the whole batch.
 
     It is the same object for the same network, so that what was compiled for one measurement serves the next.

@@ -3,13 +3,16 @@
 from collections.abc import Callable
 
 import optax
+from ml_collections import ConfigDict
 
 from dropbn.errors import DropbnError, unknown
 
 SCHEDULES = ("constant", "step", "cosine")
 
 
-def create(config, to_steps: Callable[[str], int], total_steps: int) -> optax.GradientTransformation:
+def create(
+    config: ConfigDict, to_steps: Callable[[str], int], total_steps: int
+) -> optax.GradientTransformation:
     """SGD on gradient + weight_decay * parameter, for every parameter (including BN's and biases).
 
     With momentum mu: buffer = mu * buffer + gradient; parameter -= learning_rate * buffer, as in PyTorch and
@@ -30,7 +33,7 @@ def create(config, to_steps: Callable[[str], int], total_steps: int) -> optax.Gr
     )
 
 
-def learning_rate(config, to_steps: Callable[[str], int], total_steps: int) -> optax.Schedule:
+def learning_rate(config: ConfigDict, to_steps: Callable[[str], int], total_steps: int) -> optax.Schedule:
     """The learning rate at each step (0-based): linear warm-up, then constant, step or cosine.
 
     A decay at "81 epochs" begins with the first step after 81 full epochs.

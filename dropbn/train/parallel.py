@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -10,6 +10,7 @@ import numpy as np
 from dropbn.errors import DropbnError
 
 AXIS = "batch"
+Tree = TypeVar("Tree")  # A pytree of arrays and numbers.
 _PATIENCE_SECONDS = 7 * 24 * 3600  # A process may wait for others whose share of a study takes longer.
 _waits = itertools.count()
 
@@ -32,7 +33,7 @@ class Layout(NamedTuple):
         """How many devices share a batch."""
         return len(self.devices) * self.processes if self.axis_name else 1
 
-    def put(self, values: list):
+    def put(self, values: list[Tree]) -> Tree:
         """Puts the runs' values (pytrees) on their devices, stacked along a new first axis.
 
         If there are more devices than runs, the last run is repeated: programs are compiled for a fixed
@@ -44,7 +45,7 @@ class Layout(NamedTuple):
         stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *values)
         return jax.device_put(stacked, _sharding(self.devices))
 
-    def get(self, tree, number: int) -> list:
+    def get(self, tree: Tree, number: int) -> list[Tree]:
         """The values of the first `number` runs, as NumPy arrays."""
         if self.axis_name:
             return [unreplicate(tree)]
@@ -94,7 +95,13 @@ def side_by_side(number: int) -> Layout:
     return Layout(tuple(jax.local_devices()[:number]), axis_name=None)
 
 
-def on_each(function: Callable, layout: Layout, *, in_axes=0, donate: int | None = None) -> Callable:
+def on_each(
+    function: Callable,
+    layout: Layout,
+    *,
+    in_axes: int | tuple[int | None, ...] = 0,
+    donate: int | None = None,
+) -> Callable:
     """Compiles `function` to run on every device at once, with collectives over the axis `AXIS`.
 
     Args:
@@ -123,13 +130,13 @@ def _of_all_processes(layout):
     """The devices of every process, process by process, the same number of each."""
     if layout.processes == 1:
         return layout.devices
-    found = {}
+    found: dict[int, list[jax.Device]] = {}
     for device in jax.devices():
         found.setdefault(device.process_index, []).append(device)
     return [device for process in sorted(found) for device in found[process][: len(layout.devices)]]
 
 
-def replicate(tree, devices: Sequence[jax.Device]):
+def replicate(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
     """Copies every leaf to every device, stacked along a new first axis."""
     sharding = _sharding(devices)
 
@@ -140,7 +147,7 @@ def replicate(tree, devices: Sequence[jax.Device]):
     return jax.tree.map(put, tree)
 
 
-def shard(tree, devices: Sequence[jax.Device]):
+def shard(tree: Tree, devices: Sequence[jax.Device]) -> Tree:
     """Splits every leaf's first axis among the devices: (devices, share, ...)."""
     sharding = _sharding(devices)
     return jax.tree.map(
@@ -148,7 +155,7 @@ def shard(tree, devices: Sequence[jax.Device]):
     )
 
 
-def unreplicate(tree):
+def unreplicate(tree: Tree) -> Tree:
     """The first device's value of every leaf, as NumPy arrays; for trees that are equal on all devices."""
     return jax.tree.map(lambda leaf: np.asarray(leaf.addressable_shards[0].data)[0], tree)
 

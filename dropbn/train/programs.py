@@ -27,7 +27,7 @@ class Programs(NamedTuple):
 
 
 # The last few programs: a study's next members need no compilation.
-_CACHED = {}
+_CACHED: dict[tuple, Programs] = {}
 _MOST_CACHED = 2
 
 

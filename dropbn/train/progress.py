@@ -1,6 +1,7 @@
 """What a run shows while it trains: a bar on a terminal, plain lines elsewhere."""
 
 import time
+from typing import Protocol, Self
 
 import jax
 import rich.console
@@ -13,6 +14,22 @@ REFRESH_SECONDS = 0.25
 RUN_AHEAD = 2
 
 
+class Reporter(Protocol):
+    """What training reports to: `Progress` for a single run, the display of a study for its members."""
+
+    def resume(self, step: int) -> None:
+        """Training begins, or goes on, at `step`."""
+
+    def note(self, text: str) -> None:
+        """What is worth knowing before training goes on."""
+
+    def step(self, sums: list[dict]) -> None:
+        """One more step; `sums` are those since the last check of the losses, still on the devices."""
+
+    def epoch(self, record: dict) -> None:
+        """A run has finished an epoch; `record` is its line of metrics.jsonl."""
+
+
 class Progress:
     """A progress bar with ETA, loss, accuracy and images/s, and a line for each epoch.
 
@@ -23,7 +40,9 @@ class Progress:
       console: where to show it; by default the standard output.
     """
 
-    def __init__(self, headline: str, total_steps: int, batch_size: int, console=None):
+    def __init__(
+        self, headline: str, total_steps: int, batch_size: int, console: rich.console.Console | None = None
+    ) -> None:
         self._console = console or rich.console.Console(highlight=False, markup=False)
         self._headline, self._batch_size = headline, batch_size
         self._bar = rich.progress.Progress(
@@ -38,11 +57,11 @@ class Progress:
         self._task = self._bar.add_task("", total=total_steps, status="compiling")
         self._shown = 0.0
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
     def resume(self, step: int) -> None:

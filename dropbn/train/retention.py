@@ -5,6 +5,7 @@ would delete the latest one.
 """
 
 import contextlib
+from collections.abc import Sequence
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
@@ -13,9 +14,14 @@ from orbax.checkpoint import checkpoint_managers
 class LatestTwoAndBest(checkpoint_managers.PreservationPolicy):
     """Orbax's policy for the checkpoints of `manager`, which is set once it is open."""
 
-    manager: ocp.CheckpointManager | None = None
+    manager: ocp.CheckpointManager
 
-    def should_preserve(self, checkpoints, *, context):
+    def should_preserve(
+        self,
+        checkpoints: Sequence[checkpoint_managers.PolicyCheckpointInfo],
+        *,
+        context: checkpoint_managers.PreservationContext,
+    ) -> Sequence[bool]:
         steps = [checkpoint.step for checkpoint in checkpoints]
         kept = {*sorted(steps)[-2:], best_step(self.manager)}
         return [step in kept for step in steps]
@@ -28,4 +34,4 @@ def best_step(manager: ocp.CheckpointManager) -> int | None:
         with contextlib.suppress(Exception):  # A damaged checkpoint is not the best.
             if (accuracy := manager.metadata(step).custom_metadata["accuracy"]) is not None:
                 found[step] = float(accuracy)
-    return max(reversed(found), key=found.get, default=None)
+    return max(reversed(found), key=found.__getitem__, default=None)

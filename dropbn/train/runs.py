@@ -2,11 +2,12 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Iterator
-from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from dropbn import data
 from dropbn.data import sampling
@@ -14,6 +15,7 @@ from dropbn.errors import DropbnError
 from dropbn.nn import initializers
 from dropbn.train import checkpoint, divergence, parallel, steps, workdir
 from dropbn.train.plan import Plan
+from dropbn.train.progress import Reporter
 
 
 @dataclasses.dataclass(eq=False)
@@ -36,7 +38,7 @@ class Run:
     state: steps.TrainState
     totals: dict[str, float]
     saved: int
-    checkpoints: Any
+    checkpoints: ocp.CheckpointManager
     log: workdir.Log
     about: dict
     accuracy: float | None = None
@@ -106,7 +108,9 @@ _SILENT = workdir.Log(lambda record: None, lambda record: None)
 
 
 @contextlib.contextmanager
-def open_run(plan: Plan, directory, checkpoint_dir: str, dataset: data.Dataset, progress) -> Iterator[Run]:
+def open_run(
+    plan: Plan, directory: str | os.PathLike, checkpoint_dir: str, dataset: data.Dataset, progress: Reporter
+) -> Iterator[Run]:
     """Opens the run of a plan in a workdir, at its newest checkpoint that can be read.
 
     Args:
@@ -188,7 +192,7 @@ def initial_state(plan: Plan, dataset: data.Dataset) -> steps.TrainState:
     images = dataset.plain(plan.batch_size).images
     images = sampling.normalize(images, dataset.mean, dataset.std)
     params = initializers.lsuv(plan.model, state.variables, images)["params"]
-    return state.replace(params=params, opt_state=plan.tx.init(params))
+    return dataclasses.replace(state, params=params, opt_state=plan.tx.init(params))
 
 
 def _added(totals, sums):

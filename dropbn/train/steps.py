@@ -44,12 +44,14 @@ class Hyper:
       learning_rate_scale: factor on the learning rate.
     """
 
-    seed: jax.Array
-    amount: jax.Array
-    learning_rate_scale: jax.Array
+    seed: int | jax.Array
+    amount: float | jax.Array
+    learning_rate_scale: float | jax.Array
 
 
-def create_state(model: nn.Module, tx: optax.GradientTransformation, seed, image_shape) -> TrainState:
+def create_state(
+    model: nn.Module, tx: optax.GradientTransformation, seed: int | jax.Array, image_shape: tuple[int, ...]
+) -> TrainState:
     """The state before the first step; `image_shape` is (height, width, channels)."""
     variables = model.init(keys.key(seed, "init"), jnp.zeros((1, *image_shape)))
     params = variables["params"]
@@ -164,7 +166,7 @@ def nonfinite(
     """
 
     def watched(params):
-        outputs = {}
+        outputs: dict[str, jax.Array] = {}
 
         def watch(next_call, arguments, keywords, context):
             found = next_call(*arguments, **keywords)

@@ -3,7 +3,9 @@
 Little of it has to be compiled, and nothing again for equal models.
 """
 
+import flax.linen as nn
 import numpy as np
+from ml_collections import ConfigDict
 
 from dropbn import data
 from dropbn.data import sampling
@@ -20,7 +22,9 @@ from dropbn.train.eval_batches import AsInTraining, augmented_epoch
 RECIPES = ("li2018_torch", "li2018", "dropout_off")
 
 
-def summarize(config, dataset: data.Dataset, state: steps.TrainState, records: list[dict], model) -> dict:
+def summarize(
+    config: ConfigDict, dataset: data.Dataset, state: steps.TrainState, records: list[dict], model: nn.Module
+) -> dict:
     """Summarizes a run.
 
     Args:

@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
@@ -18,7 +18,9 @@ from dropbn.errors import DropbnError, extra
 _LEFTOVERS = ("config.json.tmp", "checkpoint_dir", "checkpoint_dir.tmp", "error.txt", ".lock")
 
 
-def claim(workdir, config: ml_collections.ConfigDict, checkpoint_dir: str = "") -> pathlib.Path:
+def claim(
+    workdir: str | os.PathLike, config: ml_collections.ConfigDict, checkpoint_dir: str = ""
+) -> pathlib.Path:
     """Makes `workdir` the directory of a run of `config`, or recognizes it as one.
 
     Args:
@@ -47,7 +49,7 @@ def claim(workdir, config: ml_collections.ConfigDict, checkpoint_dir: str = "") 
     return path
 
 
-def refuse_another(workdir, config: ml_collections.ConfigDict) -> None:
+def refuse_another(workdir: str | os.PathLike, config: ml_collections.ConfigDict) -> None:
     """Raises if the run in `workdir` is of another config; the message names the fields that differ."""
     before, now = (_flat(c.to_dict()) for c in (read_config(workdir), config))
     differing = [
@@ -61,7 +63,7 @@ def refuse_another(workdir, config: ml_collections.ConfigDict) -> None:
         )
 
 
-def local(workdir) -> pathlib.Path:
+def local(workdir: str | os.PathLike) -> pathlib.Path:
     """A workdir as a local path; raises for one that is not on this machine."""
     if "://" in str(workdir):
         raise DropbnError(
@@ -71,14 +73,14 @@ def local(workdir) -> pathlib.Path:
     return pathlib.Path(workdir)
 
 
-def checkpoints(workdir) -> str:
+def checkpoints(workdir: str | os.PathLike) -> str:
     """The place of the checkpoints of the run in `workdir`."""
     elsewhere = pathlib.Path(workdir) / "checkpoint_dir"
     return elsewhere.read_text().strip() if elsewhere.exists() else str(pathlib.Path(workdir) / "checkpoints")
 
 
 @contextlib.contextmanager
-def lock(workdir) -> Iterator[None]:
+def lock(workdir: str | os.PathLike) -> Iterator[None]:
     """Locks a run's directory for this process; the lock ends with the process, however that ends.
 
     Raises:
@@ -94,7 +96,7 @@ def lock(workdir) -> Iterator[None]:
         yield
 
 
-def read_config(workdir) -> ml_collections.ConfigDict:
+def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`.
 
     Raises:
@@ -118,7 +120,7 @@ def digest(config: ml_collections.ConfigDict) -> str:
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
-def read_metrics(workdir) -> list[dict]:
+def read_metrics(workdir: str | os.PathLike) -> list[dict]:
     """The records of metrics.jsonl, without a last line that a kill has cut short."""
     file = pathlib.Path(workdir) / "metrics.jsonl"
     text = file.read_text() if file.exists() else ""
@@ -138,7 +140,7 @@ class Log(NamedTuple):
 
 
 @contextlib.contextmanager
-def log(workdir, restored_step: int) -> Iterator[Log]:
+def log(workdir: str | os.PathLike, restored_step: int) -> Iterator[Log]:
     """Opens metrics.jsonl and a new file of events.
 
     Records after `restored_step` are cut first; an interrupted run whose checkpoint is older left them.
@@ -190,7 +192,7 @@ def _close(file):
 
 
 @contextlib.contextmanager
-def writing(workdir) -> Iterator[None]:
+def writing(workdir: str | os.PathLike) -> Iterator[None]:
     """Turns an error of the system in writing there into a sentence."""
     try:
         yield
@@ -214,7 +216,7 @@ def replace(path: pathlib.Path, text: str) -> None:
 
 
 def _flat(tree, prefix=""):
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
