@@ -17,7 +17,7 @@ with extra("plot"):
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = "osD^vXP"
 # How a paper's value is drawn beside ours.
-PAPER = {"linestyle": "", "marker": "D", "color": "black", "markerfacecolor": "white", "gid": "paper"}
+PAPER: dict = {"linestyle": "", "marker": "D", "color": "black", "markerfacecolor": "white", "gid": "paper"}
 
 
 def style(axes: Axes, xlabel: str = "", ylabel: str = "") -> Axes:

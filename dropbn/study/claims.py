@@ -183,9 +183,9 @@ def claims_of_table(
     ]
     found = []
     for dataset, network in itertools.product(table["paper"], table["networks"]):
-        where = f"{networks[network]}, {DATASETS[dataset]}"
-        for pair in compared:
-            found += _ranked(*(side(f"{network},{dataset}", *given) for given in pair), where, source)
+        cell, where = f"{network},{dataset}", f"{networks[network]}, {DATASETS[dataset]}"
+        for one, other in compared:
+            found += _ranked(side(cell, *one), side(cell, *other), where, source)
     return found
 
 

@@ -38,7 +38,9 @@ from dropbn.study.progress import StudyProgress
 from dropbn.train import evaluation, parallel
 
 
-def flipped(kept: Sequence[finished_runs.Cell], directory, again: bool = True) -> list[dict]:
+def flipped(
+    kept: Sequence[finished_runs.Cell], directory: str | os.PathLike, again: bool = True
+) -> list[dict]:
     """Draws the images that are right in train mode and wrong in test mode (Li et al. 2018, Fig. 6).
 
     The images are those of the member that loses most training accuracy from train mode to test mode; it is
@@ -58,7 +60,7 @@ def flipped(kept: Sequence[finished_runs.Cell], directory, again: bool = True) -
         for member in cell.members
         if member.summary.get("shift")
     }
-    arg, seed = max(losses, key=losses.get, default=(None, 0))
+    arg, seed = max(losses, key=losses.__getitem__, default=(None, 0))
     if arg is None or losses[arg, seed] <= 0:
         return []
     file = pathlib.Path(directory, "figures", "flips.png")
@@ -87,9 +89,8 @@ def main(overrides: Sequence[str]) -> int:
     with cli.parsing():
         chosen = members.create(file, args, given.seeds, given.workdir, overrides, given.quick)
     published = finished_runs.published(given.workdir)
-    todo, failed = [], {}
-    if not given.collect:
-        todo, failed = work_items.create(chosen, given.parallel == "data", published)
+    together = given.parallel == "data"
+    todo, failed = ([], {}) if given.collect else work_items.create(chosen, together, published)
     console = rich.console.Console(highlight=False, markup=False)
     if given.dry_run:
         console.print(work_items.estimate(chosen, todo, failed))

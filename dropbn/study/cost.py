@@ -3,13 +3,14 @@
 import math
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def flops(function: Callable, *args) -> int:
+def flops(function: Callable, *args: Any) -> int:
     """The floating-point operations of a function's convolutions and matrix products; nothing is computed.
 
     A multiplication and an addition count as two operations. The body of a scan counts as often as it runs,

@@ -2,10 +2,10 @@
 
 import bisect
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dropbn.errors import DropbnError
 
@@ -114,7 +114,7 @@ def _least(numbers, is_enough):
     return numbers[found] if found < len(numbers) else None
 
 
-def estimate(values: Sequence) -> Estimate:
+def estimate(values: ArrayLike) -> Estimate:
     """The mean over seeds, or over seeds and images, and its variance.
 
     Over seeds alone this is Student's t: the variance is s^2 / S with S - 1 degrees of freedom.
@@ -171,7 +171,7 @@ def estimate(values: Sequence) -> Estimate:
     return Estimate(mean, seeds, images, of_seeds, of_images, of_rest, image_freedom)
 
 
-def interval(values: Sequence, level: float = 0.95) -> tuple[float, float | None]:
+def interval(values: ArrayLike, level: float = 0.95) -> tuple[float, float | None]:
     """The mean of `estimate` and the half width of its confidence interval.
 
     The interval holds the true mean in a share `level` of all samples of normal values.

@@ -5,6 +5,7 @@ have what it shows. A paper's values are drawn with the gid "paper".
 """
 
 import collections
+import os
 import pathlib
 import re
 
@@ -59,7 +60,7 @@ _CAPTIONS = {
 }
 
 
-def draw(cells: list[Cell], directory, metric: str = "error") -> list[dict]:
+def draw(cells: list[Cell], directory: str | os.PathLike, metric: str = "error") -> list[dict]:
     """Draws every figure that the cells allow, one file for each network and dataset.
 
     Args:
@@ -70,7 +71,8 @@ def draw(cells: list[Cell], directory, metric: str = "error") -> list[dict]:
     Returns:
       {"file": its name, "caption": what it shows, which part is ours, which the paper's} for every figure.
     """
-    groups, drawn = {}, []
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    drawn = []
     for cell in cells:
         if cell.members:
             key = (cell.arg.partition(",")[0], cell.config["data"]["name"])
@@ -122,7 +124,7 @@ def positions(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
             left.plot(i, -difference if metric == "error" else difference, **plots.PAPER)
     left.axhline(0, color="0.25", linewidth=1)
     if shifts := list(plain.values("shift").values()):
-        right.axhline(np.mean(shifts), color="0.25", linestyle=":", label="no dropout")
+        right.axhline(float(np.mean(shifts)), color="0.25", linestyle=":", label="no dropout")
         right.legend(frameon=False)
     _bend(left)
     plots.stretch(right)
@@ -139,7 +141,7 @@ def bn_places(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
       cells: cells of one network on one dataset.
       metric: what `Cell.paper` counts in %, "error" or "accuracy".
     """
-    found = {}
+    found: dict[str, dict[str, Cell]] = {}
     for cell in cells:
         if cell.values("accuracy") and (words := _bn_words(cell, cells)):
             found.setdefault(_activation(cell), {}).setdefault(words, cell)
@@ -150,16 +152,17 @@ def bn_places(cells: list[Cell], metric: str = "accuracy") -> Figure | None:
     figure, (axes,) = plots.panels(1, width=max(6.4, 1 + 0.55 * number))
     _category_axes(axes, found, "test accuracy, %")
     width = 0.8 / max(map(len, found.values()))
+    heights = []
     for i, bars in enumerate(found.values()):
         bars = {words: bars[words] for words in drawn if words in bars}
         for k, (words, cell) in enumerate(bars.items()):
             at = i + (k - (len(bars) - 1) / 2) * width
             mean, half = estimates.interval(list(cell.values("accuracy").values()))
+            heights.append(mean)
             plots.bars(axes, [at], [(mean, half)], 0.9 * width, color=_BN_COLORS[words])
             if cell.paper is not None:
                 height = 100 - cell.paper if metric == "error" else cell.paper
                 axes.plot(at, height, **plots.PAPER, markersize=5)
-    heights = [patch.get_height() for patch in axes.patches]
     axes.set_ylim(max(0, np.floor(2 * min(heights) - max(heights) - 1)), min(100, axes.get_ylim()[1]))
     looks = {words: _BN_COLORS[words] for words in drawn} | {"caffenet-benchmark": plots.PAPER}
     return plots.finish(figure, placements.describe(cells[0].config), looks)

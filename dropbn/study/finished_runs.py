@@ -9,6 +9,7 @@ import base64
 import csv
 import io
 import json
+import os
 import pathlib
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -88,7 +89,7 @@ def unpack(images: int, bits: str) -> np.ndarray:
     return np.unpackbits(packed, count=images).astype(bool)
 
 
-def write(directory, summary: dict) -> None:
+def write(directory: str | os.PathLike, summary: dict) -> None:
     """Marks the run in a workdir as finished and removes an earlier error; `correct` is packed."""
     summary = summary | {"correct": {name: pack(right) for name, right in summary["correct"].items()}}
     to = pathlib.Path(directory, "eval")
@@ -97,7 +98,7 @@ def write(directory, summary: dict) -> None:
     pathlib.Path(directory, "error.txt").unlink(missing_ok=True)
 
 
-def write_error(directory, error: str) -> pathlib.Path:
+def write_error(directory: str | os.PathLike, error: str) -> pathlib.Path:
     """Writes the error of a failed run into its workdir; returns the file."""
     file = pathlib.Path(directory, "error.txt")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -105,24 +106,29 @@ def write_error(directory, error: str) -> pathlib.Path:
     return file
 
 
-def error(directory) -> str:
+def error(directory: str | os.PathLike) -> str:
     """The error that the run in a workdir has left; "" if there is none."""
     file = pathlib.Path(directory, "error.txt")
     return file.read_text(encoding="utf-8") if file.exists() else ""
 
 
-def finished(directory) -> bool:
+def finished(directory: str | os.PathLike) -> bool:
     """Whether a workdir holds a finished run."""
     return pathlib.Path(directory, "eval", "summary.json").exists()
 
 
-def read(directory) -> Finished:
+def read(directory: str | os.PathLike) -> Finished:
     """The finished run in a workdir."""
     summary = json.loads(pathlib.Path(directory, "eval", "summary.json").read_text())
     return member(workdir.read_config(directory).seed, workdir.read_metrics(directory), summary)
 
 
-def cell(arg: str, paper: float | None, directories: Iterable, published: Iterable[Finished] = ()) -> Cell:
+def cell(
+    arg: str,
+    paper: float | None,
+    directories: Iterable[str | os.PathLike],
+    published: Iterable[Finished] = (),
+) -> Cell:
     """A cell with its finished runs from workdirs and published files; a workdir's run is preferred."""
     directories = [directory for directory in directories if finished(directory)]
     members = {found.seed: found for found in (*published, *map(read, directories))}
@@ -130,7 +136,7 @@ def cell(arg: str, paper: float | None, directories: Iterable, published: Iterab
     return Cell(arg, config, paper, [members[seed] for seed in sorted(members)])
 
 
-def publish(directory, cells: Iterable[Cell]) -> None:
+def publish(directory: str | os.PathLike, cells: Iterable[Cell]) -> None:
     """Writes members.csv and correct.csv into a study's workdir."""
     known = [(of_cell.arg, one) for of_cell in cells for one in of_cell.members]
     fields = dict.fromkeys(key for _, one in known for key in one.provenance)
@@ -145,13 +151,14 @@ def publish(directory, cells: Iterable[Cell]) -> None:
     workdir.replace(directory / "correct.csv", _csv(("cell", "seed", "statistics", "images", "bits"), bits))
 
 
-def published(directory) -> dict[str, list[Finished]]:
+def published(directory: str | os.PathLike) -> dict[str, list[Finished]]:
     """cell -> its members in the members.csv and correct.csv of a study's workdir; {} without these files.
 
     Raises:
       DropbnError: a file does not hold what `publish` writes.
     """
-    correct, found = {}, {}
+    correct: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+    found: dict[str, list[Finished]] = {}
     try:
         for row in _rows(directory, "correct.csv"):
             key = row.pop("cell"), int(row.pop("seed"))

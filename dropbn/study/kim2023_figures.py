@@ -1,11 +1,13 @@
 """Figures 1 and 3 of Kim et al. 2023, from the rows of `module_studies`: points measured, lines expected."""
 
+import os
+
 from matplotlib.figure import Figure
 
 from dropbn import plots
 
 
-def predropout(rows: list[dict], path=None) -> Figure:
+def predropout(rows: list[dict], path: str | os.PathLike | None = None) -> Figure:
     """Noise before and after a weight layer by the mean of its weights (Fig. 1).
 
     Args:
@@ -20,7 +22,7 @@ def predropout(rows: list[dict], path=None) -> Figure:
     return plots.finish_single(figure, path, **_LEGEND)
 
 
-def residual(rows: list[dict], path=None) -> Figure:
+def residual(rows: list[dict], path: str | os.PathLike | None = None) -> Figure:
     """A residual branch and its block by the standard deviation of the input (Fig. 3).
 
     Args:

@@ -9,6 +9,7 @@ import itertools
 import re
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dropbn import plots
@@ -41,11 +42,11 @@ def shift_curves(cells: list[Cell]) -> Figure | None:
     panels += [(place, "", curves) for place, curves in ours.items() if place not in theirs]
     noises = sorted({noise for curves in ours.values() for noise in curves} | {placements.NONE})
     colors = dict(zip(noises, itertools.cycle((_PLAIN, *plots.COLORS)), strict=False))
-    figure, grid = plots.panels(len(panels), *((2, 4.2) if len(panels) < 5 else (4, 3.2)))
-    first = {}
-    for axes, (place, source, curves) in zip(grid, panels, strict=True):
-        leftmost = axes.get_subplotspec().is_first_col()
-        plots.style(axes, "BN layer index", "shift ratio  max(r, 1/r)" if leftmost else "")
+    columns, width = (2, 4.2) if len(panels) < 5 else (4, 3.2)
+    figure, grid = plots.panels(len(panels), columns, width)
+    first: dict[str, Axes] = {}
+    for i, (axes, (place, source, curves)) in enumerate(zip(grid, panels, strict=True)):
+        plots.style(axes, "BN layer index", "" if i % columns else "shift ratio  max(r, 1/r)")
         axes.set_title(_place_words(place, series[place]) + source, loc="left", fontsize="medium")
         if first.setdefault(place, axes) is not axes:
             axes.sharey(first[place])
@@ -103,12 +104,12 @@ def weights(cells: list[Cell]) -> Figure | None:
     """
     plain = placements.without_noise(cells)
     runs = [rows for member in (plain.members if plain else ()) if (rows := _convolutions(member))]
-    if not runs or not placements.li2018(plain.config):
+    if not (plain and runs and placements.li2018(plain.config)):
         return None
     figure, (left, right) = plots.panels(2)
     plots.style(left, "relative depth of the convolution", r"$\cos^2\theta$")
     plots.style(right, "weights of a filter, $d$", r"$d\,\cos^2\theta$")
-    pale = {"linestyle": "", "marker": "D", "markersize": 3, "color": "0.6", "gid": "paper"}
+    pale: dict = {"linestyle": "", "marker": "D", "markersize": 3, "color": "0.6", "gid": "paper"}
     for axes, panel in ((left, "cos2 by layer"), (right, "d cos2 by d")):
         rows = _rows("figure3", cells, panel=panel)
         scale = rows[-1]["x"] if axes is left else 1
@@ -155,7 +156,7 @@ def training_curves(cells: list[Cell]) -> Figure | None:
             grid[1].plot(at, heights, color=color, linestyle=line, linewidth=1, gid="paper")
     points = np.concatenate([line.get_xydata() for axes in grid for line in axes.lines])
     grid[0].set_ylim(min((y for x, y in points if x >= 0.2), default=2) - 2, 101)
-    looks = {"no dropout": _PLAIN, "dropout 0.5 in (a)": plots.COLORS[1]}
+    looks: dict = {"no dropout": _PLAIN, "dropout 0.5 in (a)": plots.COLORS[1]}
     looks |= {f"{mode} mode": {"color": _PLAIN, "linestyle": line} for mode, (_, line) in modes.items()}
     return plots.finish(figure, _title(figure, cells), looks)
 

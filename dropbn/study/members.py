@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ def load(file: str) -> ModuleType:
     if not pathlib.Path(file).is_file() or not file.endswith(".py"):
         raise DropbnError(f"There is no config file {file}; name one in --config=FILE:TABLE.")
     spec = importlib.util.spec_from_file_location(pathlib.Path(file).stem, file)
+    assert spec and spec.loader  # Every .py file has a loader.
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
@@ -58,7 +60,12 @@ def load(file: str) -> ModuleType:
 
 
 def create(
-    file: str, cells: Sequence[str], seeds: int, directory, overrides: Sequence[str] = (), quick: bool = False
+    file: str,
+    cells: Sequence[str],
+    seeds: int,
+    directory: str | os.PathLike,
+    overrides: Sequence[str] = (),
+    quick: bool = False,
 ) -> list[Member]:
     """The members of a study, with seeds 0, 1, ... for each cell.
 
@@ -85,6 +92,6 @@ def create(
     return found
 
 
-def directory_of(cell: str, directory) -> pathlib.Path:
+def directory_of(cell: str, directory: str | os.PathLike) -> pathlib.Path:
     """The directory of a cell in a study's workdir; its members are seed0, seed1, ... in it."""
     return pathlib.Path(directory, "members", re.sub(r"[^\w.=+]+", "-", cell))

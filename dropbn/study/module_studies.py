@@ -14,7 +14,7 @@ an hour on two cores and 4 GB, figure 3 takes a minute.
 import functools
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -34,7 +34,9 @@ FIGURE3_WIDTH = 128
 FIGURE3_KEEPS = (0.9, 0.8, 0.7, 0.6, 0.5)
 
 
-def figure1(values=21, batch=100_000, widths=FIGURE1_WIDTHS, seed=0) -> Iterator[dict]:
+def figure1(
+    values: int = 21, batch: int = 100_000, widths: Sequence[int] = FIGURE1_WIDTHS, seed: int = 0
+) -> Iterator[dict]:
     """Measures Var[W x] / Var[W D(x)] and Var[W x] / Var[D(W x)] (Kim et al. 2023, Fig. 1).
 
     x = ReLU BN U ReLU BN x_0 with x_0 ~ N(0, 1); U and W are square, without biases, with weights
@@ -60,7 +62,7 @@ def figure1(values=21, batch=100_000, widths=FIGURE1_WIDTHS, seed=0) -> Iterator
             }
 
 
-def figure3(values=21, batch=100_000, seed=0) -> Iterator[dict]:
+def figure3(values: int = 21, batch: int = 100_000, seed: int = 0) -> Iterator[dict]:
     """Measures Delta(f) and Delta(x_0 + f) of a block with dropout in P6 (Kim et al. 2023, Fig. 3).
 
     f = W D ReLU BN U ReLU BN x_0 with x_0 ~ N(0, std^2) and width 128; U and W have He's N(0, 2 / width), BN
@@ -84,7 +86,7 @@ def figure3(values=21, batch=100_000, seed=0) -> Iterator[dict]:
             }
 
 
-def relu_covariance(r):
+def relu_covariance(r: float) -> float:
     """Cov[ReLU a, ReLU b] of standard normal a, b with correlation r.
 
     It is (sqrt(1 - r^2) + r (pi - arccos r) - 1) / (2 pi): half the arc-cosine kernel of degree 1 (Cho & Saul
@@ -93,7 +95,7 @@ def relu_covariance(r):
     return (np.sqrt(1 - r**2) + r * (math.pi - np.arccos(r)) - 1) / (2 * math.pi)
 
 
-def relu_moments(width, w_mean):
+def relu_moments(width: int, w_mean: float) -> tuple[float, float]:
     """E[ReLU^2 z_i] and Cov[ReLU z_i, ReLU z_k], the input x = ReLU z of the last layer of `figure1`.
 
     Let n = width, mu = w_mean, sigma^2 = 2 / n. The independent units h = ReLU(N(0, 1)) have variance
@@ -114,7 +116,7 @@ def relu_moments(width, w_mean):
     return 1 / 2 + tilt * (3 - 2 * r) / 3, relu_covariance(r) + tilt * (1 - r + 2 * r**2 / 3) / 2
 
 
-def figure1_expected(width, w_mean, keep=FIGURE1_KEEP):
+def figure1_expected(width: int, w_mean: float, keep: float = FIGURE1_KEEP) -> tuple[float, float]:
     """The ratios of `figure1` for wide layers and a large batch, (predropout, postdropout).
 
     M and C are the `relu_moments`, other symbols are as there, and W's weights have E[w^2] = mu^2 + sigma^2
@@ -144,7 +146,7 @@ def largest_deviations(rows: list[dict]) -> dict[str, tuple[float, float]]:
     return found
 
 
-def main():
+def main() -> None:
     options = flags.FLAGS
     if options.figure == "1":
         widths = _widths(options.widths) if options.widths else FIGURE1_WIDTHS

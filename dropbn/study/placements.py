@@ -41,7 +41,7 @@ def describe(config: dict) -> str:
     return f"{network} on {DATASETS.get(dataset, dataset)}"
 
 
-def li2018(config: dict) -> dict | None:
+def li2018(config: dict) -> dict[str, str] | None:
     """The columns that select Li et al.'s rows (`papers`) for a config; None for other networks."""
     if config["model"]["name"] not in _LI2018:
         return None
@@ -51,9 +51,10 @@ def li2018(config: dict) -> dict | None:
 
 def describe_li2018(config: dict) -> str:
     """The network and the dataset of these rows in words; "" for other networks."""
-    if config["model"]["name"] not in _LI2018:
+    columns = li2018(config)
+    if columns is None:
         return ""
-    return f"{_LI2018[config['model']['name']][1]} on CIFAR-{li2018(config)['dataset'][1:]}"
+    return f"{_LI2018[config['model']['name']][1]} on CIFAR-{columns['dataset'][1:]}"
 
 
 def noise(config: dict) -> tuple[str, float]:
@@ -94,7 +95,8 @@ def without_noise(cells: list[Cell]) -> Cell | None:
 
 def series(cells: list[Cell]) -> dict[str, dict[tuple, Cell]]:
     """place -> noise -> cell, for each place with noise, by ascending amount; places a and b come first."""
-    found, plain = {}, without_noise(cells)
+    found: dict[str, dict[tuple, Cell]] = {}
+    plain = without_noise(cells)
 
     def rank(name):
         given = min(cell.config["model"]["place"] for cell in found[name].values())

@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Self
 
 import jax
 import rich.console
@@ -14,7 +15,9 @@ from dropbn.train import progress
 class StudyProgress:
     """Bars for the whole study and for the members in training, with the remaining time, on a terminal."""
 
-    def __init__(self, number: int, finished: int, cost: float, console=None):
+    def __init__(
+        self, number: int, finished: int, cost: float, console: rich.console.Console | None = None
+    ) -> None:
         """Prepares the bars.
 
         Args:
@@ -39,11 +42,11 @@ class StudyProgress:
         self._study = self._bars.add_task("", total=cost, status="")
         self._say()
 
-    def __enter__(self):
+    def __enter__(self) -> Self:
         self._bars.start()
         return self
 
-    def __exit__(self, *exception):
+    def __exit__(self, *exception: object) -> None:
         self._bars.stop()
 
     @contextlib.contextmanager
@@ -80,7 +83,13 @@ class StudyProgress:
 class GroupProgress:
     """The bar of members that train together."""
 
-    def __init__(self, bars, task, study, cost_of_step):
+    def __init__(
+        self,
+        bars: rich.progress.Progress,
+        task: rich.progress.TaskID,
+        study: rich.progress.TaskID,
+        cost_of_step: float,
+    ) -> None:
         self._bars, self._task, self._study, self._cost = bars, task, study, cost_of_step
         self._shown, self._steps = 0.0, 0
 

@@ -7,6 +7,8 @@ import platform
 import subprocess
 from collections.abc import Iterable
 
+from ml_collections import ConfigDict
+
 import dropbn
 from dropbn.errors import DropbnError
 from dropbn.study.finished_runs import Cell, Finished
@@ -16,7 +18,7 @@ from dropbn.train import workdir
 EDITION = 2
 
 
-def of_run(config) -> dict[str, str]:
+def of_run(config: ConfigDict) -> dict[str, str]:
     """What a run made now would come from: edition, commit, versions, device, date, digest of its config."""
     import flax
     import jax
@@ -54,7 +56,7 @@ def _commit():
         return dropbn.__version__
 
 
-def refuse_another(finished: Finished, config) -> None:
+def refuse_another(finished: Finished, config: ConfigDict) -> None:
     """Raises for a finished run of another edition, or of another config if it keeps its config's digest."""
     edition = _edition(finished)
     if edition != str(EDITION):
@@ -68,7 +70,7 @@ def refuse_another(finished: Finished, config) -> None:
 
 def refuse_several_editions(cells: Iterable[Cell]) -> None:
     """Raises for members of several editions, whose numbers do not mean the same."""
-    found = {}
+    found: dict[str, str] = {}
     for cell in cells:
         for one in cell.members:
             found.setdefault(_edition(one), f"{cell.arg}, seed {one.seed}")

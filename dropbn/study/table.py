@@ -1,8 +1,10 @@
 """A study's table: what its members found, the paper's values beside it, and the verdicts on its claims."""
 
 import json
+import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 from dropbn.errors import DropbnError
 from dropbn.results import Result
@@ -44,7 +46,7 @@ def row(
         "recalibrated": percent("recalibrated_accuracy"),
         "shift": list(cell.values("shift").values()),
     }
-    found = {"cell": cell.arg, "seeds": len(cell.members)}
+    found: dict = {"cell": cell.arg, "seeds": len(cell.members)}
     for name, values in numbers.items():
         found[name], found[f"{name}_interval"] = estimates.interval(values) if values else (None, None)
         if name == "value" and comparable:
@@ -56,7 +58,7 @@ def row(
 
 
 def collect(
-    directory,
+    directory: str | os.PathLike,
     title: str,
     metric: str,
     cells: list[finished_runs.Cell],
@@ -64,7 +66,7 @@ def collect(
     adjusted: dict,
     claimed: list,
     more: Callable[[], list[dict]] = list,
-    **facts,
+    **facts: Any,
 ) -> dict:
     """Writes W/members.csv, correct.csv, table.csv, table.json, table.md and W/figures from what is finished.
 
@@ -110,7 +112,7 @@ def collect(
     return found
 
 
-def refuse_another(directory, config: str) -> None:
+def refuse_another(directory: str | os.PathLike, config: str) -> None:
     """Raises if the workdir of a study holds the table of another study; `config` is FILE:TABLE."""
     file = pathlib.Path(directory, "table.json")
     there = json.loads(file.read_text())["config"] if file.exists() else config

@@ -12,6 +12,7 @@ from dropbn.study.numbers import largest_shift
 from dropbn.study.progress import StudyProgress
 from dropbn.study.work_items import WorkItem
 from dropbn.train import loop, parallel, workdir
+from dropbn.train.steps import TrainState
 from dropbn.train.summary import summarize
 
 # How many kinds of networks keep their programs. Linux lets a process map 65,530 pieces of memory; after some
@@ -29,7 +30,8 @@ def train(todo: Sequence[WorkItem], shown: StudyProgress) -> dict[str, str]:
     Returns:
       {name: error} of the members that failed. The error is also in error.txt beside the run.
     """
-    failed, compiled = {}, set()
+    failed: dict[str, str] = {}
+    compiled: set[str] = set()
     for group in work_items.groups(todo):
         compiled.add(group[0].plan.structure)
         if len(compiled) > _MOST_COMPILED:
@@ -45,7 +47,7 @@ def _train_together(group, shown):
     names, started, failed = [member.name for member in given], time.monotonic(), {}
     with shown.group(names, sum(item.flops for item in group), plan.total_steps) as progress:
         try:
-            outcomes = loop.train_together(
+            outcomes: Sequence[TrainState | Exception] = loop.train_together(
                 [item.plan for item in group],
                 [member.directory for member in given],
                 [item.dataset for item in group],

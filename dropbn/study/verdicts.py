@@ -81,7 +81,7 @@ def paired(more: Cell | None, less: Cell | None, metric: str, less_metric: str =
 
 
 # The columns of a claim's row after those of the claim itself.
-_FOUND = ("difference", "interval", "over", "seeds", "se_seeds", "se_images")
+_FOUND: tuple[str, ...] = ("difference", "interval", "over", "seeds", "se_seeds", "se_images")
 _FOUND += ("p", "p_adjusted", "p_fdr", "verdict", "seeds_needed", "images_needed")
 
 
@@ -125,8 +125,8 @@ def judge(claims: Iterable[Claim], cells: Iterable[Cell], level: float = 0.95) -
     Raises:
       DropbnError: an unknown metric.
     """
-    claims, cells = list(claims), {cell.arg: cell for cell in cells}
-    sides = [(cells.get(claim.more), cells.get(claim.less)) for claim in claims]
+    claims, of_arg = list(claims), {cell.arg: cell for cell in cells}
+    sides = [(of_arg.get(claim.more), of_arg.get(claim.less)) for claim in claims]
     found = []
     for claim, (more, less) in zip(claims, sides, strict=True):
         differences = paired(more, less, claim.metric, claim.less_metric)
@@ -135,7 +135,7 @@ def judge(claims: Iterable[Claim], cells: Iterable[Cell], level: float = 0.95) -
     family = {test: one.p() for test, one in zip(tests, found, strict=True) if test and one}
     adjusted = _adjusted({test: p for test, p in family.items() if p is not None})
     return [
-        _row(claim, one, *adjusted.get(test, (None, None)), level)
+        _row(claim, one, level, *adjusted.get(test, (None, None)))
         for claim, test, one in zip(claims, tests, found, strict=True)
     ]
 
@@ -163,7 +163,7 @@ def _adjusted(family):
     return dict(zip(family, both, strict=True))
 
 
-def _row(claim, found, p_adjusted, p_fdr, level):
+def _row(claim, found, level, p_adjusted, p_fdr):
     row = {"claim": claim.claim, "source": claim.source, "metric": claim.metric, "paper": claim.paper}
     row |= dict.fromkeys(_FOUND) | {"seeds": 0, "verdict": "not run"}
     if found is None:

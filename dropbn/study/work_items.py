@@ -78,7 +78,7 @@ def of_this_process(todo: Sequence[WorkItem]) -> list[WorkItem]:
     """The work items of this process: those that all processes share, and its part of the others."""
     shared = [item for item in todo if item.plan.layout.processes > 1]
     apart = [item for item in todo if item.plan.layout.processes == 1]
-    return shared + parallel.my_share(apart)
+    return [*shared, *parallel.my_share(apart)]
 
 
 def groups(todo: Sequence[WorkItem]) -> Iterator[list[WorkItem]]:
@@ -87,7 +87,7 @@ def groups(todo: Sequence[WorkItem]) -> Iterator[list[WorkItem]]:
     Their configs differ in numbers alone, so that they share one compilation, and they go on from the same
     step.
     """
-    alike = {}
+    alike: dict[tuple[str, int], list[WorkItem]] = {}
     for item in todo:
         alike.setdefault((item.plan.structure, _step(item.member.directory)), []).append(item)
     for group in alike.values():

@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ class Gather(NamedTuple):
     def train_batch(self, inputs: tuple, step: jax.Array, seed: jax.Array) -> dict[str, jax.Array]:
         """The batch {"image", "label"} of a step since the start of training."""
         (split, moments), order = inputs
-        augmented: dict[str, Any] = {"crop_padding": self.crop_padding, "flip": self.flip}
+        augmented: dict = {"crop_padding": self.crop_padding, "flip": self.flip}
         return sampling.train_batch(split, order, step, seed, **moments, **self._shared(), **augmented)
 
     def eval_batch(self, inputs: tuple) -> dict[str, jax.Array]:

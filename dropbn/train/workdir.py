@@ -8,7 +8,7 @@ import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 
@@ -216,7 +216,7 @@ def replace(path: pathlib.Path, text: str) -> None:
 
 
 def _flat(tree, prefix=""):
-    flat: dict[str, Any] = {}
+    flat: dict = {}
     for key, value in tree.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")

@@ -35,7 +35,7 @@ NAMES = (
 )
 
 
-def rows(name: str, **columns) -> list[dict]:
+def rows(name: str, **columns: str | float) -> list[dict]:
     """The rows of a figure of a paper.
 
     Args:
