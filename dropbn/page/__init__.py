@@ -22,8 +22,8 @@ _CAPTIONS = {
     "eval/flips.png": "Images that are right in train mode and wrong in test mode, with their outputs.",
 }
 _TABLES = {
-    "modes": "Accuracy and loss by mode",
-    "gap": "What is lost between two rows of the table of modes",
+    "evaluation_grid": "Evaluation grid: accuracy and loss",
+    "gap": "What is lost between two rows of the evaluation grid",
     "remedies": "The gain of each remedy on test images",
     "recalibrated": "Test mode before and after recalibration",
     "sampled": "Test images, deterministic and by Monte Carlo dropout",
