@@ -190,17 +190,7 @@ class Layers(nn.Module):
         if word == "se":
             activation = ACTIVATIONS[size.activation]
             return SqueezeExcite(size.features, activation, dtype=parts.dtype, name=name)(x)
-        if size.padding == "ceil":
-            padding = tuple((0, (size.kernel - side) % size.stride) for side in x.shape[1:3])
-        else:
-            width = size.padding if size.padding is not None else size.kernel // 2 * (word == "conv")
-            padding = ((width, width),) * 2
-        window = ((size.kernel, size.kernel), (size.stride, size.stride), padding)
-        if any(side + sum(pads) < size.kernel for side, pads in zip(x.shape[1:3], padding, strict=True)):
-            raise DropbnError(
-                f"'{name}' in '{self.order}' has a window of {size.kernel} pixels, and its input is "
-                f"{x.shape[1]} x {x.shape[2]}: the images are too small for this network."
-            )
+        window = self._window(name, word, size, x)
         if word == "conv" and (x.shape[-1] % size.groups or size.features % size.groups):
             raise DropbnError(
                 f"'{name}' in '{self.order}' has {size.groups} groups, which do not divide its {x.shape[-1]} "
@@ -220,3 +210,17 @@ class Layers(nn.Module):
         if word == "maxpool":
             return nn.max_pool(x, *window)
         return nn.avg_pool(x, *window, count_include_pad=size.padding != "ceil")
+
+    def _window(self, name, word, size, x):
+        """The window, strides and padding of a convolution or a pooling."""
+        if size.padding == "ceil":
+            padding = tuple((0, (size.kernel - side) % size.stride) for side in x.shape[1:3])
+        else:
+            width = size.padding if size.padding is not None else size.kernel // 2 * (word == "conv")
+            padding = ((width, width),) * 2
+        if any(side + sum(pads) < size.kernel for side, pads in zip(x.shape[1:3], padding, strict=True)):
+            raise DropbnError(
+                f"'{name}' in '{self.order}' has a window of {size.kernel} pixels, and its input is "
+                f"{x.shape[1]} x {x.shape[2]}: the images are too small for this network."
+            )
+        return (size.kernel, size.kernel), (size.stride, size.stride), padding
