@@ -7,7 +7,6 @@ import itertools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from dropbn.errors import DropbnError, unknown
 from dropbn.models import (
@@ -25,7 +24,7 @@ from dropbn.models import (
     vgg,
     wrn,
 )
-from dropbn.models.network import Network, Section
+from dropbn.models.network import Config, Network, Section
 from dropbn.nn import initializers, laws, noise, norm, places
 from dropbn.nn.activations import ACTIVATIONS
 from dropbn.nn.layers import Parts
@@ -84,7 +83,7 @@ class Architecture:
     parts: Parts
 
 
-def create(architecture: Architecture | ConfigDict, axis_name: str | None = None) -> Network:
+def create(architecture: Architecture | Config, axis_name: str | None = None) -> Network:
     """The network of `config.model` (its fields are documented in `configs/base.py`).
 
     Args:
@@ -107,7 +106,7 @@ def create(architecture: Architecture | ConfigDict, axis_name: str | None = None
     return Network(architecture.sections, parts)
 
 
-def resolve(config: ConfigDict) -> Architecture:
+def resolve(config: Config) -> Architecture:
     """What `config.model` means.
 
     Raises:
@@ -206,7 +205,7 @@ def _activation(block):
     return next((word for _, word in block.named() if word in ACTIVATIONS), "identity")
 
 
-def describe(config: ConfigDict, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Result:
+def describe(config: Config, image_shape: tuple[int, int, int] = (32, 32, 3)) -> Result:
     """The network of `config.model` as its orders; rich prints it as a table.
 
     Args:
