@@ -12,7 +12,7 @@ one of its arms. Further words: seed, data (another dataset, with images in memo
 `claims(question)` lists the comparisons that answer the question.
 
 Most networks are a small `lenet`, whose orders hold noise, BN and pooling. For questions about the variance
-look at the shift in eval.py's report; for those about one image against a batch, at its table of modes.
+look at the shift in eval.py's report; for those about one image against a batch, at its evaluation grid.
 """
 
 from ml_collections import ConfigDict
@@ -209,7 +209,7 @@ QUESTIONS = {
     },
     "one_image": {
         "asks": "Is one image, with running statistics, predicted as well as a batch with its own? "
-        "See the table of modes of eval.py, whose batches have batch_size or bn.group_size images.",
+        "See the evaluation grid of eval.py, whose batches have batch_size or bn.group_size images.",
         "fields": {**_LENET},
         "arms": {
             "no_dropout": {"model.block": "conv bn relu maxpool"},

@@ -190,7 +190,7 @@ class Layers(nn.Module):
         if word == "se":
             activation = ACTIVATIONS[size.activation]
             return SqueezeExcite(size.features, activation, dtype=parts.dtype, name=name)(x)
-        window = self._window(name, word, size, x)
+        kernel, strides, padding = self._window(name, word, size, x)
         if word == "conv" and (x.shape[-1] % size.groups or size.features % size.groups):
             raise DropbnError(
                 f"'{name}' in '{self.order}' has {size.groups} groups, which do not divide its {x.shape[-1]} "
@@ -199,7 +199,9 @@ class Layers(nn.Module):
         if word == "conv":
             return nn.Conv(
                 size.features,
-                *window,
+                kernel,
+                strides,
+                padding,
                 feature_group_count=size.groups,
                 use_bias=size.bias,
                 dtype=parts.dtype,
@@ -208,8 +210,8 @@ class Layers(nn.Module):
                 name=name,
             )(x)
         if word == "maxpool":
-            return nn.max_pool(x, *window)
-        return nn.avg_pool(x, *window, count_include_pad=size.padding != "ceil")
+            return nn.max_pool(x, kernel, strides, padding)
+        return nn.avg_pool(x, kernel, strides, padding, count_include_pad=size.padding != "ceil")
 
     def _window(self, name, word, size, x):
         """The window, strides and padding of a convolution or a pooling."""
