@@ -10,10 +10,13 @@ README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 
-def _run(page):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+def _run(page, section=""):
+    """The names that the page's Python defines, or that of one of its sections."""
+    text = (ROOT / page).read_text()
+    if section:
+        (text,) = re.findall(rf"^## {section}\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
     names = {}
-    exec(compile(code, page, "exec"), names)
+    exec(compile("\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL)), page, "exec"), names)
     return names
 
 
@@ -32,6 +35,21 @@ def test_the_layers_run():
     # Uout 0.5 directly before BN: v / (v + s2 (c^2 + v)) with s2 = 1/12 and the convolution's c near 0.
     assert 0.9 < names["found"].rows[0]["ratio"] < 0.94
     assert names["y"].shape == (256, 4, 4, 32)
+
+
+@pytest.mark.filterwarnings("ignore:'backbone_bn' is called in training")
+def test_models_are_called_as_the_diagnosis_says(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    names = _run("docs/diagnose.md", "How your model is called")
+    assert names["found"].rows == names["same"].rows
+    # Dropout directly before BN, on inputs of mean 0 but for the sample: 1 - rate.
+    for found, rate in (("found", 0.2), ("encoder", 0.3), ("by_pair", 0.5)):
+        assert names[found].rows[0]["ratio"] == pytest.approx(1 - rate, abs=0.02)
+    assert names["decoded"].mean.shape == names["observations"].shape
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    page = (ROOT / "docs" / "diagnose.md").read_text().splitlines()
+    assert printed[0].startswith("Finetuned") and {*printed[:8]} <= {*page}
+    assert names["sampled"].rows[0].keys() == {"image", "prediction", "variance", "spread"}
 
 
 def test_two_commands_install_and_run():
