@@ -73,5 +73,4 @@ def apply(
     """
     given = Call.of(call)
     watch = None if observe is None else lambda norm, x, mask: observe(norm, x)
-    model = Model.of(model, given)
-    return model.run(variables, (*args, *given.args), dict(given.kwargs), mode, given.rngs, watch)
+    return Model.of(model, given).run(variables, args, {}, mode, given.rngs, watch)

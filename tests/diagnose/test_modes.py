@@ -201,6 +201,16 @@ def test_a_subclass_that_calls_its_parent_is_observed_once():
     assert seen == [("Loud_0",)]
 
 
+def test_further_arguments_are_given_once():
+    class Scaled(nn.Module):
+        @nn.compact
+        def __call__(self, x, factor, offset=0.0, *, scale=1.0):
+            return scale * x * factor + offset
+
+    y, _ = modes.apply(Scaled(), {}, X, args=(3.0,), kwargs={"scale": 2.0}, mode=modes.TEST)
+    np.testing.assert_allclose(y, 6 * X)
+
+
 def test_refusals():
     model = ConstructorFlags()
     variables = _init(model, "train", True)

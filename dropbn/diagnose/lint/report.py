@@ -1,7 +1,6 @@
 """The findings of the rules in a model, as rows."""
 
 import dataclasses
-import inspect
 from typing import Any
 
 import flax.linen as nn
@@ -107,7 +106,8 @@ def check(
     >>> [(row["code"], row["norm"], row["ratio"]) for row in check(Net(), jnp.ones((2, 4))).errors()]
     [('DBN101', 'BatchNorm_0', 0.5)]
     """
-    marked = marks.trace(Model.of(model, call), inputs, {}, variables)
+    called = Model.of(model, call)
+    marked = marks.trace(called, inputs, {}, variables)
     facts = Facts(marked, noise_flow.follow(marked), num_steps)
     rows = [
         {"code": code, "severity": rule.severity} | finding
@@ -118,7 +118,7 @@ def check(
     layers = marked.layers
     drawing = [path for path, use in layers.noises.items() if use.train or use.test]
     counts = f"{_count(drawing, 'noise')}, {_count(layers.norms, 'batch normalization')}"
-    return Report(rows, f"{type(inspect.unwrap(model)).__name__}: {counts}")
+    return Report(rows, f"{called.name}: {counts}")
 
 
 def _count(layers, noun):
