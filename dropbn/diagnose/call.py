@@ -76,7 +76,7 @@ class Call:
     train_kwargs: Mapping[str, Any] | None = None
     test_kwargs: Mapping[str, Any] | None = None
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.args, tuple):
             raise DropbnError(f"args={self.args!r}: give a tuple of positional arguments, such as (x,).")
         for name in ("kwargs", "rngs", "train_kwargs", "test_kwargs"):
@@ -101,7 +101,7 @@ class Call:
         mappings = (self.kwargs, self.train_kwargs or {}, self.test_kwargs or {})
         return self.args, self.method, self.outputs, *(tuple(sorted(each.items())) for each in mappings)
 
-    def output(self, returned) -> jax.Array:
+    def output(self, returned: Any) -> jax.Array:
         """The part of what the model returns that is its output.
 
         Raises:
@@ -126,7 +126,7 @@ class Call:
             )
         return found
 
-    def arguments(self, x, parameters: Mapping[str, inspect.Parameter]) -> tuple[tuple, dict[str, Any]]:
+    def arguments(self, x: Any, parameters: Mapping[str, inspect.Parameter]) -> tuple[tuple, dict[str, Any]]:
         """(args, kwargs) that the inputs `x` of a batch are, without those that the call adds; see `inputs`.
 
         Args:
@@ -151,13 +151,13 @@ class Call:
         return (x,), {}
 
 
-def num_examples(x) -> int:
+def num_examples(x: Any) -> int:
     """How many examples a batch's inputs hold: the length of the first axis of the first array."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
     return next((shape[0] for shape in shapes if shape), 1)
 
 
-def fold_in(rngs: Mapping[str, jax.Array], index) -> dict[str, jax.Array]:
+def fold_in(rngs: Mapping[str, jax.Array], index: int | jax.Array) -> dict[str, jax.Array]:
     """`index` folded into the key of every stream."""
     return {stream: jax.random.fold_in(key, index) for stream, key in rngs.items()}
 

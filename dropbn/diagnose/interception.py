@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Literal, NamedTuple
 
@@ -20,6 +20,8 @@ from dropbn.errors import DropbnError, unknown
 from dropbn.nn.kernels import moments
 from dropbn.nn.kernels.moments import Moments
 from dropbn.nn.noise import Noise
+
+Observe = Callable[[nn.Module, jax.Array, jax.Array | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Mode:
     batch_norm: Literal["batch", "running"]
     update: bool
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.batch_norm not in ("batch", "running"):
             raise unknown("batch_norm", self.batch_norm, ("batch", "running"))
         for switch in ("noise", "update"):
@@ -65,7 +67,7 @@ LI_ADJUST = Mode(noise=False, batch_norm="running", update=True)
 def interceptor(
     mode: Mode,
     always: frozenset[Path] = frozenset(),
-    observe: Callable[[nn.Module, jax.Array, jax.Array | None], None] | None = None,
+    observe: Observe | None = None,
     ask: Callable[[nn.Module, bool, float], None] | None = None,
 ) -> Callable:
     """For `flax.linen.intercept_methods`: every registered layer runs as a mode says.
@@ -113,7 +115,7 @@ _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 
 
 @contextlib.contextmanager
-def hidden():
+def hidden() -> Iterator[None]:
     """Hides the layers of a model that runs within another from the interceptor of the other."""
     token = _hidden.set(True)
     try:
@@ -159,8 +161,8 @@ class _Layer(NamedTuple):
             x, mask = self._checked()
             frozen = self._asked(mode.batch_norm == "batch")
             if ask:
-                channels = module.get_variable("batch_stats", "mean").size
-                ask(module, not frozen, x.size / channels if mask is None else float("inf"))
+                mean: jax.Array = module.get_variable("batch_stats", "mean")
+                ask(module, not frozen, x.size / mean.size if mask is None else float("inf"))
             uses_running = frozen or (not mode.is_own and mode.batch_norm == "running" and not self.is_always)
             if uses_running and module.has_variable("batch_stats", BY_CALL):
                 _take_statistics_of_call(module)
@@ -186,7 +188,7 @@ class _Layer(NamedTuple):
         if not module.has_variable("batch_stats", "mean"):
             raise DropbnError(f"The variables hold no batch_stats for the batch normalization at '{name}'.")
         channels = tuple(x.shape[a] for a in ((axis,) if isinstance(axis, int) else axis))
-        mean = module.get_variable("batch_stats", "mean")
+        mean: jax.Array = module.get_variable("batch_stats", "mean")
         if mean.shape != channels:
             raise DropbnError(
                 f"The variables do not fit the model: the mean of '{name}' has shape {mean.shape}, the "

@@ -1,14 +1,18 @@
 """The registered layers of a model, and what the model itself does with them."""
 
-import itertools
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
 
 from dropbn.diagnose import interception, registry, tracing
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.interception import TEST, TRAIN
 from dropbn.diagnose.tracing import Path, flat_stats, split
 from dropbn.errors import DropbnError
+
+if TYPE_CHECKING:
+    from dropbn.diagnose.linen import Model
 
 
 class Use(NamedTuple):
@@ -77,12 +81,13 @@ class Layers(NamedTuple):
 
 
 @cached
-def find(model, treedef, leaves) -> Layers:
-    """The layers of a `linen.Model` for (variables, args, kwargs) as `tracing.abstract` gives them."""
-    arrays, rebuild = split(treedef.unflatten(leaves))
+def find(model: "Model", treedef: Any, leaves: tuple) -> Layers:
+    """The layers of a model for (variables, args, kwargs) as `tracing.abstract` gives them."""
+    arrays, rebuild = split(jax.tree.unflatten(treedef, leaves))
     streams, by_mode = list(dict.fromkeys(["dropout", *(model.call.rngs or ())])), []
     for testing in (False, True):
-        noises, norms = {}, {}
+        noises: dict[Path, tuple[bool, float]] = {}
+        norms: dict[Path, tuple[bool, float]] = {}
 
         def ask(module, is_on, values, noises=noises, norms=norms):
             found = noises if registry.of(module, registry.NOISES) else norms
@@ -91,19 +96,20 @@ def find(model, treedef, leaves) -> Layers:
 
         def run(arrays, rngs, testing=testing, ask=ask):
             interceptor = interception.interceptor(TEST if testing else TRAIN, ask=ask)
-            return model.run_under(*rebuild(arrays), testing, rngs, interceptor, retrace=True, either=True)[0]
+            variables, args, kwargs = rebuild(arrays)
+            return model.run_under(
+                variables, args, kwargs, testing, rngs, interceptor, retrace=True, either=True
+            )[0]
 
         tracing.shapes(model.name, run, arrays, streams)
         by_mode.append((noises, norms))
-    noises, norms = itertools.starmap(_uses, zip(*by_mode, strict=True))
-    return Layers(noises, norms, tuple(streams))
+    noise_uses, norm_uses = map(_uses, *by_mode)
+    return Layers(noise_uses, norm_uses, tuple(streams))
 
 
 def _uses(train, test):
-    return {
-        path: Use(
-            *(found[path][0] if path in found else None for found in (train, test)),
-            min(found[path][1] for found in (train, test) if path in found),
-        )
-        for path in [*train, *(path for path in test if path not in train)]
-    }
+    unreached, uses = (None, float("inf")), {}
+    for path in train | test:
+        (in_train, values), (in_test, others) = (found.get(path, unreached) for found in (train, test))
+        uses[path] = Use(in_train, in_test, min(values, others))
+    return uses

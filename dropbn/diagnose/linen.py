@@ -6,7 +6,7 @@ import functools
 import inspect
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax
@@ -16,9 +16,9 @@ from flax.traverse_util import unflatten_dict
 
 from dropbn.diagnose import interception, layers, registry, tracing
 from dropbn.diagnose.call import FLAGS, Call, flags_of
-from dropbn.diagnose.interception import TEST, Mode
+from dropbn.diagnose.interception import TEST, Mode, Observe
 from dropbn.diagnose.layers import Layers
-from dropbn.diagnose.tracing import MissingKey, abstract, flat_stats, split
+from dropbn.diagnose.tracing import MissingKey, Path, abstract, flat_stats, split
 from dropbn.errors import DropbnError
 
 _MISFITS = (
@@ -29,6 +29,8 @@ _MISFITS = (
     flax.errors.ScopeVariableNotFoundError,
 )
 _calls = itertools.count()
+# What users give as a model: a module, or one for training and one for test.
+ModelOrPair = nn.Module | tuple[nn.Module, nn.Module]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -45,9 +47,7 @@ class Model:
     call: Call
 
     @classmethod
-    def of(
-        cls, model: nn.Module | tuple[nn.Module, nn.Module], call: Mapping[str, Any] | Call = Call()
-    ) -> "Model":
+    def of(cls, model: ModelOrPair, call: Mapping[str, Any] | Call = Call()) -> "Model":
         """The model that a tool was given, a module or a pair of them, with the tool's keywords.
 
         Raises:
@@ -69,10 +69,10 @@ class Model:
     def key(self) -> tuple:
         return self.train, self.test, self.call.key, tuple(sorted(self.call.rngs or ()))
 
-    def __hash__(self):
+    def __hash__(self) -> int:
         return hash(self.key)
 
-    def __eq__(self, other):
+    def __eq__(self, other: object) -> bool:
         return isinstance(other, Model) and self.key == other.key
 
     def with_rngs(self, rngs: Mapping[str, jax.Array]) -> "Model":
@@ -84,7 +84,13 @@ class Model:
         return type(inspect.unwrap(self.train)).__name__
 
     def apply(
-        self, variables: dict, x, mode: Mode, rngs: Mapping | None = None, observe=None, retrace: bool = False
+        self,
+        variables: dict,
+        x: Any,
+        mode: Mode,
+        rngs: Mapping | None = None,
+        observe: Observe | None = None,
+        retrace: bool = False,
     ) -> tuple[Any, dict]:
         """(what the model returns, batch_stats) for the inputs of a batch; see `dropbn.diagnose.modes.apply`.
 
@@ -98,9 +104,18 @@ class Model:
         """
         return self.run(variables, *self.arguments(x), mode, rngs, observe, retrace)
 
-    def run(self, variables, args, kwargs, mode, rngs=None, observe=None, retrace=False) -> tuple[Any, dict]:
+    def run(
+        self,
+        variables: dict,
+        args: tuple,
+        kwargs: dict,
+        mode: Mode,
+        rngs: Mapping | None = None,
+        observe: Observe | None = None,
+        retrace: bool = False,
+    ) -> tuple[Any, dict]:
         """As `apply`, with the positional and keyword arguments, flags left out."""
-        always = frozenset()
+        always: frozenset[Path] = frozenset()
         if not mode.is_own:
             always = self.layers_of(variables, args, kwargs).always
         interceptor = interception.interceptor(mode, always, observe)
@@ -111,7 +126,17 @@ class Model:
             stats[(*path[:-1], "mean")], stats[(*path[:-1], "var")] = stats.pop(path)
         return output, unflatten_dict(stats if mode.update else stats | given)
 
-    def run_under(self, variables, args, kwargs, testing, rngs, interceptor, retrace=False, either=False):
+    def run_under(
+        self,
+        variables: dict,
+        args: tuple,
+        kwargs: dict,
+        testing: bool,
+        rngs: Mapping | None,
+        interceptor: Callable,
+        retrace: bool = False,
+        either: bool = False,
+    ) -> tuple[Any, dict]:
         """(output, updated collections) of the module under an interceptor; see `_bound` for `either`."""
         module, args, kwargs = self._bound(args, kwargs, testing, either)
         # nn.jit caches what it traced by the module and what is mutable, not by the mode: a name of our own
@@ -127,7 +152,8 @@ class Model:
         arrays, rebuild = split((args, kwargs))
 
         def init(arrays, rngs):
-            module, args, kwargs = self._bound(*rebuild(arrays), testing=False, either=True)
+            args, kwargs = rebuild(arrays)
+            module, args, kwargs = self._bound(args, kwargs, testing=False, either=True)
             method = functools.partial(_call, self.call.method or "__call__", kwargs=kwargs)
             with _sentences():
                 return nn.init(method, module)(rngs, *args)
@@ -154,7 +180,7 @@ class Model:
             raise DropbnError(f"{self.name} has no method {method!r}.")
         return dict(list(inspect.signature(function).parameters.items())[1:])
 
-    def arguments(self, x) -> tuple[tuple, dict[str, Any]]:
+    def arguments(self, x: Any) -> tuple[tuple, dict[str, Any]]:
         """(args, kwargs) for the inputs of a batch, without flags."""
         return self.call.arguments(x, self.parameters)
 
@@ -188,7 +214,7 @@ class Model:
             ) from error
         return found
 
-    def layers(self, variables: dict, x) -> Layers:
+    def layers(self, variables: dict, x: Any) -> Layers:
         """The registered layers, and what the model itself does with them; nothing is computed."""
         return self.layers_of(variables, *self.arguments(x))
 
@@ -199,7 +225,7 @@ class Model:
             variables = {**variables, "batch_stats": unflatten_dict(stats)}
         return layers.find(self, *abstract((variables, args, kwargs)))
 
-    def outputs(self, variables: dict, x) -> jax.ShapeDtypeStruct:
+    def outputs(self, variables: dict, x: Any) -> jax.ShapeDtypeStruct:
         """The shape of the model's output for the inputs of a batch; nothing is computed."""
         arrays, rebuild = split((variables, x))
 

@@ -30,15 +30,15 @@ import jax
 
 from dropbn.diagnose.call import Call
 from dropbn.diagnose.interception import LI_ADJUST, TEST, TRAIN, Mode
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.linen import Model, ModelOrPair
 
 __all__ = ["LI_ADJUST", "TEST", "TRAIN", "Mode", "apply"]
 
 
 def apply(
-    model: nn.Module,
+    model: ModelOrPair,
     variables: dict,
-    *args,
+    *args: Any,
     mode: Mode,
     observe: Callable[[nn.BatchNorm, jax.Array], None] | None = None,
     **call: Any,
@@ -54,7 +54,7 @@ def apply(
     both calls move them.
 
     Args:
-      model: any Linen module.
+      model: any Linen module, or a pair (for training, for test).
       variables: its variables, `{"params": ..., "batch_stats": ...}`. They are not changed. Updates of other
         collections are discarded.
       *args: its inputs.

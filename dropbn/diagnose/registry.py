@@ -9,7 +9,7 @@ A batch normalization keeps `mean` and `var` in `batch_stats`; its attributes `a
 mean what they mean in `flax.linen.BatchNorm`, whose defaults hold where it has none.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
@@ -44,7 +44,7 @@ def of(module: nn.Module, kinds: dict[type, Switch]) -> Switch | None:
     return next((kinds[base] for base in type(module).__mro__ if base in kinds), None)
 
 
-def attribute(norm: nn.Module, name: str):
+def attribute(norm: nn.Module, name: str) -> Any:
     """`axis`, `momentum` or `epsilon` of a batch normalization."""
     return getattr(norm, name, getattr(nn.BatchNorm, name))
 

@@ -15,7 +15,7 @@ Path = tuple[str, ...]
 class MissingKey(DropbnError):
     """A layer draws from a stream that has no key."""
 
-    def __init__(self, sentence: str, stream: str):
+    def __init__(self, sentence: str, stream: str) -> None:
         super().__init__(sentence)
         self.stream = stream
 
@@ -41,21 +41,20 @@ def shapes(name: str, run: Callable, arrays: list, streams: list[str]) -> Any:
             raise DropbnError(f"{name} cannot be traced with these inputs: {line}") from error
 
 
-def split(tree) -> tuple[list, Callable]:
+def split(tree: Any) -> tuple[list, Callable]:
     """(arrays, rebuild) of a tree: `rebuild(arrays)` is the tree, with what is not an array as it was."""
     leaves, treedef = jax.tree.flatten(tree)
     is_array = [hasattr(leaf, "shape") for leaf in leaves]
 
     def rebuild(arrays):
         rest = iter(arrays)
-        return treedef.unflatten(
-            next(rest) if array else leaf for array, leaf in zip(is_array, leaves, strict=True)
-        )
+        whole = [next(rest) if array else leaf for array, leaf in zip(is_array, leaves, strict=True)]
+        return jax.tree.unflatten(treedef, whole)
 
     return [leaf for leaf, array in zip(leaves, is_array, strict=True) if array], rebuild
 
 
-def abstract(tree) -> tuple:
+def abstract(tree: Any) -> tuple:
     """The structure of a tree, and its leaves with shape and dtype for arrays: hashable."""
     leaves, treedef = jax.tree.flatten(tree)
     shapes = (
