@@ -11,12 +11,14 @@ import math
 
 import jax
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dropbn.errors import DropbnError
+from dropbn.nn.laws import Real
 from dropbn.results import Result
 
 
-def direct(s2, c=0.0, v=1.0):
+def direct(s2: Real, c: Real = 0.0, v: Real = 1.0) -> Real:
     """The ratio right behind a noise: v / (v + s2 (c^2 + v)).
 
     Li et al. (2018), eq. 8, written for any noise: 1 - rate for dropout at c = 0, 3 / (3 + beta^2) for Uout
@@ -29,7 +31,7 @@ def direct(s2, c=0.0, v=1.0):
     return v / (v + s2 * (c**2 + v))
 
 
-def through_weights(s2, d_cos2, rho=0.0, c=0.0, v=1.0):
+def through_weights(s2: Real, d_cos2: Real, rho: Real = 0.0, c: Real = 0.0, v: Real = 1.0) -> Real:
     """The ratio of a weighted sum of d noisy inputs: (v + r) / (v + r + s2 (c^2 + v)), r = v rho (k - 1).
 
     Li et al. (2018), eq. 12, written for any noise: the inputs share mean, variance and correlation.
@@ -45,7 +47,7 @@ def through_weights(s2, d_cos2, rho=0.0, c=0.0, v=1.0):
     return (v + shared) / (v + shared + s2 * (c**2 + v))
 
 
-def added_variance(s2, weights, second_moments):
+def added_variance(s2: Real, weights: ArrayLike, second_moments: ArrayLike) -> Real:
     """What noise adds to the variance of sum_i w_i x_i: s2 sum_i w_i^2 E[x_i^2].
 
     The law of total variance: exact for masks that are independent between the inputs, whatever the inputs'
@@ -62,7 +64,7 @@ def added_variance(s2, weights, second_moments):
     return s2 * np.asarray(second_moments) @ np.square(weights)
 
 
-def largest_s2(bound, c=0.0, v=1.0, d_cos2=1.0, rho=0.0):
+def largest_s2(bound: Real, c: Real = 0.0, v: Real = 1.0, d_cos2: Real = 1.0, rho: Real = 0.0) -> Real:
     """The largest Var[m] for which `through_weights` (at its defaults `direct`) is at least `bound`.
 
     `of_s2` of a class of `dropbn.nn.laws` makes it a rate or a beta.
@@ -73,7 +75,7 @@ def largest_s2(bound, c=0.0, v=1.0, d_cos2=1.0, rho=0.0):
     return v * (1 + rho * (d_cos2 - 1)) * _excess(bound) / (c**2 + v)
 
 
-def largest_s2_from(bound, s2, ratio):
+def largest_s2_from(bound: Real, s2: Real, ratio: Real) -> Real:
     """The largest Var[m] that keeps a ratio at `bound` or above, given the `ratio` at Var[m] = s2.
 
     s2 (1 / bound - 1) / (1 / ratio - 1): what a noise adds, relative to the variance without it, is
@@ -94,7 +96,7 @@ def _excess(ratio):
     return 1 / ratio - 1
 
 
-def predropout(s2, weights, mean, covariance):
+def predropout(s2: Real, weights: np.ndarray, mean: ArrayLike, covariance: np.ndarray) -> Real:
     """The ratio of W D(x), noise before a weight layer (Kim et al. 2023, Proposition 2), for each output.
 
     Args:
@@ -107,7 +109,7 @@ def predropout(s2, weights, mean, covariance):
     return clean / (clean + added_variance(s2, weights, np.diag(covariance) + np.square(mean)))
 
 
-def postdropout(s2, weights, mean, covariance):
+def postdropout(s2: Real, weights: np.ndarray, mean: ArrayLike, covariance: np.ndarray) -> Real:
     """The ratio of D(W x), noise after the weight layer; arguments as `predropout`.
 
     Below `predropout` where sum_j sum_{k != j} w_j w_k E[x_j x_k] > 0 (Proposition 2).
@@ -116,7 +118,7 @@ def postdropout(s2, weights, mean, covariance):
     return direct(s2, np.asarray(mean) @ weights, clean)
 
 
-def branch(keep):
+def branch(keep: Real) -> Real:
     """The ratio of a branch with dropout in P5, P6 or P7: (pi - 1) / (pi / keep - 1).
 
     Kim et al. (2023), Proposition 3: "bn relu conv" of a Gaussian with zero-mean weights.
@@ -124,7 +126,7 @@ def branch(keep):
     return (math.pi - 1) / (math.pi / keep - 1)
 
 
-def residual(keep, var_x0, gammas2):
+def residual(keep: Real, var_x0: Real, gammas2: ArrayLike) -> Real:
     """The ratio behind the addition of the last of some blocks with dropout in P5, P6 or P7.
 
     (V + (pi - 1) / pi G) / (V + (pi / keep - 1) / pi G) with G = sum of gamma^2 (Kim et al. 2023,
@@ -139,7 +141,7 @@ def residual(keep, var_x0, gammas2):
     return (var_x0 + (math.pi - 1) / math.pi * total) / (var_x0 + (math.pi / keep - 1) / math.pi * total)
 
 
-def before_pooling(s2, var_pooled, second_moments):
+def before_pooling(s2: Real, var_pooled: Real, second_moments: ArrayLike) -> Real:
     """The variance of mean_a m_a x_a, noise before global average pooling (H4).
 
     Var[mean x] + s2 / A^2 sum_a E[x_a^2] over A positions (Kim et al. 2023, Proposition 5).
@@ -148,7 +150,7 @@ def before_pooling(s2, var_pooled, second_moments):
     return var_pooled + s2 * second_moments.sum(-1) / second_moments.shape[-1] ** 2
 
 
-def after_pooling(s2, var_pooled, mean_pooled):
+def after_pooling(s2: Real, var_pooled: Real, mean_pooled: Real) -> Real:
     """The variance of m mean_a x_a, noise after global average pooling (H5): V + s2 (V + c^2)."""
     return var_pooled + s2 * (var_pooled + mean_pooled**2)
 

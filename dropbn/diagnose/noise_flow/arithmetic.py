@@ -1,10 +1,15 @@
 """The value of a primitive of known numbers, by NumPy where NumPy has it and otherwise by JAX."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
+from jax.extend.core import Primitive
+from numpy.typing import DTypeLike
 
 # Elementwise functions that NumPy computes. JAX, which computes the others, compiles each for every shape.
-_NUMPY = {
+_NUMPY: dict[str, Callable] = {
     "add": np.add,
     "add_any": np.add,
     "sub": np.subtract,
@@ -40,7 +45,7 @@ _NUMPY = {
 ELEMENTWISE = frozenset(_NUMPY) | {"logistic", "erf", "integer_pow", "pow", "clamp"}
 
 
-def evaluate(primitive, params: dict, values: list, dtype=None):
+def evaluate(primitive: Primitive, params: dict, values: list, dtype: DTypeLike | None = None) -> Any:
     """The only output of the primitive, converted to `dtype` if one is given."""
     name = primitive.name
     if name in _NUMPY:

@@ -226,22 +226,23 @@ class _Follower:
             if not last or sum(carrier is not None for carrier in carriers) > 1:
                 merged[noise] = forget(path)
                 continue
-            channels, added = [], []
+            channels, parts = [], []
             for carrier, size in zip(carriers, sizes, strict=True):
                 channels.append(np.zeros(size, bool))
                 if carrier:
                     channels[-1] |= True if carrier.channels is None else carrier.channels
                 found = np.zeros(1) if carrier is None else carrier.added
-                added.append(None if found is None else functions.fit(found, size))
-            added = None if any(part is None for part in added) else np.concatenate(added)
-            merged[noise] = dataclasses.replace(path, channels=np.concatenate(channels), added=added)
+                parts.append(None if found is None else functions.fit(found, size))
+            merged[noise] = dataclasses.replace(
+                path, channels=np.concatenate(channels), added=_concatenated(parts)
+            )
         for i, value in enumerate(values):
             others = frozenset().union(*(other.ancestors for other in values[:i] + values[i + 1 :]))
             self._together((value.ancestors - others) & value.paths.keys())
         gauss = None
         if last and all(value.gauss is not None for value in values):
             fitted = [functions.fit(value.gauss, size) for value, size in zip(values, sizes, strict=True)]
-            gauss = None if any(part is None for part in fitted) else np.concatenate(fitted, 1)
+            gauss = _concatenated(fitted)
         return Value(True, merged, ancestors(values), gauss)
 
     def _reduced(self, eqn, values):
@@ -253,6 +254,11 @@ class _Follower:
         spatial = name == "reduce_sum" and axes and set(axes) <= set(range(1, rank - 1))
         paths = {noise: forget(path) for noise, path in merged.items()}
         return Value(True, paths, ancestors(values), origin="pool" if spatial else "")
+
+
+def _concatenated(parts):
+    """The parts side by side along the last axis; None if one is unknown."""
+    return None if any(part is None for part in parts) else np.concatenate(parts, -1)
 
 
 def _is_sum(values):

@@ -3,12 +3,15 @@
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from dropbn.diagnose.noise_flow import arithmetic
 from dropbn.diagnose.noise_flow.values import Path, Value, ancestors, forget, union
 
+Eqn = Any  # A jax.extend.core.JaxprEqn; its variables have a shape and a dtype.
 # A standard normal by the trapezoidal rule. The number of nodes is even so that none lies on a kink at 0.
 NODES = np.linspace(-8, 8, 1600)
 DENSITY = np.exp(-(NODES**2) / 2) / np.exp(-(NODES**2) / 2).sum()
@@ -21,13 +24,13 @@ SHAPES = frozenset(
 SUMS = frozenset(("reduce_sum", "reduce_max"))
 
 
-def known(value, name: str = "") -> Value:
+def known(value: ArrayLike | None, name: str = "") -> Value:
     """A constant or a parameter; a large one is known by name only."""
     small = value is not None and np.size(value) <= _LARGEST
     return Value(constant=value if small else None, name=name)
 
 
-def without_data(eqn, values: list[Value]) -> list[Value]:
+def without_data(eqn: Eqn, values: list[Value]) -> list[Value]:
     """Computes constants whose arguments are all known; a parameter keeps its name."""
     name = next((value.name for value in values if value.name), "")
     outputs = [math.prod(getattr(var.aval, "shape", ())) for var in eqn.outvars]
@@ -38,7 +41,7 @@ def without_data(eqn, values: list[Value]) -> list[Value]:
     return [Value(constant=arithmetic.evaluate(eqn.primitive, eqn.params, constants, dtype), name=name)]
 
 
-def reshaped(eqn, values: list[Value]) -> Value:
+def reshaped(eqn: Eqn, values: list[Value]) -> Value:
     """Moves numbers. Channels stay known if they remain last, or repeat along the last axis."""
     x = values[0]
     before, after = eqn.invars[0].aval.shape, eqn.outvars[0].aval.shape
@@ -65,7 +68,7 @@ def reshaped(eqn, values: list[Value]) -> Value:
     return dataclasses.replace(x, paths=paths)
 
 
-def elementwise(eqn, values: list[Value]) -> Value:
+def elementwise(eqn: Eqn, values: list[Value]) -> Value:
     """Applies a function to each element; finds its distribution and whether m is still a factor."""
     data = [value for value in values if value.data]
     result = _apply(eqn, values, [1] * len(values))
@@ -119,7 +122,7 @@ def _apply(eqn, values, factors):
         is_bool = var.aval.dtype == bool
         arguments.append(x > 0 if is_bool and x.dtype != bool else x if is_bool else factor * x)
     try:
-        arguments = np.broadcast_arrays(*arguments)
+        arguments = [*np.broadcast_arrays(*arguments)]
     except ValueError:
         return None
     params = tuple(sorted(eqn.params.items()))
@@ -161,7 +164,7 @@ def _by_channel(constant, shape):
     return constant.flat[0].reshape(1, 1) if is_one else None
 
 
-def weights_of(eqn, kernel, kernel_is_right: bool) -> np.ndarray | None:
+def weights_of(eqn: Eqn, kernel: ArrayLike, kernel_is_right: bool) -> np.ndarray | None:
     """|w| over taps, (groups, inputs of a group, outputs of a group); None for unusual layouts.
 
     An input has the same second moment at every tap, so the variance that its noise adds to an output depends

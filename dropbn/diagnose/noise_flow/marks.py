@@ -113,7 +113,7 @@ def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None
       mode.
     """
     known = variables is not None
-    variables = flax.core.unfreeze(variables if known else model.shapes(args, kwargs))
+    variables = flax.core.unfreeze(model.shapes(args, kwargs) if variables is None else variables)
     layers = model.layers_of(variables, args, kwargs)
     model.refuse_one_mode(layers)
     marker = _Marker(layers, flax.traverse_util.flatten_dict(variables), known)
@@ -121,11 +121,12 @@ def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None
 
     def run(variables, arrays):
         # Otherwise a block under nn.jit would carry the names of the first block that is built alike.
-        return model.run(variables, *rebuild(arrays), TRAIN.frozen, rngs, retrace=True)[0]
+        args, kwargs = rebuild(arrays)
+        return model.run(variables, args, kwargs, TRAIN.frozen, rngs, retrace=True)[0]
 
     with nn.intercept_methods(marker):
         jaxpr = jax.make_jaxpr(run)(variables, arrays)
-    inputs = [
+    inputs: list[Parameter | None] = [
         Parameter(
             jax.tree_util.keystr(keys[1:], simple=True, separator="/"), np.asarray(leaf) if known else None
         )
@@ -139,9 +140,9 @@ def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None
     return Marked(jaxpr, inputs, marker.noises, norms, layers)
 
 
-def calls(jaxpr) -> collections.Counter:
+def calls(jaxpr: jax.extend.core.Jaxpr) -> dict[Any, float]:
     """How often a run of the jaxpr meets each mark, by name; NaN if that depends on the data."""
-    found = collections.Counter()
+    found: dict[Any, float] = collections.defaultdict(float)
     for eqn in jaxpr.eqns:
         kind, params = eqn.primitive.name, eqn.params
         inner = [*map(calls, jax.extend.core.jaxprs_in_params(params))]
@@ -152,7 +153,7 @@ def calls(jaxpr) -> collections.Counter:
                 first, *others = (branch[name] for branch in inner)
                 found[name] += first if all(other == first for other in others) else math.nan
         else:
-            times = {"scan": params.get("length"), "while": math.nan}.get(kind, 1)
+            times = {"scan": params.get("length", 1), "while": math.nan}.get(kind, 1)
             for name, number in itertools.chain.from_iterable(each.items() for each in inner):
                 found[name] += times * number
     return found
@@ -165,7 +166,7 @@ class _Marker:
         self.layers, self.leaves, self.known = layers, leaves, known
         self.noises, self.norms = {}, {}
         self.stacked = {}  # How many layers nn.scan or nn.vmap has made of a BN.
-        self.marked = collections.Counter()
+        self.marked: collections.Counter[str] = collections.Counter()
 
     def __call__(self, run, arguments, named, context):
         module, name = context.module, registry.name_of(context.module)
@@ -196,7 +197,7 @@ class _Marker:
 
 
 def _noise(module):
-    amount = getattr(module, "amount", getattr(module, "rate", None))
+    amount: Any = getattr(module, "amount", getattr(module, "rate", None))
     amount = float(amount) if laws.is_number(amount) else None
     s2 = None
     if amount is not None and not getattr(module, "restore", ""):

@@ -84,7 +84,7 @@ def _same(a, b):
 
 def union(values: list[Value]) -> dict[str, Path]:
     """The noises of several arrays; if several carry one noise, its more harmful path."""
-    merged = {}
+    merged: dict[str, Path] = {}
     for value in values:
         for noise, path in value.paths.items():
             merged[noise] = worse(merged[noise], path) if noise in merged else path
@@ -107,7 +107,7 @@ def base(noise: str) -> str:
 
 def renamed(value: Value, rename: Callable[[str], str]) -> Value:
     """The value with its noises renamed; if two get the same name, the more harmful path stays."""
-    paths = {}
+    paths: dict[str, Path] = {}
     for noise, path in value.paths.items():
         name = rename(noise)
         paths[name] = worse(paths[name], path) if name in paths else path
@@ -131,7 +131,7 @@ def join(a: Value, b: Value) -> Value:
     )
 
 
-def signature(value: Value):
+def signature(value: Value) -> tuple:
     """The part of a description that has settled once a loop need not run again."""
     paths = {noise: (path.way, path.degree, len(path.weights)) for noise, path in value.paths.items()}
     return value.data, paths, value.ancestors, value.gauss is None, value.name, value.origin

@@ -58,26 +58,26 @@ def variance_without_noise(norm: Norm, carried: list[tuple[Noise, Path]]) -> tup
         return None, "its statistics are not those of one call"
     if norm.var is None or norm.mean is None:
         return None, "its statistics are not at hand (stacked by nn.scan, or channels that are not last)"
-    variance, how = norm.var, set()
+    variance, ways = norm.var, set()
     for noise, path in carried:
         if path.way == Way.DIRECT:
             if path.degree != 1 or noise.s2 is None:
                 return None, "what reaches it is not its input times the noise"
             s2 = noise.s2 * (1 if path.channels is None else path.channels)
             variance = (variance - s2 * norm.mean**2) / (1 + s2)
-            how.add("directly")
+            ways.add("directly")
     for _, path in carried:
         if path.way != Way.DIRECT:
             share = None if path.added is None else functions.fit(path.added, len(variance))
             if share is None:
                 return None, "the noise comes through more than a BN, an activation and one weight layer"
             variance = variance - share
-            how.add("through weights" if path.way == Way.WEIGHTS else "through a skip")
+            ways.add("through weights" if path.way == Way.WEIGHTS else "through a skip")
     # A small difference of large numbers comes from errors of the running statistics, or a dead channel.
     kept = variance <= 0.01 * norm.var
     if np.all(kept):
         return None, "its running variance is not above what the noise alone would bring"
-    how = " and ".join(sorted(how)) + (
+    how = " and ".join(sorted(ways)) + (
         f"; {kept.sum()} of its {kept.size} channels kept" if kept.any() else ""
     )
     return np.where(kept, norm.var, variance), how

@@ -35,7 +35,8 @@ def swap_noise(
     """
     if (to is None) == (matched is None):
         raise DropbnError("swap_noise takes a noise, to=Uout(0.1), or a class of noises, matched=Uout.")
-    given, kind = (to, type(to)) if matched is None else (matched, matched)
+    given = to if matched is None else matched
+    kind: Any = type(to) if matched is None else matched
     if not (isinstance(kind, type) and set(kind.__mro__) & registry.NOISES.keys() and amount_field(kind)):
         raise DropbnError(
             f"swap_noise takes a noise with an amount, to=Uout(0.1) or matched=Uout; got {given}."
@@ -110,7 +111,7 @@ def move(model: nn.Module, moves: Mapping[str, str]) -> nn.Module:
     return Operated(Hidden(model), lift, tuple(map(glob.escape, moves)), tuple(moves.items()))
 
 
-def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **call: Any) -> nn.Module:
+def move_to_last_bn(model: nn.Module, *inputs: Any, variables: dict | None = None, **call: Any) -> nn.Module:
     """Moves every noise that shifts a BN to the output of the next BN from which it shifts none.
 
     The target is the last BN of the noise's branch if a skip is added behind it, otherwise the last BN of the
@@ -129,7 +130,7 @@ def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **
     """
     marked = marks.trace(Model.of(model, call), inputs, {}, variables)
     followed = noise_flow.follow(marked, probe_norms=True)
-    harmed = {}
+    harmed: dict[str, list[str]] = {}
     for (source, norm), carried in followed.reached.items():
         if carried.way != noise_flow.Way.SKIP:
             harmed.setdefault(source, []).append(norm)
@@ -152,11 +153,11 @@ def move_to_last_bn(model: nn.Module, *inputs, variables: dict | None = None, **
 
 def _match(call, kind):
     """A noise of class `kind` with the s2 of the noise that is called."""
-    module, field = call.module, amount_field(kind)
+    module = call.module
     s2 = module.s2 if hasattr(module, "s2") else laws.Dropout(module.rate).s2
-    law = laws.Dropout if field == "rate" else laws.Uout
-    alike = {"broadcast_dims", "rng_collection"} & kind.__dataclass_fields__.keys()
-    alike = {field: getattr(module, field) for field in alike if hasattr(module, field)}
+    law, field = (laws.Dropout, "rate") if amount_field(kind) == "rate" else (laws.Uout, "beta")
+    shared = {"broadcast_dims", "rng_collection"} & kind.__dataclass_fields__.keys()
+    alike = {name: getattr(module, name) for name in shared if hasattr(module, name)}
     try:
         return kind(**{field: law.of_s2(s2).amount}, **alike, parent=None)
     except DropbnError as error:

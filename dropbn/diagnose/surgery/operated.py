@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 import flax
 import flax.linen as nn
 import jax
+from flax.core import Scope
 
 from dropbn.diagnose import interception, registry
 from dropbn.diagnose.call import flags_of
 from dropbn.errors import DropbnError, unknown
 
 
-def amount_field(kind: type) -> str | None:
+def amount_field(kind: type[nn.Module]) -> str | None:
     """The field that holds the amount of a class of noises; None if there is none."""
     return next((field for field in ("rate", "beta") if field in kind.__dataclass_fields__), None)
 
@@ -42,16 +43,19 @@ class Call(NamedTuple):
     others: dict
     trace: Any
 
-    def tracers(self):
+    def tracers(self) -> list[jax.core.Tracer]:
         """The traced values that the noise needs besides its input."""
         fields = [getattr(self.module, field.name) for field in dataclasses.fields(self.module)]
         return [leaf for leaf in jax.tree.leaves([fields, self.others]) if isinstance(leaf, jax.core.Tracer)]
 
-    def run(self, x, noise=None, scope=None):
+    def run(self, x: jax.Array, noise: nn.Module | None = None, scope: Scope | None = None) -> jax.Array:
         """Calls the noise, or another in its place, with the flags of this call."""
         noise = noise or self.module
-        flag, test = registry.of(noise, registry.NOISES)
-        built, off = {}, self.called_off
+        switch = registry.of(noise, registry.NOISES)
+        assert switch is not None  # Only registered noises are called or put in their place.
+        flag, test = switch
+        built: dict[str, Any] = {}
+        off = self.called_off
         if hasattr(noise, flag):
             built = {flag: None if self.built_off is None else test == self.built_off}
         elif off is None:
@@ -62,7 +66,7 @@ class Call(NamedTuple):
         return next(takes).__call__(noise, x, **self.others, **({} if off is None else {flag: test == off}))
 
 
-def turned_off(call, x):
+def turned_off(call: Call, x: jax.Array) -> jax.Array:
     """The operation that calls a noise in test mode."""
     return call._replace(built_off=True, called_off=None).run(x)
 
@@ -101,14 +105,16 @@ class Operated(nn.Module):
         return self.clone(hidden=Hidden(model))
 
     @nn.compact
-    def __call__(self, *args, **kwargs):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         model = self.hidden.model
         if model.scope is None:
             model = model.copy(parent=self.scope)
         # nn.jit caches traces by the flags of the scope, among others: a fresh flag gets a fresh trace.
-        model.scope.flags = model.scope.flags.copy({_fresh(): True})
-        root, calls = model.path, {}
-        survey = functools.partial(_survey, *model.unbind(), {*model.scope.rngs, "params", "dropout"})
+        scope: Any = model.scope
+        scope.flags = scope.flags.copy({_fresh(): True})
+        root: tuple[str, ...] = model.path
+        calls: dict[str, Call | None] = {}
+        survey = functools.partial(_survey, *model.unbind(), {*scope.rngs, "params", "dropout"})
         ahead = functools.cache(lambda: survey(args, kwargs))
 
         def put(name, target, y):
@@ -151,7 +157,7 @@ def _survey(model, variables, streams, args, kwargs):
         rngs = dict.fromkeys(streams, jax.random.key(0))
         model.apply(variables, *args, rngs=rngs, mutable=flax.core.DenyList(_fresh()), **kwargs)
 
-    calls = {}
+    calls: dict[str, Call | None] = {}
     with interception.hidden(), _turn(()), _operating(turned_off, calls):
         jax.eval_shape(run)
     return calls
@@ -219,8 +225,8 @@ def _noise_call(name, context, args, kwargs):
     signature = inspect.signature(context.orig_method)
     if switch is None or switch.flag not in signature.parameters:
         return None, None
-    (_, x), *others = signature.bind(*args, **kwargs).arguments.items()
-    others = dict(others)
+    (_, x), *rest = signature.bind(*args, **kwargs).arguments.items()
+    others = dict(rest)
     flags = getattr(context.module, switch.flag, None), others.pop(switch.flag, None)
     built_off, called_off = (None if flag is None else flag == switch.test for flag in flags)
     return Call(name, context.module, built_off, called_off, others, context.module.scope.trace_level), x
