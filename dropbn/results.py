@@ -8,6 +8,7 @@ import os
 import pathlib
 
 import rich.box
+import rich.console
 import rich.table
 import rich.text
 
@@ -40,7 +41,7 @@ class Result:
         writer.writerows(self.rows)
         return _write(text.getvalue(), path)
 
-    def __rich__(self) -> rich.table.Table:
+    def __rich__(self) -> rich.console.RenderableType:
         table = rich.table.Table(title=self.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
         for key in self.rows[0] if self.rows else ():
             numeric = not isinstance(self.rows[0][key], str)

@@ -17,7 +17,9 @@ class Batches:
       first: the first batch.
     """
 
-    def __init__(self, batches: Iterable, inputs: Any = None, labels: Any = None, *, once: bool = False):
+    def __init__(
+        self, batches: Iterable, inputs: Any = None, labels: Any = None, *, once: bool = False
+    ) -> None:
         """Prepares `batches`.
 
         Args:
@@ -47,7 +49,7 @@ class Batches:
             batches = itertools.chain([self.first], rest)
         self._batches = batches if once or not isinstance(batches, Iterator) else list(batches)
         self._inputs, self._labels = inputs, labels
-        self._number = None
+        self._number: int | None = None
 
     def __iter__(self) -> Iterator:
         number = 0
@@ -71,11 +73,11 @@ class Batches:
         parts = [_Part(self, first, number) for first in range(number)]
         return [Batches(part, self._inputs, self._labels) for part in parts] if number > 1 else []
 
-    def inputs(self, batch):
+    def inputs(self, batch: Any) -> Any:
         """What the model gets of a batch."""
         return _part(batch, self._inputs, "image", 0, "inputs")
 
-    def labels_or_none(self, batch):
+    def labels_or_none(self, batch: Any) -> np.ndarray | None:
         """The labels of a batch; None where it has none and `labels` was not given."""
         try:
             return np.asarray(self.labels(batch))
@@ -84,7 +86,7 @@ class Batches:
                 raise
             return None
 
-    def labels(self, batch):
+    def labels(self, batch: Any) -> Any:
         """The labels of a batch."""
         if hasattr(batch, "shape") and self._labels is None:
             raise DropbnError("These batches are arrays without labels: give (inputs, labels) pairs.")

@@ -1,6 +1,8 @@
 """Images that are right in train mode and wrong in test mode, as in Fig. 6 of Li et al. (2018)."""
 
 import dataclasses
+import os
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -9,8 +11,11 @@ from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.scores import Scores
 from dropbn.results import Result
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Flips(Result):
     """The flipped images, the largest gain of loss first.
 
@@ -24,11 +29,11 @@ class Flips(Result):
       images: those images.
     """
 
-    share: float | None = None
-    responses: np.ndarray = dataclasses.field(default=None, repr=False)
-    images: np.ndarray = dataclasses.field(default=None, repr=False)
+    share: float | None
+    responses: np.ndarray = dataclasses.field(repr=False)
+    images: np.ndarray = dataclasses.field(repr=False)
 
-    def plot(self, path=None):
+    def plot(self, path: str | os.PathLike | None = None) -> "Figure":
         """The most flipped images, each with its responses in train mode and in test mode."""
         from dropbn import plots
 
@@ -57,9 +62,9 @@ def find(scores: list[Scores], outputs: list[np.ndarray], batches: Batches, most
     return Flips(
         rows,
         "Right in train mode, wrong in test mode",
-        None if train_mode.correct is None else len(rows) / len(train_mode.correct),
-        np.stack([of_mode[numbers[:most]] for of_mode in outputs], 1),
-        _images(batches, numbers[:most]),
+        share=None if train_mode.correct is None else len(rows) / len(train_mode.correct),
+        responses=np.stack([of_mode[numbers[:most]] for of_mode in outputs], 1),
+        images=_images(batches, numbers[:most]),
     )
 
 
@@ -74,7 +79,8 @@ def _flipped(train_mode, test_mode):
 
 def _images(batches, numbers):
     """The images of these numbers, counted in the order of the batches; of several inputs the first."""
-    found, start = {}, 0
+    found: dict[int, np.ndarray] = {}
+    start = 0
     for batch in batches:
         x = jax.tree.leaves(batches.inputs(batch))[0]
         found |= {i: np.asarray(x[i - start]) for i in numbers if start <= i < start + len(x)}

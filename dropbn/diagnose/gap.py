@@ -8,25 +8,28 @@ helps a trained model (`dropbn.diagnose.remedies`) and lists the images that the
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import numpy as np
 import rich.console
 
 from dropbn.diagnose import flips, grid, remedies, shares, tasks
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.flips import Flips
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.linen import Model, ModelOrPair
 from dropbn.diagnose.remedies import Remedies
 from dropbn.diagnose.scores import Scorer
 from dropbn.diagnose.shares import Shares
 from dropbn.errors import DropbnError
 from dropbn.results import Result
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Gap(Result):
     """The evaluation grid, and what it says.
 
@@ -43,9 +46,9 @@ class Gap(Result):
       flips: the training images that are right in train mode and wrong in test mode.
     """
 
-    shares: Shares = None
-    remedies: Remedies = None
-    flips: Flips = None
+    shares: Shares
+    remedies: Remedies
+    flips: Flips
 
     @property
     def advice(self) -> str:
@@ -57,20 +60,20 @@ class Gap(Result):
             sentences.append("No BN was found, so no share of the gap is attributed to its statistics.")
         return " ".join(filter(None, [*sentences, self.remedies.advice, self.shares.advice]))
 
-    def __rich__(self):
-        shown = [super().__rich__(), self.shares, self.remedies, self.advice]
+    def __rich__(self) -> rich.console.RenderableType:
+        shown: list[Any] = [super().__rich__(), self.shares, self.remedies, self.advice]
         if self.flips.share is not None:
             flipped = f"{self.flips.share:.2%} of the training images"
             shown.append(f"Flips: {flipped} are right in train mode and wrong in test mode.")
         return rich.console.Group(*shown)
 
-    def plot(self, path=None):
+    def plot(self, path: str | os.PathLike | None = None) -> "Figure":
         """The most flipped images, each with its responses in train mode and in test mode."""
         return self.flips.plot(path)
 
 
 def explain(
-    model: nn.Module,
+    model: ModelOrPair,
     variables: dict,
     train_batches: Iterable,
     test_batches: Iterable,
@@ -86,7 +89,8 @@ def explain(
     """Splits the gap between train mode on training data and test mode on test data into its causes.
 
     Args:
-      model: any Linen module; see `dropbn.diagnose.modes` for what can be reached.
+      model: any Linen module, or a pair (for training, for test); see `dropbn.diagnose.modes` for what can be
+        reached.
       variables: its trained variables; they are not changed.
       train_batches: batches as in training: augmented, of the same size and shuffled, because batch
         statistics are compared too.
@@ -113,7 +117,7 @@ def explain(
       DropbnError: no batches, statistics in the variables that no BN of the model uses, one image as a batch,
         variables that do not fit, outputs that are not finite, a task that is not told.
 
-    >>> import jax
+    >>> import flax.linen as nn, jax
     >>> class Net(nn.Module):
     ...     @nn.compact
     ...     def __call__(self, x, train):
@@ -126,26 +130,26 @@ def explain(
     >>> bool(abs(sum(row["accuracy"] for row in found.shares.rows[:-1]) - gap) < 1e-9)
     True
     """
-    model = Model.of(model, call)
+    called = Model.of(model, call)
     given = {"train": train_batches, "test": test_batches}
     if plain_batches is not None:
         given[grid.PLAIN] = plain_batches
-    data = {name: Batches(batches, model.call.inputs, labels) for name, batches in given.items()}
+    data = {name: Batches(batches, called.call.inputs, labels) for name, batches in given.items()}
     train = data["train"]
     x = train.inputs(train.first)
-    layers = model.layers(variables, x)
-    model.refuse_one_mode(layers)
+    layers = called.layers(variables, x)
+    called.refuse_one_mode(layers)
     layers.refuse_other_norms(variables)
     if num_samples is None:
         num_samples = 0 if score else 10
+    decided = None
     if num_samples or not score:
-        outputs = model.outputs(variables, x)
-        task = tasks.find(task, outputs, train.labels_or_none(train.first))
-    score = score or functools.partial(_score, task, train)
-    scorers = {name: Scorer(model, batches, name, score) for name, batches in data.items()}
+        decided = tasks.find(task, called.outputs(variables, x), train.labels_or_none(train.first))
+    score = score or functools.partial(_score, decided, train)
+    scorers = {name: Scorer(called, batches, name, score) for name, batches in data.items()}
 
     has_noise = bool(layers.switched_noises)
-    sources = grid.sources(model, variables, train, layers)
+    sources = grid.sources(called, variables, train, layers)
     cells = grid.cells(has_noise, sources, has_plain=grid.PLAIN in data)
     path = shares.path(has_noise, sources, has_plain=grid.PLAIN in data)
     compared = {cell for step in path for cell in (step.before, step.after)}
@@ -158,9 +162,9 @@ def explain(
     return Gap(
         grid.rows(scores),
         "Evaluation grid: accuracy and loss",
-        shares.split(scores, path),
-        remedies.compare(model, variables, train, scorers["test"], layers, num_samples, task),
-        flips.find(
+        shares=shares.split(scores, path),
+        remedies=remedies.compare(called, variables, train, scorers["test"], layers, num_samples, decided),
+        flips=flips.find(
             [scores[cell] for cell in both_modes],
             [outputs[cell] for cell in both_modes],
             train,

@@ -54,7 +54,7 @@ class Cell(NamedTuple):
         """The mode in which the model runs."""
         return Mode(self.noise, "batch" if self.batch_norm == "batch" else "running", update=False)
 
-    def __str__(self):
+    def __str__(self) -> str:
         return ", ".join(self.labels.values())
 
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -67,7 +67,7 @@ class Observer:
       num_images: how many the last pass has seen.
     """
 
-    def __init__(self, model: Model, variables: dict, batches: Batches, mode: Mode):
+    def __init__(self, model: Model, variables: dict, batches: Batches, mode: Mode) -> None:
         """Traces the model.
 
         Args:
@@ -130,8 +130,8 @@ class Observer:
         nn.scan stacks layers; each is one of its own here, named "path[i]", whose values stand at `index` of
         the stacked ones, and a stack runs through all its BNs in turn. Other layers have the index ().
         """
-        for (_, stack), paths in itertools.groupby(self.layers, lambda path: self.layers[path][-2:]):
-            paths = list(paths)
+        for (_, stack), group in itertools.groupby(self.layers, lambda path: self.layers[path][-2:]):
+            paths = list(group)
             for index, path in itertools.product(np.ndindex(stack), paths):
                 yield ("/".join(path) or ".") + "".join(f"[{i}]" for i in index), path, index
 
@@ -153,7 +153,8 @@ def converged(observer: Observer, variables: dict) -> dict[Path, Statistics]:
 
 def converged_by_call(observer: Observer, variables: dict) -> dict[Path, list[Statistics]]:
     """What running statistics would converge to if every call of a layer had its own; see `converged`."""
-    sums, number = {}, 0
+    sums: dict[Path, np.ndarray] = {}
+    number = 0
     for number, found in enumerate(observer(variables), 1):  # noqa: B007
         for path, calls in found.items():
             new = np.array([(call.mean, call.variance) for call in calls])
@@ -174,7 +175,8 @@ def statistics(variables: dict, path: Path) -> Statistics:
     layer = variables["batch_stats"]
     for key in path:
         layer = layer[key]
-    return tuple(np.asarray(layer[key], np.float64) for key in ("mean", "var"))
+    mean, var = (np.asarray(layer[key], np.float64) for key in ("mean", "var"))
+    return mean, var
 
 
 def refuse_untrained(name: str, mean: np.ndarray, var: np.ndarray) -> None:
@@ -199,7 +201,7 @@ def with_statistics_by_call(
     observer: Observer, variables: dict, by_call: dict[Path, list[Statistics]]
 ) -> dict:
     """The variables with running statistics for every call of a layer, which a run uses in order."""
-    stats = flat_stats(variables)
+    stats: dict[Path, Any] = flat_stats(variables)
     for path, calls in by_call.items():
         axis, dtype = len(observer.layers[path].stack), stats[(*path, "mean")].dtype
         stats[(*path, registry.BY_CALL)] = tuple(
@@ -243,7 +245,8 @@ def _by_call(parts, layer):
 
 def _trace(apply, variables, x, rngs):
     """The model's layers by path, in the order of the trace, and empty moments for each of them."""
-    layers, empty, scans = {}, {}, []
+    layers: dict[Path, Layer] = {}
+    empty, scans = {}, []
     stats = flat_stats(variables)
     counted = {(*path[:-1], _CALLS): leaf for path, leaf in stats.items() if path[-1] == "mean"}
     variables = {**variables, "batch_stats": unflatten_dict(stats | counted)}

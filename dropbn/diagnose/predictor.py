@@ -20,7 +20,7 @@ class Predictor:
       layers: the model's.
     """
 
-    def __init__(self, model: Model, mode: Mode):
+    def __init__(self, model: Model, mode: Mode) -> None:
         """Statistics are frozen in any mode."""
         self.model, self._mode, self._outputs = model, mode.frozen, _outputs(model, mode.frozen)
 

@@ -19,19 +19,22 @@ recipe           noise    BN uses      average over batches    replaces
 """
 
 import dataclasses
+import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import numpy as np
 
 from dropbn.diagnose import noise_flow, observation
 from dropbn.diagnose.batches import Batches
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.linen import Model, ModelOrPair
 from dropbn.diagnose.noise_flow import marks
 from dropbn.diagnose.recipes import RECIPES, Options, error
 from dropbn.errors import DropbnError, unknown
 from dropbn.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # The names of the recipes.
 RECIPE_NAMES = (*RECIPES, "closed_form")
@@ -64,7 +67,7 @@ class Recalibration(Result):
     num_images: int = 0
     num_passes: int = 0
 
-    def plot(self, path=None, label: str = "new / old variance"):
+    def plot(self, path: str | os.PathLike | None = None, label: str = "new / old variance") -> "Figure":
         """max(ratio, 1 / ratio) of new to old variance against the BN layer's index."""
         from dropbn import plots
 
@@ -72,7 +75,7 @@ class Recalibration(Result):
 
 
 def recalibrate(
-    model: nn.Module,
+    model: ModelOrPair,
     variables: dict,
     batches: Iterable,
     recipe: str = "dropout_off",
@@ -114,7 +117,8 @@ def recalibrate(
       network, and this recipe may do harm where the others do not: compare before you keep it.
 
     Args:
-      model: any Linen module; see `dropbn.diagnose.modes` for what can be reached.
+      model: any Linen module, or a pair (for training, for test); see `dropbn.diagnose.modes` for what can be
+        reached.
       variables: its trained variables; they are not changed.
       batches: gone through once a pass ("closed_form" looks at the shape of the first alone); see
         `dropbn.diagnose.batches.Batches`. Shuffle
@@ -143,10 +147,10 @@ def recalibrate(
     >>> round(found.rows[0]["new_var"], 1)
     4.0
     """
-    model = Model.of(model, call)
+    called = Model.of(model, call)
     once = passes == 1 or recipe == "closed_form" or (recipe == "li2018_moving" and passes is None)
-    batches = Batches(batches, model.call.inputs, once=once)
-    return take(model, variables, batches, recipe, noise, passes, tolerance)
+    data = Batches(batches, called.call.inputs, once=once)
+    return take(called, variables, data, recipe, noise, passes, tolerance)
 
 
 def take(
@@ -174,7 +178,7 @@ def take(
 def _found(recipe, before, taken):
     rows, passes = [], taken.num_passes
     for name, path, index in taken.observer.each():
-        old_new = (
+        old, new = (
             [part[index] for part in observation.statistics(given, path)]
             for given in (before, taken.variables)
         )
@@ -182,13 +186,14 @@ def _found(recipe, before, taken):
         spread = [np.stack(values)[:, *index] for values in batches]
         layer = taken.observer.layers[path]
         name += f"[{layer.calls} calls]" * (layer.calls > 1)
-        rows.append(_row(name, *old_new, layer.epsilon, *spread))
+        rows.append(_row(name, old, new, layer.epsilon, *spread))
     title = f"Statistics by {recipe}: {taken.num_images:,} images, {passes} pass{'es' * (passes > 1)}"
     return Recalibration(rows, title, taken.variables["batch_stats"], taken.num_images, passes)
 
 
 def _closed_form(model, variables, batches):
-    marked = marks.trace(model, *model.arguments(batches.inputs(batches.first)), variables)
+    args, kwargs = model.arguments(batches.inputs(batches.first))
+    marked = marks.trace(model, args, kwargs, variables)
     flows = noise_flow.follow(marked)
     behind = {norm for norms in flows.behind.values() for norm in norms}
     if not marked.norms:

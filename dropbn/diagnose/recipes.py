@@ -1,7 +1,8 @@
 """The published recipes of recalibration: how statistics are taken again from batches."""
 
 import functools
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -15,6 +16,7 @@ from dropbn.diagnose.linen import Model
 from dropbn.diagnose.observation import Observer
 from dropbn.diagnose.tracing import Path
 from dropbn.nn.kernels import moments
+from dropbn.nn.kernels.moments import Moments
 
 # Statistics have converged where a further pass moves none of them by more than this, in standard deviations
 # (mean) and relatively (variance).
@@ -73,7 +75,13 @@ def precise_bn(model: Model, variables: dict, batches: Batches, options: Options
 
 
 def moving_average(
-    model: Model, variables: dict, batches: Batches, options: Options, *, batch_norm: str, keeps_mean=False
+    model: Model,
+    variables: dict,
+    batches: Batches,
+    options: Options,
+    *,
+    batch_norm: Literal["batch", "running"],
+    keeps_mean: bool = False,
 ) -> Taken:
     """Moving averages of batch means and variances, from the old statistics on, with the noise off."""
     observer = Observer(model, variables, batches, Mode(False, batch_norm, False))
@@ -101,7 +109,7 @@ def li2018_moving(model: Model, variables: dict, batches: Batches, options: Opti
     return Taken(new, observer, num_images, options.passes or 1, None)
 
 
-RECIPES = {
+RECIPES: dict[str, Callable[[Model, dict, Batches, Options], Taken]] = {
     "dropout_off": dropout_off,
     "li2018": functools.partial(moving_average, batch_norm="running"),
     "li2018_moving": li2018_moving,
@@ -111,12 +119,12 @@ RECIPES = {
 }
 
 
-def error(counts, variances) -> float:
+def error(counts: Sequence[np.ndarray], variances: Sequence[np.ndarray]) -> float:
     """Relative standard error of a variance known from the variances of batches; the largest of a stack."""
-    counts, variances = np.stack(counts), np.stack(variances)
-    number, total = len(counts), counts.sum(0)
-    mean = (counts * variances).sum(0) / total
-    squares = np.square(counts * (variances - mean)).sum(0) * number / (number - 1)
+    n, v = np.stack(counts), np.stack(variances)
+    number, total = len(n), n.sum(0)
+    mean = (n * v).sum(0) / total
+    squares = np.square(n * (v - mean)).sum(0) * number / (number - 1)
     return np.max(np.sqrt(squares) / total / mean)
 
 
@@ -135,7 +143,8 @@ def _population(observer, variables, tolerance, most):
     Returns:
       ({path: (mean, variance)}, spreads as of `Taken`, how many batches were taken).
     """
-    totals, spreads = {}, {path: [] for path in observer.layers}
+    totals: dict[Path, Moments] = {}
+    spreads: dict[Path, list] = {path: [] for path in observer.layers}
     for number, found in enumerate(observer(variables), 1):
         _add(totals, spreads, found)
         known = number % 8 == 0 and most is None
@@ -149,7 +158,8 @@ def _population(observer, variables, tolerance, most):
 def _moved(observer, variables):
     """Statistics moved by every call of one pass over the batches, and spreads as of `Taken`."""
     averages = {path: observation.statistics(variables, path) for path in observer.layers}
-    totals, spreads = {}, {path: [] for path in observer.layers}
+    totals: dict[Path, Moments] = {}
+    spreads: dict[Path, list] = {path: [] for path in observer.layers}
     for found in observer(variables):
         _add(totals, spreads, found)
         for path, calls in found.items():

@@ -16,13 +16,16 @@ without a remedy.
 
 import dataclasses
 import functools
+from collections.abc import Callable
+
+import rich.console
 
 from dropbn.diagnose import recalibrate, uncertainty
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.interception import TEST, Mode
 from dropbn.diagnose.layers import Layers
 from dropbn.diagnose.linen import Model
-from dropbn.diagnose.scores import Difference, Scorer, difference, parts_of
+from dropbn.diagnose.scores import Difference, Scorer, Scores, difference, parts_of
 from dropbn.diagnose.tasks import Task
 from dropbn.errors import DropbnError
 from dropbn.results import Result
@@ -51,7 +54,7 @@ class Remedies(Result):
 
     failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
-    def __rich__(self):
+    def __rich__(self) -> rich.console.RenderableType:
         # The evaluation grid already shows test mode without a remedy.
         return self.without("accuracy_before", "loss_before", "call").__rich__()
 
@@ -102,7 +105,8 @@ def compare(
       task: what the outputs are; None without draws.
     """
     has_noise = bool(layers.switched_noises)
-    tried = {}  # remedy -> (its call, a function that scores it)
+    # remedy -> (its call, a function that scores it)
+    tried: dict[str, tuple[str, Callable[[], Scores]]] = {}
     if layers.has_norm:
         precise = {"recipe": "precise_bn"} | ({"noise": True} if has_noise else {})
         for name, recipe in {"recalibrated statistics": {}, _PRECISE[has_noise]: precise}.items():

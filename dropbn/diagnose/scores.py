@@ -13,8 +13,8 @@ The squared error of a difference of means is the sum of two variances:
 The degrees of freedom are Satterthwaite's (1946): (sum v)^2 / sum (v^2 / degrees of v).
 """
 
-from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple, overload
 
 import numpy as np
 
@@ -92,6 +92,10 @@ class Difference(NamedTuple):
         return self.value - float(stats.t.ppf(1 - _LEVEL / tried, self.degrees)) * self.error
 
 
+@overload
+def difference(before: Scores, after: Scores, key: Literal["loss"], *, paired: bool = True) -> Difference: ...
+@overload
+def difference(before: Scores, after: Scores, key: str, *, paired: bool = True) -> Difference | None: ...
 def difference(before: Scores, after: Scores, key: str, *, paired: bool = True) -> Difference | None:
     """The mean of `after` minus that of `before`; None if the score does not give `key`.
 
@@ -159,7 +163,7 @@ class Scorer:
       batches: the images.
     """
 
-    def __init__(self, model: Model, batches: Batches, name: str, score: Callable):
+    def __init__(self, model: Model, batches: Batches, name: str, score: Callable) -> None:
         """The arguments are those of `gap.explain`; `name` stands for the batches in error messages."""
         self.batches, self._name, self._model, self._score = batches, name, model, score
 
@@ -182,7 +186,7 @@ class Scorer:
             start = stop
         return self._of(predictions)[0]
 
-    def _of(self, predictions: Iterable):
+    def _of(self, predictions):
         found, outputs = [], []
         for batch, output in predictions:
             if not np.all(np.isfinite(output)):
@@ -192,8 +196,8 @@ class Scorer:
                 )
             found.append(self._score(output, batch))
             outputs.append(output)
-        loss, correct = (
-            np.concatenate([np.asarray(part[key], np.float64) for part in found]) if key in found[0] else None
-            for key in ("loss", "correct")
-        )
-        return Scores(loss, correct), outputs
+
+        def joined(key):
+            return np.concatenate([np.asarray(part[key], np.float64) for part in found])
+
+        return Scores(joined("loss"), joined("correct") if "correct" in found[0] else None), outputs

@@ -27,6 +27,8 @@ import itertools
 from collections.abc import Collection
 from typing import NamedTuple
 
+import rich.console
+
 from dropbn.diagnose.grid import BY_CALL, PLAIN, Cell
 from dropbn.diagnose.scores import Difference, Scores, difference
 from dropbn.results import Result
@@ -70,7 +72,7 @@ class Shares(Result):
 
     lost: tuple[Difference, ...] = dataclasses.field(default=(), repr=False)
 
-    def __rich__(self):
+    def __rich__(self) -> rich.console.RenderableType:
         # A row's `before` is the `after` of the row above it.
         return self.without("before").__rich__()
 

@@ -8,20 +8,24 @@ The shift of a BN layer is real / moving variance: 1 without a shift, below 1 wh
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import flax.linen as nn
 import numpy as np
 
 from dropbn.diagnose import observation
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.interception import TEST, TRAIN
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.linen import Model, ModelOrPair
+from dropbn.diagnose.tracing import Path
 from dropbn.errors import DropbnError, unknown
 from dropbn.nn.kernels import moments
 from dropbn.nn.kernels.moments import Moments
 from dropbn.results import Result
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +46,9 @@ class Shift(Result):
         """The rows whose ratio is farthest from 1, by max(ratio, 1 / ratio)."""
         return sorted(self.rows, key=lambda row: -max(row["ratio"], 1 / row["ratio"]))[:number]
 
-    def plot(self, path=None, label: str = "shift", **others: "Shift"):
+    def plot(
+        self, path: str | os.PathLike | None = None, label: str = "shift", **others: "Shift"
+    ) -> "Figure":
         """max(ratio, 1 / ratio) against the BN layer's index, as Li et al. (2018) Fig. 4.
 
         Args:
@@ -56,7 +62,7 @@ class Shift(Result):
 
 
 def measure(
-    model: nn.Module,
+    model: ModelOrPair,
     variables: dict,
     batches: Iterable,
     *,
@@ -103,13 +109,13 @@ def measure(
     """
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
-    model = Model.of(model, call)
-    observer = observation.Observer(model, variables, Batches(batches, model.call.inputs, once=True), TEST)
+    called = Model.of(model, call)
+    observer = observation.Observer(called, variables, Batches(batches, called.call.inputs, once=True), TEST)
     return _against_running(observer, variables, estimator, f"Variance shift ({estimator})")
 
 
 def predict(
-    model: nn.Module,
+    model: ModelOrPair,
     variables: dict,
     batches: Iterable,
     **call: Any,
@@ -144,19 +150,19 @@ def predict(
     >>> round(predict(Net(), variables, [x]).rows[0]["ratio"], 1)  # 1 - rate, for inputs of mean 0
     0.5
     """
-    model = Model.of(model, call)
-    batches = Batches(batches, model.call.inputs)
-    layers = model.layers(variables, batches.inputs(batches.first))
-    model.refuse_one_mode(layers)
-    training = observation.Observer(model, variables, batches, TRAIN)
+    called = Model.of(model, call)
+    data = Batches(batches, called.call.inputs)
+    layers = called.layers(variables, data.inputs(data.first))
+    called.refuse_one_mode(layers)
+    training = observation.Observer(called, variables, data, TRAIN)
     variables = observation.with_statistics(variables, observation.converged(training, variables))
-    testing = observation.Observer(model, variables, batches, TEST)
+    testing = observation.Observer(called, variables, data, TEST)
     lacking = "" if layers.switched_noises else " (the model has no noise that training alone has)"
     return _against_running(testing, variables, "pooled", f"Predicted variance shift{lacking}")
 
 
 def _against_running(observer, variables, estimator, title):
-    totals = {}
+    totals: dict[Path, list[Moments]] = {}
     for found in observer(variables):
         for path, calls in found.items():
             # Between two moves by one call, every other call has made one.

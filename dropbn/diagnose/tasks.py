@@ -15,6 +15,7 @@ Positions between examples and classes, such as pixels or tokens, are averaged i
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from dropbn.errors import DropbnError, unknown
@@ -37,12 +38,12 @@ class Task(NamedTuple):
     has_classes: bool = True
 
 
-def find(name: str | None, outputs: np.ndarray, labels: np.ndarray | None) -> Task:
+def find(name: str | None, outputs: np.ndarray | jax.ShapeDtypeStruct, labels: np.ndarray | None) -> Task:
     """The task of a name, or the one that outputs and labels leave no doubt about.
 
     Args:
       name: a key of `TASKS`, or None.
-      outputs: of a batch.
+      outputs: of a batch; only the shape matters.
       labels: of the batch, or None where there are none: logits of several classes are then taken for
         `classify`.
 

@@ -1,24 +1,28 @@
 """Monte Carlo dropout: predictions with the noise kept on, averaged (Gal & Ghahramani 2016)."""
 
 import dataclasses
+import os
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import flax.linen as nn
 import numpy as np
+import rich.console
 
 from dropbn.diagnose import tasks
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.call import fold_in
 from dropbn.diagnose.interception import Mode
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.linen import Model, ModelOrPair
 from dropbn.diagnose.predictor import Predictor
 from dropbn.diagnose.tasks import Task
 from dropbn.errors import DropbnError
 from dropbn.results import Result
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Sample(Result):
     """Monte Carlo predictions, a row for each example.
 
@@ -41,21 +45,21 @@ class Sample(Result):
         classes, or of the values.
     """
 
-    mean: np.ndarray = dataclasses.field(default=None, repr=False)
-    spread: np.ndarray = dataclasses.field(default=None, repr=False)
+    mean: np.ndarray = dataclasses.field(repr=False)
+    spread: np.ndarray = dataclasses.field(repr=False)
 
     def most_uncertain(self, number: int = 10) -> list[dict]:
         """The rows of largest mutual information; of a regression those of largest variance."""
         column = "mutual_information" if "mutual_information" in self.rows[0] else "variance"
         return sorted(self.rows, key=lambda row: -row[column])[:number]
 
-    def __rich__(self):
+    def __rich__(self) -> rich.console.RenderableType:
         shown = self.most_uncertain()
         return Result(
             shown, f"{self.title}: the {len(shown)} most uncertain of {len(self.rows):,}"
         ).__rich__()
 
-    def plot(self, path=None):
+    def plot(self, path: str | os.PathLike | None = None) -> "Figure":
         """Mutual information against entropy, a point for each example.
 
         Raises:
@@ -69,7 +73,7 @@ class Sample(Result):
 
 
 def sample(
-    model: nn.Module,
+    model: ModelOrPair,
     variables: dict,
     batches: Iterable,
     *,
@@ -104,7 +108,7 @@ def sample(
       DropbnError: no noise in the model; outputs that do not fit the task or are not finite; no batches; no
         samples; one image as a batch with `batch_norm="batch"`.
 
-    >>> import jax
+    >>> import flax.linen as nn, jax
     >>> x = jax.random.normal(jax.random.key(0), (4, 8))
     >>> class Net(nn.Module):
     ...     @nn.compact
@@ -114,11 +118,11 @@ def sample(
     >>> found.mean.shape, bool(found.rows[0]["mutual_information"] > 0)
     ((4, 3), True)
     """
-    model = Model.of(model, call)
-    batches = Batches(batches, model.call.inputs, labels)
-    outputs = model.outputs(variables, batches.inputs(batches.first))
-    task = tasks.find(task, outputs, batches.labels_or_none(batches.first))
-    return draw(model, variables, batches, task, num_samples, batch_norm)
+    called = Model.of(model, call)
+    data = Batches(batches, called.call.inputs, labels)
+    outputs = called.outputs(variables, data.inputs(data.first))
+    decided = tasks.find(task, outputs, data.labels_or_none(data.first))
+    return draw(called, variables, data, decided, num_samples, batch_norm)
 
 
 def draw(
@@ -147,8 +151,8 @@ class _Draws:
     """Running sums over drawn predictions, in float64."""
 
     def __init__(self, task: Task):
-        self._task = task
-        self._number, self._sum, self._squares, self._entropies = 0, 0.0, 0.0, 0.0
+        self._task, self._number = task, 0
+        self._sum = self._squares = self._entropies = np.zeros(())
 
     def add(self, outputs: np.ndarray) -> None:
         """Adds the outputs of one draw."""
@@ -163,7 +167,7 @@ class _Draws:
         mean = self._sum / self._number
         variance = np.maximum(self._squares / self._number - mean**2, 0)
         rows = self._rows_of_classes if self._task.has_classes else self._rows_of_values
-        return Sample(rows(mean, np.sqrt(variance)), title, mean, np.sqrt(variance))
+        return Sample(rows(mean, np.sqrt(variance)), title, mean=mean, spread=np.sqrt(variance))
 
     def _rows_of_classes(self, mean, spread):
         of_mean, best = entropy(mean), mean.argmax(-1)

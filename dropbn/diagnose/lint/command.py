@@ -9,6 +9,7 @@ computed. The exit status is 0 without errors, 1 with errors, and 2 if the model
 import importlib
 import re
 import sys
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -32,7 +33,7 @@ def _load(target: str) -> nn.Module:
         )
     module, _, names = target.partition(":")
     try:
-        found = importlib.import_module(module)
+        found: Any = importlib.import_module(module)
         for name in names.split("."):
             found = getattr(found, name)
         model = found if isinstance(found, nn.Module) else found()

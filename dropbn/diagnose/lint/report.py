@@ -3,14 +3,13 @@
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
 import rich.box
 import rich.console
 import rich.table
 import rich.text
 
 from dropbn.diagnose import noise_flow
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.linen import Model, ModelOrPair
 from dropbn.diagnose.lint.rules import RULES, Facts
 from dropbn.diagnose.noise_flow import marks
 from dropbn.results import Result
@@ -38,12 +37,13 @@ class Report(Result):
         rows = [row for row in self.rows if row["severity"] == "error"]
         return [row for row in rows if below is None or row["ratio"] is None or row["ratio"] < below]
 
-    def __rich__(self):
+    def __rich__(self) -> rich.console.RenderableType:
         if not self.rows:
             return rich.text.Text(f"{self.title}: nothing found")
         table = rich.table.Table(title=self.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
-        for column, side in (("", "left"), ("layer", "left"), ("finding", "left"), ("ratio", "right")):
-            table.add_column(column, justify=side, overflow="fold")
+        for column in ("", "layer", "finding"):
+            table.add_column(column, overflow="fold")
+        table.add_column("ratio", justify="right", overflow="fold")
         for row in self.rows:
             layer = " -> ".join(filter(None, (row["noise"], row["norm"])))
             ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
@@ -71,8 +71,8 @@ class Report(Result):
 
 
 def check(
-    model: nn.Module,
-    *inputs,
+    model: ModelOrPair,
+    *inputs: Any,
     variables: dict | None = None,
     num_steps: int | None = None,
     **call: Any,
@@ -85,7 +85,8 @@ def check(
     which.
 
     Args:
-      model: any Linen module; `dropbn.diagnose.modes` says which of its layers can be reached.
+      model: any Linen module, or a pair (for training, for test); `dropbn.diagnose.modes` says which of its
+        layers can be reached.
       *inputs: examples of its inputs, arrays or `jax.ShapeDtypeStruct`s; only shapes and types matter.
       variables: its variables, trained or not.
       num_steps: how many steps it will be trained, for DBN301.
@@ -97,6 +98,7 @@ def check(
     Raises:
       DropbnError: the model cannot be traced with these inputs.
 
+    >>> import flax.linen as nn
     >>> import jax.numpy as jnp
     >>> class Net(nn.Module):
     ...     @nn.compact
@@ -125,7 +127,7 @@ def _count(layers, noun):
     return f"{len(layers)} {noun}{'' if len(layers) == 1 else 's'}"
 
 
-def assert_no_shift(model: nn.Module, *inputs, below: float = 1.0, **options) -> None:
+def assert_no_shift(model: ModelOrPair, *inputs: Any, below: float = 1.0, **options: Any) -> None:
     """For tests: raises AssertionError if `check` finds an error whose ratio is below `below` or unknown.
 
     Args:
