@@ -1,0 +1,331 @@
+"""Every tool on models in the styles of public code, against plain Flax and float64 NumPy."""
+
+import functools
+import itertools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from public_style_models import CASES
+
+from dropbn.diagnose import gap, lint, recalibrate, shift, surgery, uncertainty
+from dropbn.errors import DropbnError
+from dropbn.nn.noise import Uout
+
+# These run by default; compilation makes the others slow.
+_DEFAULT = ("siamese", "vae", "conformer", "frozen backbone", "droq")
+
+_numbers = itertools.count()
+
+
+def _each(names=CASES):
+    marks = {name: () if name in _DEFAULT else pytest.mark.slow for name in names}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name]) for name in names])
+
+
+_with_norm = _each([name for name in CASES if name != "spectral"])
+
+
+@functools.cache
+def _variables(name):
+    """Variables whose running statistics are neither 0 and 1 nor those of the data."""
+    variables = dict(CASES[name].init())
+    leaves, tree = jax.tree.flatten(variables.get("batch_stats", {}))
+    drawn = np.random.default_rng(0)
+    leaves = [leaf + jnp.asarray(drawn.uniform(0.1, 0.5, leaf.shape), leaf.dtype) for leaf in leaves]
+    return variables | ({"batch_stats": jax.tree.unflatten(tree, leaves)} if leaves else {})
+
+
+def _flat(tree):
+    return flatten_dict(tree, sep="/")
+
+
+class _Norms:
+    """A plain call that sows the input and the mask of every BN, and notes what the model does with it."""
+
+    def __init__(self, case, training, by_hand=False):
+        self.momentum, self.frozen, self.case = {}, {}, case
+        always = {norm for _, norm in case.findings.get("DBN305", ())}
+        self.by_hand = lambda name: by_hand and name not in always
+
+        def call(variables, batch, rngs):
+            mutable = ["batch_stats", "intermediates", f"fresh {next(_numbers)}"]  # nn.jit keeps traces.
+            with nn.intercept_methods(self._intercept):
+                return case.plain(variables, batch, training, rngs=rngs, mutable=mutable)
+
+        self.call = jax.jit(call)
+
+    def _intercept(self, run, args, kwargs, context):
+        norm = context.module
+        if not isinstance(norm, nn.BatchNorm) or context.method_name != "__call__":
+            return run(*args, **kwargs)
+        given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
+        frozen = nn.merge_param("use_running_average", norm.use_running_average, given)
+        name = "/".join(norm.path)
+        self.momentum[name], self.frozen[name] = norm.momentum, frozen
+        norm.sow("intermediates", "input", args[0])
+        if kwargs.get("mask") is not None:
+            norm.sow("intermediates", "mask", jnp.broadcast_to(kwargs["mask"], args[0].shape))
+        return _with_running(norm, args[0]) if self.by_hand(name) else run(*args, **kwargs)
+
+    def inputs(self, variables, rngs):
+        """{layer: [values (values, channels) of each call]} of all batches, in float64."""
+        found = {}
+        for index, batch in enumerate(self.case.batches):
+            _, updated = self.call(variables, batch, _fold_in(rngs, index))
+            sown = flatten_dict(updated["intermediates"])
+            for path in (path[:-1] for path in sown if path[-1] == "input"):
+                calls = [_selected(sown, path, call) for call in range(len(sown[*path, "input"]))]
+                is_stacked = flatten_dict(variables["batch_stats"])[*path, "mean"].ndim > 1
+                for label, values in _layers("/".join(path), calls, is_stacked):
+                    found.setdefault(label, []).append(values)
+        return {label: np.concatenate(values) for label, values in found.items()}
+
+
+def _with_running(norm, x):
+    """Normalizes by the formula, with the running statistics."""
+    mean, var = (norm.get_variable("batch_stats", key) for key in ("mean", "var"))
+    y = (x - mean) / jnp.sqrt(var + norm.epsilon) * norm.get_variable("params", "scale")
+    return (y + norm.get_variable("params", "bias")).astype(x.dtype)
+
+
+def _selected(sown, path, call):
+    """The values of a call that its mask leaves, in float64."""
+    x = np.asarray(sown[*path, "input"][call], np.float64)
+    if (*path, "mask") in sown:
+        return x[np.asarray(sown[*path, "mask"][call])].reshape(-1, x.shape[-1])
+    return x
+
+
+def _layers(name, calls, is_stacked):
+    """(the row's name, values (values, channels)) of every layer and call."""
+    if is_stacked:
+        return [(f"{name}[{i}]", x.reshape(-1, x.shape[-1])) for i, x in enumerate(calls[0])]
+    several = len(calls) > 1
+    return [
+        (name + f"[call {call}]" * several, x.reshape(-1, x.shape[-1])) for call, x in enumerate(calls, 1)
+    ]
+
+
+def _fold_in(rngs, index):
+    return {stream: jax.random.fold_in(key, index) for stream, key in rngs.items()}
+
+
+def _running(variables, row, key):
+    """A running statistic of a row's layer, in float64."""
+    name, bracket, rest = row["layer"].partition("[")
+    leaf = np.asarray(_flat(variables["batch_stats"])[f"{name}/{key}"], np.float64)
+    return leaf[int(rest[:-1])] if bracket and not rest.startswith("call") else leaf
+
+
+def _check(rows, inputs, variables, tolerance):
+    """Rows of a shift against values (values, channels) of test mode."""
+    assert {row["layer"] for row in rows} == set(inputs)
+    for row in rows:
+        values = inputs[row["layer"]]
+        mean, var = (_running(variables, row, key) for key in ("mean", "var"))
+        distance = (values.mean(0) - mean) / np.sqrt(var + 1e-5)
+        assert row["count"] == len(values)
+        assert row["moving_var"] == pytest.approx(var.mean(), rel=tolerance)
+        assert row["real_var"] == pytest.approx(values.var(0).mean(), rel=tolerance)
+        assert row["ratio"] == pytest.approx(values.var(0).mean() / var.mean(), rel=tolerance)
+        assert row["mean_shift"] == pytest.approx(np.sqrt((distance**2).mean()), rel=10 * tolerance)
+
+
+def _loose(name, tolerance):
+    # bfloat16 has 8 bits, and rounds differently in one program and in another.
+    return 2e-2 if name == "half precision" else tolerance
+
+
+@_with_norm
+def test_measure_is_numpy_on_captured_inputs(name):
+    case, variables = CASES[name], _variables(name)
+    found = shift.measure(case.model, variables, case.batches, **case.call)
+    inputs = _Norms(case, training=False).inputs(variables, case.keys)
+    _check(found.rows, inputs, variables, _loose(name, 1e-6))
+
+
+def _trained(case, variables):
+    """The fixed point of plain training's running statistics for these weights, by layer, in float64.
+
+    k calls of momentum m move r to m^k r + n, so that it is n / (1 - m^k); n is what they leave of r = 0.
+    """
+    norms, total = _Norms(case, training=True), {}
+    norms.call(variables, case.batches[0], case.keys)  # Notes which layers are frozen.
+    live = {f"{name}/{key}" for name, frozen in norms.frozen.items() if not frozen for key in ("mean", "var")}
+    flat = {path: leaf * (path not in live) for path, leaf in _flat(variables["batch_stats"]).items()}
+    zero = {**variables, "batch_stats": unflatten_dict(flat, sep="/")}
+    for index, batch in enumerate(case.batches):
+        _, updated = norms.call(zero, batch, _fold_in(case.keys, index))
+        calls = {path.rpartition("/")[0]: len(x) for path, x in _flat(updated["intermediates"]).items()}
+        for path, leaf in _flat(updated["batch_stats"]).items():
+            layer = path.rpartition("/")[0]
+            grown = 1 - norms.momentum[layer] ** calls[layer] if path in live else 1
+            total[path] = total.get(path, 0) + np.asarray(leaf, np.float64) / grown / len(case.batches)
+    return unflatten_dict(
+        {path: jnp.asarray(leaf, flat[path].dtype) for path, leaf in total.items()}, sep="/"
+    )
+
+
+@_with_norm
+def test_predict_is_plain_training_and_then_plain_test_mode(name):
+    case, variables = CASES[name], _variables(name)
+    found = shift.predict(case.model, variables, case.batches, **case.call)
+    trained = {**variables, "batch_stats": _trained(case, variables)}
+    inputs = _Norms(case, training=False).inputs(trained, case.keys)
+    _check(found.rows, inputs, trained, _loose(name, 1e-5))
+
+
+@_with_norm
+def test_no_shift_is_left_by_recalibration(name):
+    case, variables = CASES[name], _variables(name)
+    new = recalibrate.recalibrate(case.model, variables, case.batches, **case.call)
+    after = {**variables, "batch_stats": new.batch_stats}
+    assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, variables)
+    values = {}  # of all calls of a layer, whose union has the new statistics
+    for layer, found in _Norms(case, training=False).inputs(after, case.keys).items():
+        values.setdefault(layer.partition("[call")[0], []).append(found)
+    for layer, found in values.items():
+        for key, wanted in (("mean", np.concatenate(found).mean(0)), ("var", np.concatenate(found).var(0))):
+            loose = _loose(name, 1e-4)
+            np.testing.assert_allclose(_running(after, {"layer": layer}, key), wanted, rtol=loose, atol=loose)
+    for row in shift.measure(case.model, after, case.batches, **case.call).rows:
+        assert "[call" in row["layer"] or row["ratio"] == pytest.approx(1, abs=_loose(name, 1e-4))
+
+
+@_with_norm
+@pytest.mark.slow
+def test_every_recipe_gives_statistics(name):
+    case, variables = CASES[name], _variables(name)
+    recipes = [(recipe, {}) for recipe in recalibrate.RECIPE_NAMES[1:]]
+    for recipe, options in [*recipes, ("precise_bn", {"noise": True})]:
+        if recipe == "closed_form" and not _has_shift(case):
+            continue
+        new = recalibrate.recalibrate(case.model, variables, case.batches, recipe, **options, **case.call)
+        old, new = _flat(variables["batch_stats"]), _flat(new.batch_stats)
+        assert {path: leaf.shape for path, leaf in new.items()} == {p: leaf.shape for p, leaf in old.items()}
+        assert all(np.isfinite(leaf).all() for leaf in new.values())
+
+
+def _has_shift(case):
+    return {"DBN101", "DBN102", "DBN103"} & case.findings.keys()
+
+
+def _losses(task, outputs, labels):
+    """(losses, correct or None) of examples, by the formulas, in float64."""
+    outputs, labels = np.asarray(outputs, np.float64), np.asarray(labels)
+    number = len(outputs)
+    if task == "regress":
+        return np.square(outputs.reshape(labels.shape) - labels).reshape(number, -1).mean(-1), None
+    if task == "classify":
+        labels = labels.argmax(-1) if labels.shape == outputs.shape else labels
+        p = np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
+        losses = -np.log(np.take_along_axis(p, labels[..., None], -1))[..., 0]
+        right = outputs.argmax(-1) == labels
+    else:
+        labels = labels.reshape(outputs.shape)
+        losses = -np.log(1 / (1 + np.exp(np.where(labels, -outputs, outputs))))
+        right = (outputs > 0) == labels
+    return losses.reshape(number, -1).mean(-1), right.reshape(number, -1).mean(-1)
+
+
+def _evaluated(case, variables, training):
+    """(accuracy or None, loss) of plain evaluation of all batches."""
+    losses, right = [], []
+    for index, batch in enumerate(case.batches):
+        rngs, mutable = _fold_in(case.keys, index), ["batch_stats", "state"] if training else False
+        returned = case.plain(variables, batch, training, rngs=rngs, mutable=mutable)
+        output = case.output(returned[0] if training else returned)
+        loss, correct = _losses(case.task, output, case.labels(batch))
+        losses, right = [*losses, loss], [*right, correct]
+    return None if right[0] is None else np.concatenate(right).mean(), np.concatenate(losses).mean()
+
+
+@_each()
+def test_the_gap_begins_and_ends_with_plain_evaluation(name):
+    case, variables = CASES[name], _variables(name)
+    found = gap.explain(case.model, variables, case.batches, case.batches, num_samples=2, **case.call)
+    cells = {(row["noise"], row["batch_norm"]): row for row in found.rows if row["data"] == "test"}
+    has_noise, has_norm = ("on", "running") in cells, ("off", "batch") in cells
+    training = cells["on" if has_noise else "off", "batch" if has_norm else "running"]
+    for row, is_training in ((cells["off", "running"], False), (training, True)):
+        accuracy, loss = _evaluated(case, variables, is_training)
+        assert row["accuracy"] == pytest.approx(accuracy)
+        assert row["loss"] == pytest.approx(loss, rel=_loose(name, 1e-4))
+    assert not found.remedies.failed
+
+
+def _predictions(task, outputs):
+    outputs = np.asarray(outputs, np.float64)
+    if task == "regress":
+        return outputs
+    if task == "classify":
+        return np.exp(outputs) / np.exp(outputs).sum(-1, keepdims=True)
+    p = 1 / (1 + np.exp(-(outputs.reshape(-1) if task == "binary" else outputs)))
+    return np.stack([1 - p, p], -1)
+
+
+@_each()
+def test_the_mean_of_draws_is_that_of_a_loop(name):
+    case, variables = CASES[name], _variables(name)
+    call = {**case.call, "task": case.task}
+    found = uncertainty.sample(case.model, variables, case.batches, num_samples=2, **call)
+    loop, drawn = _Norms(case, training=True, by_hand=True), []
+    for draw in range(2):
+        keys = _fold_in(case.keys, draw)
+        outputs = [
+            case.output(loop.call(variables, batch, _fold_in(keys, index))[0])
+            for index, batch in enumerate(case.batches)
+        ]
+        drawn.append(_predictions(case.task, np.concatenate([np.float32(part) for part in outputs])))
+    loose = _loose(name, 1e-5)
+    np.testing.assert_allclose(found.mean, np.mean(drawn, 0), rtol=loose, atol=loose)
+    np.testing.assert_allclose(found.spread, np.std(drawn, 0), rtol=0, atol=10 * loose)
+    assert len(found.rows) == sum(len(case.labels(batch)) for batch in case.batches)
+    assert found.spread.max() > 1e-3
+
+
+@_each()
+def test_lint_finds_what_is_there(name):
+    case = CASES[name]
+    args, kwargs = case.given(case.batches[0])
+    call = {key: value for key, value in case.call.items() if key not in ("inputs", "outputs")}
+    call["kwargs"] = {**kwargs, **call.get("kwargs", {})}
+    for variables in (None, _variables(name)):
+        found = lint.check(case.model, *args, variables=variables, **call)
+        layers = {}
+        for row in found.rows:
+            if row["code"] != "DBN206":  # Biases are the taste of the models, and told elsewhere.
+                layers.setdefault(row["code"], set()).add((row["noise"], row["norm"]))
+        assert layers == case.findings
+    number = len(_layer_names(name))
+    assert f"{number} batch normalization" + "s" * (number != 1) in found.title
+
+
+def _layer_names(name):
+    return {path[:-1] for path in flatten_dict(_variables(name).get("batch_stats", {})) if path[-1] == "var"}
+
+
+@_each([name for name, case in CASES.items() if not case.method])
+def test_surgery_keeps_the_checkpoint_and_test_mode(name):
+    case, variables = CASES[name], _variables(name)
+    args, kwargs = case.given(case.batches[0])
+    call = {key: value for key, value in case.call.items() if key not in ("inputs", "outputs")}
+    call["kwargs"] = {**kwargs, **call.get("kwargs", {})}
+    module = case.modules(training=False)
+    changed = {"swapped": surgery.swap_noise(module, to=Uout(0.1)), "without": surgery.without_noise(module)}
+    try:
+        moved = surgery.move_to_last_bn(case.model, *args, **call)
+        changed["moved"] = moved[1] if isinstance(moved, tuple) else moved
+    except DropbnError as error:
+        assert "none is the last" in str(error)
+    wanted = case.output(case.plain(variables, case.batches[0], False, rngs=case.keys))
+    for model in changed.values():
+        shapes = jax.eval_shape(functools.partial(case.init, model))
+        assert jax.tree.map(jnp.shape, dict(shapes)) == jax.tree.map(jnp.shape, variables)
+        output = model.apply(variables, *args, **kwargs, **case.test, rngs=case.keys)
+        if "DBN207" not in case.findings:  # Swapped, a noise that is always on draws otherwise.
+            np.testing.assert_allclose(case.output(output), wanted, rtol=_loose(name, 1e-5), atol=1e-6)
