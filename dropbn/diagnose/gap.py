@@ -44,17 +44,24 @@ class Gap(Result):
       shares: what each cause takes of accuracy and loss.
       remedies: what each remedy brings on test images.
       flips: the training images that are right in train mode and wrong in test mode.
+      draws: where training draws random numbers that belong to no registered noise.
     """
 
     shares: Shares
     remedies: Remedies
     flips: Flips
+    draws: tuple[str, ...]
 
     @property
     def advice(self) -> str:
         """Which remedy to take, and what training may change about the largest share."""
         causes, sentences = [row["cause"] for row in self.shares.rows], []
-        if "dropout noise" not in causes:
+        if self.draws:
+            sentences.append(
+                "Training draws random numbers that belong to no registered noise "
+                f"({'; '.join(self.draws)}): no share separates what they do."
+            )
+        elif "dropout noise" not in causes:
             sentences.append("No noise was found, so no share of the gap is attributed to it.")
         if "lagging statistics" not in causes:
             sentences.append("No BN was found, so no share of the gap is attributed to its statistics.")
@@ -170,6 +177,7 @@ def explain(
             train,
             most_flipped,
         ),
+        draws=tuple(layers.unswitched),
     )
 
 

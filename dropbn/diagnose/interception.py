@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dropbn.diagnose import registry
-from dropbn.diagnose.registry import BY_CALL, MOVED, NOISES, NORMS, attribute, name_of
+from dropbn.diagnose.registry import BY_CALL, MOVED, NOISES, attribute, name_of
 from dropbn.diagnose.tracing import MissingKey, Path
 from dropbn.errors import DropbnError, unknown
 from dropbn.nn.kernels import moments
@@ -89,7 +89,7 @@ def interceptor(
         if _hidden.get():
             return run(*args, **kwargs)
         module = context.module
-        norm, noise = registry.of(module, NORMS), registry.of(module, NOISES)
+        norm, noise = registry.norm_of(module), registry.of(module, NOISES)
         switch = norm or noise
         if (
             context.method_name != "__call__"

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import flax.linen as nn
 import jax
 
-from dropbn.diagnose import interception, registry, tracing
+from dropbn.diagnose import draws, interception, registry, tracing
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.interception import TEST, TRAIN
 from dropbn.diagnose.tracing import Path, flat_stats, split
@@ -35,16 +36,30 @@ class Layers(NamedTuple):
     Attributes:
       noises, norms: by path, in the order of the trace in training, then in test mode.
       streams: the random streams from which the model draws.
+      draws, test_draws: the random draws of no registered noise in training and in test mode, and the batch
+        normalizations that each reaches first; see `dropbn.diagnose.draws.reached`.
     """
 
     noises: dict[Path, Use]
     norms: dict[Path, Use]
     streams: tuple[str, ...]
+    draws: dict[str, list[str]]
+    test_draws: dict[str, list[str]]
 
     @property
     def always(self) -> frozenset[Path]:
         """Noises that are on, and BNs that use the batch, in training and in test mode."""
         return frozenset(path for path, use in (self.noises | self.norms).items() if use.train and use.test)
+
+    @property
+    def unswitched(self) -> list[str]:
+        """The draws that training has and test mode has not."""
+        return [where for where in self.draws if where not in self.test_draws]
+
+    def other_state(self, variables: Mapping) -> list[str]:
+        """Modules with running state that is not a batch normalization's, such as spectral norms, by path."""
+        paths = dict.fromkeys(path[:-1] for path in flat_stats(variables))
+        return ["/".join(path) or "." for path in paths if path not in self.norms]
 
     def takes_batch(self, path: Path) -> bool:
         """Whether a BN at this path uses the batch in training."""
@@ -97,14 +112,31 @@ def find(model: "Model", treedef: Any, leaves: tuple) -> Layers:
         def run(arrays, rngs, testing=testing, ask=ask):
             interceptor = interception.interceptor(TEST if testing else TRAIN, ask=ask)
             variables, args, kwargs = rebuild(arrays)
-            return model.run_under(
-                variables, args, kwargs, testing, rngs, interceptor, retrace=True, either=True
-            )[0]
+            with nn.intercept_methods(_mark):
+                return model.run_under(
+                    variables, args, kwargs, testing, rngs, interceptor, retrace=True, either=True
+                )[0]
 
-        tracing.shapes(model.name, run, arrays, streams)
-        by_mode.append((noises, norms))
-    noise_uses, norm_uses = map(_uses, *by_mode)
-    return Layers(noise_uses, norm_uses, tuple(streams))
+        def trace(run, *given):
+            return jax.make_jaxpr(run)(*given)
+
+        jaxpr = tracing.shapes(model.name, run, arrays, streams, trace)
+        num_keys = len(streams)
+        is_key = [False] * (len(jaxpr.jaxpr.invars) - num_keys) + [True] * num_keys
+        by_mode.append((noises, norms, draws.reached(jaxpr, is_key)))
+    (noises, norms, drawn), (test_noises, test_norms, test_drawn) = by_mode
+    uses = _uses(noises, test_noises), _uses(norms, test_norms)
+    return Layers(*uses, tuple(streams), drawn, test_drawn)
+
+
+def _mark(run, args, kwargs, context):
+    """For `flax.linen.intercept_methods`: marks the outputs of noises and batch normalizations."""
+    y, x = run(*args, **kwargs), next(iter((*args, *kwargs.values())), None)
+    norm, noise = registry.norm_of(context.module), registry.of(context.module, registry.NOISES)
+    if context.method_name != "__call__" or not (norm or noise) or y is x or not isinstance(y, jax.Array):
+        return y
+    kind = "norm" if norm else "noise"
+    return tracing.mark_p.bind(y, x, kind=kind, name=registry.name_of(context.module), times=1)
 
 
 def _uses(train, test):

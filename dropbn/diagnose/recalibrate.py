@@ -198,7 +198,7 @@ def _closed_form(model, variables, batches):
     behind = {norm for norms in flows.behind.values() for norm in norms}
     if not marked.norms:
         raise DropbnError("The model has no batch normalization that dropbn.diagnose.registry knows.")
-    if not marked.noises:
+    if not marked.noises and not marked.layers.draws:
         raise DropbnError("The model has no noise that is on in training: there is nothing to correct.")
     rows, new = [], {}
     for name, norm in marked.norms.items():
@@ -209,7 +209,10 @@ def _closed_form(model, variables, batches):
             (marked.noises[noise], way) for (noise, layer), way in flows.reached.items() if layer == name
         ]
         variance, how = noise_flow.variance_without_noise(norm, carried)
-        if not carried and name in behind:
+        unseen = [where for where, norms in marked.layers.draws.items() if name in norms]
+        if unseen:
+            variance, how = None, f"a draw of no registered noise reaches it: {unseen[0]}"
+        elif not carried and name in behind:
             variance, how = None, "no noise reaches it, but layers before it are corrected"
         if variance is None:
             variance, how = old, f"not corrected: {how}"

@@ -157,7 +157,8 @@ def predict(
     training = observation.Observer(called, variables, data, TRAIN)
     variables = observation.with_statistics(variables, observation.converged(training, variables))
     testing = observation.Observer(called, variables, data, TEST)
-    lacking = "" if layers.switched_noises else " (the model has no noise that training alone has)"
+    has_noise = layers.switched_noises or layers.unswitched
+    lacking = "" if has_noise else " (the model has no noise that training alone has)"
     return _against_running(testing, variables, "pooled", f"Predicted variance shift{lacking}")
 
 

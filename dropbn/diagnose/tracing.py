@@ -5,11 +5,32 @@ from typing import Any
 
 import flax
 import jax
+import jax.extend.core
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
+from jax.interpreters import batching
 
 from dropbn.errors import DropbnError
 
 Path = tuple[str, ...]
+
+
+# An identity with a name: `mark(y, x)` returns the layer's output y and records its input x. The mark of a
+# batch normalization may take its running mean as a third argument. If nn.vmap maps the last argument, the
+# one mark stands for several layers, which `times` counts.
+mark_p = jax.extend.core.Primitive("dropbn_mark")
+mark_p.def_impl(lambda y, *_, **__: y)
+mark_p.def_abstract_eval(lambda y, *_, **__: y)
+
+
+def _batch(args, dims, times, **params):
+    args = [jnp.moveaxis(a, d, 0) if d is not None else a for a, d in zip(args, dims, strict=True)]
+    if dims[-1] is not None:
+        times *= len(args[-1])
+    return mark_p.bind(*args, times=times, **params), 0 if dims[0] is not None else None
+
+
+batching.primitive_batchers[mark_p] = _batch
 
 
 class MissingKey(DropbnError):
@@ -20,8 +41,12 @@ class MissingKey(DropbnError):
         self.stream = stream
 
 
-def shapes(name: str, run: Callable, arrays: list, streams: list[str]) -> Any:
-    """The shapes of `run(arrays, rngs)`; a stream that lacks a key joins `streams`.
+def shapes(
+    name: str, run: Callable, arrays: list, streams: list[str], trace: Callable = jax.eval_shape
+) -> Any:
+    """`trace(run, arrays, rngs)`, by default the shapes of `run(arrays, rngs)`.
+
+    A stream that lacks a key joins `streams`.
 
     Raises:
       DropbnError: it cannot be traced; `name` is what cannot.
@@ -29,7 +54,7 @@ def shapes(name: str, run: Callable, arrays: list, streams: list[str]) -> Any:
     key = jax.eval_shape(jax.random.key, 0)
     while True:
         try:
-            return jax.eval_shape(run, arrays, dict.fromkeys(streams, key))
+            return trace(run, arrays, dict.fromkeys(streams, key))
         except MissingKey as error:
             if not error.stream or error.stream in streams:
                 raise

@@ -138,7 +138,7 @@ def draw(
         raise DropbnError(f"num_samples={num_samples}: at least one sample is drawn.")
     layers = model.layers(variables, batches.inputs(batches.first))
     model.refuse_one_mode(layers)
-    if not any(use.train for use in layers.noises.values()):
+    if not layers.draws and not any(use.train for use in layers.noises.values()):
         raise DropbnError("The model has no noise that is on in training: all samples would be the same.")
     predictor, draws = Predictor(model, Mode(True, batch_norm, False)), _Draws(task)
     for number in range(num_samples):

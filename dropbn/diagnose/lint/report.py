@@ -1,6 +1,8 @@
 """The findings of the rules in a model, as rows."""
 
 import dataclasses
+import fnmatch
+from collections.abc import Sequence
 from typing import Any
 
 import rich.box
@@ -31,6 +33,15 @@ class Report(Result):
       assumption: what the ratio supposes.
       advice: what to do.
     """
+
+    def unseen(self, accepted: Sequence[str] = ()) -> list[dict]:
+        """The random draws that reach a BN and are not understood, without the accepted ones.
+
+        Args:
+          accepted: patterns, with the wildcards of `fnmatch`, of where draws stand.
+        """
+        rows = [row for row in self.rows if row["code"] == "DBN401" and row["norm"]]
+        return [row for row in rows if not any(fnmatch.fnmatchcase(row["noise"], each) for each in accepted)]
 
     def errors(self, below: float | None = None) -> list[dict]:
         """The errors; with `below` only those whose ratio is below it or unknown."""
@@ -119,21 +130,32 @@ def check(
     rows.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
     layers = marked.layers
     drawing = [path for path, use in layers.noises.items() if use.train or use.test]
-    counts = f"{_count(drawing, 'noise')}, {_count(layers.norms, 'batch normalization')}"
-    return Report(rows, f"{called.name}: {counts}")
+    counts = [_count(drawing, "noise"), _count(layers.norms, "batch normalization")]
+    counts += [f"{_count(layers.unswitched, 'random draw')} not understood"] * bool(layers.unswitched)
+    return Report(rows, f"{called.name}: {', '.join(counts)}")
 
 
 def _count(layers, noun):
     return f"{len(layers)} {noun}{'' if len(layers) == 1 else 's'}"
 
 
-def assert_no_shift(model: ModelOrPair, *inputs: Any, below: float = 1.0, **options: Any) -> None:
-    """For tests: raises AssertionError if `check` finds an error whose ratio is below `below` or unknown.
+def assert_no_shift(
+    model: ModelOrPair,
+    *inputs: Any,
+    below: float = 1.0,
+    accept_unseen: Sequence[str] = (),
+    **options: Any,
+) -> None:
+    """For tests: raises AssertionError if noise shifts a BN, or if a draw that may do so is not understood.
 
     Args:
       model, *inputs, **options: see `check`.
-      below: the smallest ratio that is accepted.
+      below: the smallest ratio that is accepted; an unknown ratio is not.
+      accept_unseen: patterns of draws that are accepted; see `Report.unseen`.
     """
-    errors = check(model, *inputs, **options).errors(below)
+    report = check(model, *inputs, **options)
+    errors, unseen = report.errors(below), report.unseen(accept_unseen)
     lines = [f"{row['noise']} -> {row['norm']}: {row['way']}, ratio {row['ratio']}" for row in errors]
     assert not errors, "Noise shifts the variance of batch normalizations:\n" + "\n".join(lines)
+    lines = [f"{row['noise']} -> {row['norm']}" for row in unseen]
+    assert not unseen, "Random draws that are not understood reach batch normalizations:\n" + "\n".join(lines)

@@ -191,6 +191,24 @@ def never_uses_running(facts: Facts) -> Iterator[dict]:
             yield _finding(facts, norm=_name(path), advice=advice)
 
 
+def unknown_draw(facts: Facts) -> Iterator[dict]:
+    """Training draws random numbers that belong to no registered noise, and they reach the data.
+
+    What they do to the data is not known, so there is no ratio. `shift.predict` runs the model's own modes
+    and counts them in.
+    """
+    for where in facts.marked.layers.unswitched:
+        advice = "Ask shift.predict for the ratio, or use a noise of dropbn.nn.noise."
+        for norm in facts.marked.layers.draws[where] or [""]:
+            yield _finding(facts, where, norm, advice=advice)
+
+
+def other_state(facts: Facts) -> Iterator[dict]:
+    """A module keeps running state that is not a batch normalization's, and no tool measures it."""
+    for name in facts.marked.other_state:
+        yield _finding(facts, norm=name, advice="Register its type if it is a batch normalization.")
+
+
 RULES = {
     "DBN101": Rule("noise before batch normalization", "error", directly),
     "DBN102": Rule("noise before batch normalization", "error", through_weights),
@@ -207,6 +225,8 @@ RULES = {
     "DBN303": Rule("batch normalization called several times", "info", several_calls),
     "DBN304": Rule("batch normalization never updates in training", "warning", never_updates),
     "DBN305": Rule("batch normalization uses the batch in test mode", "warning", never_uses_running),
+    "DBN401": Rule("random draw that is not understood", "warning", unknown_draw),
+    "DBN402": Rule("running state that is not measured", "info", other_state),
 }
 
 

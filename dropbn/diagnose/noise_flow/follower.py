@@ -1,7 +1,9 @@
 """Noises followed through a jaxpr: an interpreter that computes descriptions instead of arrays."""
 
+import collections
 import dataclasses
 import functools
+import itertools
 
 import numpy as np
 from jax.extend.core import Literal
@@ -70,6 +72,7 @@ class _Follower:
 
     def __init__(self, marked, probe_norms):
         self.marked, self.followed, self.probe_norms = marked, Followed(), probe_norms
+        self.before = collections.defaultdict(set)  # noise -> those on which its input depends
 
     def run(self, jaxpr, inputs):
         """Runs a jaxpr, closed or not."""
@@ -143,6 +146,7 @@ class _Follower:
 
     def _noise(self, name, y, x):
         self.followed.origins.setdefault(name, x.origin)
+        self.before[name] |= {*map(base, x.ancestors)}
         noise = self.marked.noises[name]
         path = Path(degree=None if noise.s2 is None else 1, is_positive=noise.is_positive)
         paths = x.paths | {name: functions.with_moments(path, x.gauss)}
@@ -193,8 +197,11 @@ class _Follower:
         return Value(True, merged, a.ancestors | b.ancestors)
 
     def _together(self, noises):
-        group = frozenset(map(base, noises))
-        if len(group) > 1:
+        """Notes the noises that follow one another; those side by side see nothing of one another."""
+        names = {*map(base, noises)}
+        pairs = itertools.permutations(names, 2)
+        group = frozenset(itertools.chain.from_iterable((a, b) for a, b in pairs if a in self.before[b]))
+        if group:
             self.followed.together.add(group)
 
     def _weights(self, eqn, a, b):

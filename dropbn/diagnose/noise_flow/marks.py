@@ -1,9 +1,4 @@
-"""A model as a jaxpr in which its noises and batch normalizations are marked; nothing is computed.
-
-A mark is an identity with a name: `mark(y, x)` returns the layer's output y and records its input x. The mark
-of a batch normalization takes its running mean as a third argument. If nn.vmap maps this argument, the one
-mark stands for several layers, which `times` counts.
-"""
+"""A model as a jaxpr in which its noises and batch normalizations are marked; nothing is computed."""
 
 import collections
 import itertools
@@ -14,31 +9,15 @@ import flax
 import flax.linen as nn
 import jax
 import jax.extend.core
-import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import batching
 
 from dropbn.diagnose import registry
 from dropbn.diagnose.interception import TRAIN
 from dropbn.diagnose.layers import Layers
 from dropbn.diagnose.linen import Model
-from dropbn.diagnose.tracing import split
+from dropbn.diagnose.tracing import mark_p, split
 from dropbn.nn import laws
 from dropbn.nn import noise as noise_kinds
-
-mark_p = jax.extend.core.Primitive("dropbn_mark")
-mark_p.def_impl(lambda y, *_, **__: y)
-mark_p.def_abstract_eval(lambda y, *_, **__: y)
-
-
-def _batch(args, dims, times, **params):
-    args = [jnp.moveaxis(a, d, 0) if d is not None else a for a, d in zip(args, dims, strict=True)]
-    if dims[-1] is not None:
-        times *= len(args[-1])
-    return mark_p.bind(*args, times=times, **params), 0 if dims[0] is not None else None
-
-
-batching.primitive_batchers[mark_p] = _batch
 
 
 class Noise(NamedTuple):
@@ -91,6 +70,7 @@ class Marked(NamedTuple):
       noises, norms: by name, in the order of the trace: noises that are on in training and off in test mode,
         and batch normalizations that take statistics in training.
       layers: all that are registered, and what the model itself does with them.
+      other_state: modules with running state that is not a batch normalization's.
     """
 
     jaxpr: Any
@@ -98,6 +78,7 @@ class Marked(NamedTuple):
     noises: dict[str, Noise]
     norms: dict[str, Norm]
     layers: Layers
+    other_state: list[str]
 
 
 def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None) -> Marked:
@@ -137,7 +118,7 @@ def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None
         name: norm._replace(calls=met[name] / marker.stacked[name]) for name, norm in marker.norms.items()
     }
     inputs += [None] * (len(jaxpr.jaxpr.invars) - len(inputs))
-    return Marked(jaxpr, inputs, marker.noises, norms, layers)
+    return Marked(jaxpr, inputs, marker.noises, norms, layers, layers.other_state(variables))
 
 
 def calls(jaxpr: jax.extend.core.Jaxpr) -> dict[Any, float]:

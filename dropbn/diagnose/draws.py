@@ -1,0 +1,147 @@
+"""The random draws of a model that are not those of a registered noise, followed to what they reach.
+
+A draw is an equation of the traced model that makes random numbers from a key among the `rngs` of the call. A
+constant key, as in random features, makes none. What a draw does to the data is not known here; where it
+stands, and which batch normalizations and outputs depend on it, is.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core
+
+_DRAWING = {"random_bits", "random_gamma", "rng_bit_generator", "threefry2x32"}
+_LIBRARIES = ("/jax/", "/jaxlib/", "/flax/", "/dropbn/", "/functools.py", "/contextlib.py")
+
+
+class _Depends(NamedTuple):
+    """What a value depends on.
+
+    Attributes:
+      key: whether it depends on a key of the call.
+      draws: the draws, by where they stand, that reach it without a batch normalization between.
+      behind: those that reach it through one.
+    """
+
+    key: bool = False
+    draws: frozenset[str] = frozenset()
+    behind: frozenset[str] = frozenset()
+
+
+_NOTHING = _Depends()
+
+
+def reached(jaxpr: jax.extend.core.ClosedJaxpr, is_key: Sequence[bool]) -> dict[str, list[str]]:
+    """The draws that reach an output or a marked batch normalization, and the first of those they reach.
+
+    Args:
+      jaxpr: a traced model with `mark_p` on the outputs of registered noises ("noise"), which end a draw, and
+        of batch normalizations ("norm").
+      is_key: which of its inputs are random keys.
+
+    Returns:
+      {where a draw stands, as "module/path file.py:line": names of the batch normalizations}.
+    """
+    follower = _Follower()
+    outputs = follower.run(jaxpr, [_Depends(key=key) for key in is_key])
+    found: dict[str, list[str]] = {
+        where: [] for output in outputs for where in sorted(output.draws | output.behind)
+    }
+    for where, norm in follower.met:
+        norms = found.setdefault(where, [])
+        norms.extend({norm} - {*norms})
+    return found
+
+
+class _Follower:
+    def __init__(self):
+        self.met = {}  # (where, norm) of draws that reach a batch normalization, in the order of the trace
+        self.calls = []  # the equations around the current one
+
+    def run(self, jaxpr: Any, inputs: list[_Depends]) -> list[_Depends]:
+        jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
+        known = dict(zip(jaxpr.invars, inputs, strict=True))
+
+        def read(atom):
+            return _NOTHING if isinstance(atom, jax.extend.core.Literal) else known.get(atom, _NOTHING)
+
+        for eqn in jaxpr.eqns:
+            self.calls.append(eqn)
+            known |= dict(zip(eqn.outvars, self.step(eqn, [*map(read, eqn.invars)]), strict=True))
+            self.calls.pop()
+        return [read(atom) for atom in jaxpr.outvars]
+
+    def step(self, eqn, values):
+        name, params = eqn.primitive.name, eqn.params
+        everything = functools.reduce(_union, values, _NOTHING)
+        if name == "dropbn_mark" and params["kind"] == "noise":
+            return [values[1]]
+        if name == "dropbn_mark":
+            self.met |= dict.fromkeys((where, params["name"]) for where in sorted(values[1].draws))
+            y = values[0]
+            return [_Depends(y.key, y.draws - values[1].draws, y.behind | values[1].draws)]
+        if name in _DRAWING and everything.key:
+            drawn = everything.draws | {self.where()}
+            return [everything._replace(draws=drawn)] * len(eqn.outvars)
+        if name == "scan":
+            return self.scan(eqn, values)
+        if name == "while":
+            first = params["cond_nconsts"]
+            return self.loop(params["body_jaxpr"], values[first:], params["body_nconsts"], values[:first])
+        if name == "cond":
+            branches = [self.run(branch, values[1:]) for branch in params["branches"]]
+            return [
+                functools.reduce(_union, outputs, values[0]._replace(key=False))
+                for outputs in zip(*branches, strict=True)
+            ]
+        for inner in jax.extend.core.jaxprs_in_params(params):
+            if len(inner.invars) == len(values) and len(inner.outvars) == len(eqn.outvars):
+                return self.run(inner, values)
+        return [everything] * len(eqn.outvars)
+
+    def scan(self, eqn, values):
+        # JAX 0.10 and 0.12 count the operands in different ways; the ranks tell in both.
+        inner = eqn.params["jaxpr"].jaxpr
+        num_carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, inner.outvars, strict=True))
+        same = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
+        return self.loop(eqn.params["jaxpr"], values, same - num_carry, (), num_carry)
+
+    def loop(self, body, values, num_consts, condition, num_carry=None):
+        """The outputs of a loop, whose body runs until what its carry depends on changes no more."""
+        consts, rest = values[:num_consts], values[num_consts:]
+        num_carry = len(rest) if num_carry is None else num_carry
+        carry, slices = rest[:num_carry], rest[num_carry:]
+        condition = functools.reduce(_union, condition, _NOTHING)
+        while True:
+            outputs = self.run(body, [*consts, *carry, *slices])
+            joined = [_union(*pair) for pair in zip(carry, outputs, strict=False)]
+            if joined == carry:
+                return [_union(output, condition._replace(key=False)) for output in outputs]
+            carry = joined
+
+    def where(self) -> str:
+        """The module's path, as JAX's name stack has it, and the line of the user's file."""
+        around = []
+        for eqn in self.calls:
+            around.append(eqn)
+            # JAX traces its own functions once, perhaps for another caller.
+            if str(eqn.params.get("name", "")).startswith("_"):
+                break
+        stack = [part for eqn in around for part in str(eqn.source_info.name_stack).split("/")]
+        path = "/".join(part for part in stack[1:] if part and "(" not in part)
+        frames = [frame for eqn in reversed(around) for frame in _frames(eqn)]
+        line = next((f"{file.rpartition('/')[2]}:{number}" for file, number in frames), "")
+        return " ".join(filter(None, (path, line))) or "?"
+
+
+def _frames(eqn):
+    """(file, line) of the user's frames, the innermost first."""
+    frames = getattr(eqn.source_info.traceback, "frames", ())
+    found = ((frame.file_name, frame.line_num) for frame in frames)
+    return [(file, line) for file, line in found if not any(part in file for part in _LIBRARIES)]
+
+
+def _union(a, b):
+    return _Depends(a.key or b.key, a.draws | b.draws, a.behind | b.behind)
