@@ -7,10 +7,10 @@ from dropbn.diagnose import registry
 
 
 def cached(build: Callable) -> Callable:
-    """`build(model, *others)`, which compiles; for an equal call what it made before is returned.
+    """`build(model, *others)`, remembered: equal arguments get the program that was compiled before.
 
-    A model that is measured again, after an epoch say, is then not compiled again. If an argument has no
-    hash, nothing is kept. An interceptor of the caller's own is traced into what is kept.
+    A model that is measured again, for example after an epoch, is not compiled again. If an argument has no
+    hash, nothing is remembered. An interceptor that is active at the first call stays part of the program.
     """
 
     @functools.lru_cache(maxsize=16)

@@ -1,4 +1,4 @@
-"""How a model is called: what stands behind `**call` of every tool."""
+"""How a model is called: the keywords that every tool takes as `**call`."""
 
 import dataclasses
 import inspect
@@ -10,7 +10,7 @@ import numpy as np
 
 from dropbn.errors import DropbnError
 
-# What these arguments of a model say in training and in test mode.
+# The values of these arguments of a model: (in training, in test mode).
 FLAGS = {
     "train": (True, False),
     "training": (True, False),
@@ -32,7 +32,8 @@ _MODES = ("train", "training", "eval", "evaluation", "test", "testing", "inferen
 def flags_of(parameters: Mapping[str, inspect.Parameter]) -> dict[str, tuple[Any, Any]]:
     """The known flags among the parameters of a method: their values (in training, in test mode).
 
-    `mode` is one if it has no default or the name of a mode; a default that is not "train" is its test value.
+    `mode` is one of them if it has no default or if its default names a mode. A default that names a test
+    mode is its value in test mode.
     """
     found = {name: FLAGS[name] for name in parameters if name in FLAGS}
     if "mode" in found:
@@ -52,19 +53,21 @@ class Call:
     the model's own fields, such as `train: bool`, is set by itself.
 
     Attributes:
-      inputs: which part of a batch the model gets: a key, an index or a function of the batch. By default the
-        array itself, "image" of a dict, the first of a tuple. A tuple goes to as many positional arguments
-        if the model requires as many, otherwise whole to the first. A dict goes to arguments of these names
-        if the model requires them, otherwise likewise.
-      args: further positional arguments. kwargs: further keyword arguments. A keyword whose name is none of
-      these fields may also be given as it is. method: the method that is called, a name or a function of the
-      module; by default `__call__`. rngs: random keys by stream; the batch's index is folded in. By default a
-      key for every stream from
-        which the model draws.
-      outputs: which part of what the model returns is its output: an index, a key, an attribute or a
-        function. It may be left out where the model returns an array.
-      train_kwargs, test_kwargs: the arguments that say training, and test. By default the known flags
-        (`FLAGS`) that the model takes.
+      inputs: the part of a batch that the model gets: a key, an index or a function of the batch. By default
+        it is the array itself, "image" of a dict, or the first element of a tuple. If the inputs are a tuple
+        and the model requires as many arguments, each gets one element; otherwise the first argument gets the
+        tuple. If they are a dict and the model requires arguments of these names, each gets its value;
+        otherwise the first argument gets the dict.
+      args: further positional arguments.
+      kwargs: further keyword arguments. A keyword whose name is none of these fields may also be given to the
+        tool directly.
+      method: the method that is called, a name or a function of the module; by default `__call__`.
+      rngs: random keys by stream; the index of the batch is folded in. By default every stream from which the
+        model draws gets a key.
+      outputs: the part of the returned value that is the model's output: an index, a key, an attribute or a
+        function. It may be left out if the model returns an array.
+      train_kwargs, test_kwargs: the arguments that say training, and those that say test. By default they are
+        the known flags (`FLAGS`) that the model takes.
     """
 
     inputs: Any = None
@@ -97,12 +100,12 @@ class Call:
 
     @property
     def key(self) -> tuple:
-        """What of the call is compiled; it has a hash if all arguments have."""
+        """What a compiled program depends on; it has a hash if all arguments have one."""
         mappings = (self.kwargs, self.train_kwargs or {}, self.test_kwargs or {})
         return self.args, self.method, self.outputs, *(tuple(sorted(each.items())) for each in mappings)
 
     def output(self, returned: Any) -> jax.Array:
-        """The part of what the model returns that is its output.
+        """The part of the returned value that is the model's output.
 
         Raises:
           DropbnError: there is no such part, or it is not an array.
@@ -127,11 +130,11 @@ class Call:
         return found
 
     def arguments(self, x: Any, parameters: Mapping[str, inspect.Parameter]) -> tuple[tuple, dict[str, Any]]:
-        """(args, kwargs) that the inputs `x` of a batch are, without those that the call adds; see `inputs`.
+        """The inputs `x` of a batch as (args, kwargs) of the model, without those that the call adds.
 
         Args:
           x: an array, or a tree of them.
-          parameters: of the model's method, without the module itself.
+          parameters: those of the model's method, without the module itself.
         """
         known = {*self.kwargs, *(self.train_kwargs or {}), *(self.test_kwargs or {}), *flags_of(parameters)}
         required = [
@@ -158,7 +161,7 @@ def num_examples(x: Any) -> int:
 
 
 def fold_in(rngs: Mapping[str, jax.Array], index: int | jax.Array) -> dict[str, jax.Array]:
-    """`index` folded into the key of every stream."""
+    """The key of every stream with `index` folded in."""
     return {stream: jax.random.fold_in(key, index) for stream, key in rngs.items()}
 
 

@@ -106,8 +106,8 @@ def explain(
       plain_batches: the images of `train_batches` in the same order, not augmented. Without them augmentation
         has no share.
       labels: which part of a batch the labels are; see `dropbn.diagnose.batches.Batches`.
-      task: "classify", "binary", "multilabel" or "regress"; see `dropbn.diagnose.tasks`. By default the one
-        that outputs and labels leave no doubt about.
+      task: "classify", "binary", "multilabel" or "regress"; see `dropbn.diagnose.tasks`. By default outputs
+        and labels decide.
       score: `score(outputs, batch) -> {"loss", "correct"}`, each (images,), in the place of the task's. An
         image is right where "correct" is above one half. Without "correct", as in a regression, losses are
         compared.
@@ -122,7 +122,7 @@ def explain(
 
     Raises:
       DropbnError: no batches, statistics in the variables that no BN of the model uses, one image as a batch,
-        variables that do not fit, outputs that are not finite, a task that is not told.
+        variables that do not fit, outputs that are not finite, a task that cannot be told.
 
     >>> import flax.linen as nn, jax
     >>> class Net(nn.Module):

@@ -50,7 +50,7 @@ class Mode:
 
     @property
     def frozen(self) -> "Mode":
-        """This mode with running statistics that stay."""
+        """This mode without updates of the running statistics."""
         return dataclasses.replace(self, update=False)
 
     @property
@@ -72,16 +72,16 @@ def interceptor(
 ) -> Callable:
     """For `flax.linen.intercept_methods`: every registered layer runs as a mode says.
 
-    What the model itself does is left alone. In its own modes every layer runs as it is called. In the
-    others, where the model runs as in training, a BN that training freezes stays frozen, a noise that
-    training leaves off stays off, and the layers of `always` run as in training.
+    In the model's own modes, every layer runs as the model calls it. In all other modes the model runs as in
+    training. There, a BN that is frozen in training stays frozen, a noise that is off in training stays off,
+    and the layers of `always` run as in training.
 
     Args:
       mode: the three switches.
       always: paths of noises that are on in the model's test mode too, and of BNs that use the batch there.
       observe: called with every BN, bound, its input and its mask or None, before it runs.
-      ask: called with every layer, whether the model has it on (a BN: use the batch), and a BN's values per
-        channel.
+      ask: called with every layer, with whether the model has it on (a BN is on if it uses the batch), and
+        with the number of values per channel of a BN.
     """
     active = set()  # Paths being switched: where a subclass calls its parent, both are the same layer.
 
@@ -175,7 +175,7 @@ class _Layer(NamedTuple):
             return self._with_flag(uses_running)
 
     def _asked(self, wanted_on: bool) -> bool:
-        """Whether the model calls the layer in test mode; where it does not say, as the mode wants it."""
+        """Whether the model calls the layer in test mode; if it does not say, what the mode wants."""
         flag, test = self.switch
         asked = self.bound.arguments.get(flag)
         asked = getattr(self.module, flag, None) if asked is None else asked
@@ -204,9 +204,9 @@ class _Layer(NamedTuple):
 
 
 def moments_of(norm: nn.Module, x: jax.Array, mask: jax.Array | None) -> Moments:
-    """Moments of what a BN takes statistics of.
+    """Moments of the values from which a BN takes its statistics.
 
-    That is the batch, without what a mask leaves out, over an axis that the model itself binds.
+    These are the values of the batch that the mask keeps, over all devices of an axis that the model binds.
 
     Raises:
       DropbnError: groups of such an axis.
@@ -248,7 +248,7 @@ def _warn_frozen(module, switch):
 
 
 def _without_unbound_axis(module):
-    """The module without its `axis_name` where nothing binds it: the batch given is then the whole one."""
+    """The module without its `axis_name` if nothing binds it: the batch is then the global batch."""
     name = getattr(module, "axis_name", None)
     try:
         _ = lax.axis_size(name) if name is not None else None

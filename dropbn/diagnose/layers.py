@@ -20,9 +20,9 @@ class Use(NamedTuple):
     """What the model itself does with a layer.
 
     Attributes:
-      train, test: in that mode: whether a noise is on, or a BN normalizes with the statistics of the batch,
-        in any of its calls; None where the mode does not reach the layer.
-      values: the fewest values per channel that a call of a BN gets.
+      train, test: whether, in this mode, a noise is on or a BN normalizes with the statistics of the batch,
+        in at least one of its calls; None if the mode does not reach the layer.
+      values: the smallest number of values per channel that a call of a BN gets.
     """
 
     train: bool | None = None
@@ -48,7 +48,7 @@ class Layers(NamedTuple):
 
     @property
     def always(self) -> frozenset[Path]:
-        """Noises that are on, and BNs that use the batch, in training and in test mode."""
+        """Noises that are on, and BNs that use the batch, in both modes."""
         return frozenset(path for path, use in (self.noises | self.norms).items() if use.train and use.test)
 
     @property
@@ -66,7 +66,7 @@ class Layers(NamedTuple):
         return path in self.norms and bool(self.norms[path].train)
 
     def refuse_other_norms(self, variables: Mapping) -> None:
-        """Raises if the variables hold means and variances, and no BN of the model is known."""
+        """Raises if the variables hold running statistics, but no BN of the model is registered."""
         stats = flat_stats(variables)
         unknown = [path[:-1] for path in stats if path[-1] == "mean" and (*path[:-1], "var") in stats]
         if unknown and not self.norms:
@@ -76,7 +76,7 @@ class Layers(NamedTuple):
             )
 
     def refuse_one_value(self) -> None:
-        """Raises for a BN that takes its statistics from one value per channel, whose variance is 0."""
+        """Raises if a BN takes its statistics from one value per channel, whose variance is 0."""
         for path, use in self.norms.items():
             if use.train and use.values <= 1:
                 raise DropbnError(

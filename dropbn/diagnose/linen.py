@@ -100,7 +100,7 @@ class Model:
           mode: the three switches.
           rngs: random keys by stream.
           observe: see `interception.interceptor`.
-          retrace: trace every block under `nn.jit` by itself, also one that is made as another is.
+          retrace: trace each block under `nn.jit`, even if one with the same attributes was traced before.
         """
         return self.run(variables, *self.arguments(x), mode, rngs, observe, retrace)
 
@@ -114,7 +114,7 @@ class Model:
         observe: Observe | None = None,
         retrace: bool = False,
     ) -> tuple[Any, dict]:
-        """As `apply`, with the positional and keyword arguments, flags left out."""
+        """As `apply`, given the positional and keyword arguments without flags."""
         always: frozenset[Path] = frozenset()
         if not mode.is_own:
             always = self.layers_of(variables, args, kwargs).always
@@ -137,7 +137,7 @@ class Model:
         retrace: bool = False,
         either: bool = False,
     ) -> tuple[Any, dict]:
-        """(output, updated collections) of the module under an interceptor; see `_bound` for `either`."""
+        """(output, updated collections) of a run under an interceptor; see `_bound` for `either`."""
         module, args, kwargs = self._bound(args, kwargs, testing, either)
         # nn.jit caches what it traced by the module and what is mutable, not by the mode: a name of our own
         # among the immutable collections keeps this call's trace to itself.
@@ -148,7 +148,7 @@ class Model:
             return nn.apply(method, module, mutable=mutable)(variables, *args, rngs=rngs)
 
     def shapes(self, args: tuple, kwargs: dict) -> dict:
-        """The shapes of the variables that `init` makes for these inputs, flags left out."""
+        """The shapes of the variables that `init` makes for these inputs, given without flags."""
         arrays, rebuild = split((args, kwargs))
 
         def init(arrays, rngs):
@@ -163,8 +163,8 @@ class Model:
     def _bound(self, args, kwargs, testing, either=False):
         """The module and all arguments, in training or in test mode.
 
-        With `either` a flag that the call gives is replaced, because both modes are traced. Otherwise it is
-        refused if it says the other mode.
+        A flag that the call gives and that says the other mode is refused. With `either` it is replaced,
+        because both modes are traced.
         """
         args, kwargs = (*args, *self.call.args), {**kwargs, **self.call.kwargs}
         if either:
@@ -185,7 +185,7 @@ class Model:
         return self.call.arguments(x, self.parameters)
 
     def _flags(self, testing, args, kwargs):
-        """The arguments that say training, or test: the known flags that the call leaves out, and its own."""
+        """The arguments that say training, or test: known flags that the call leaves out, then its own."""
         known = {flag: values[testing] for flag, values in flags_of(self.parameters).items()}
         other = {flag: values[not testing] for flag, values in flags_of(self.parameters).items()}
         for flag in known.keys() & kwargs.keys():
@@ -219,7 +219,7 @@ class Model:
         return self.layers_of(variables, *self.arguments(x))
 
     def layers_of(self, variables: dict, args: tuple, kwargs: dict) -> Layers:
-        """As `layers`, with the positional and keyword arguments, flags left out."""
+        """As `layers`, given the positional and keyword arguments without flags."""
         stats = {path: leaf for path, leaf in flat_stats(variables).items() if not _is_ours(path)}
         if "batch_stats" in variables:
             variables = {**variables, "batch_stats": unflatten_dict(stats)}
@@ -245,7 +245,7 @@ class Model:
         return {stream: jax.random.key(number) for number, stream in enumerate(streams)}
 
     def refuse_one_mode(self, layers: Layers) -> None:
-        """Raises where nothing tells training from test mode."""
+        """Raises if nothing distinguishes training from test mode."""
         uses = [*layers.noises.values(), *layers.norms.values()]
         told = (
             self.call.train_kwargs
@@ -275,7 +275,7 @@ class Model:
 
 @contextlib.contextmanager
 def _sentences():
-    """Errors of Flax and JAX that a call of the model may bring, as sentences."""
+    """Turns errors of Flax and JAX in a call of the model into sentences."""
     try:
         yield
     except flax.errors.InvalidRngError as error:
@@ -290,15 +290,15 @@ def _sentences():
         if "unbound axis name" not in str(error):
             raise
         raise DropbnError(
-            f"The model computes over several devices, whose axis nothing binds here ({error}): give it no "
-            "axis name. Only a batch normalization does without its own by itself."
+            f"The model computes over an axis of devices that does not exist here ({error}): construct it "
+            "without the name of the axis. Only batch normalizations may keep it."
         ) from error
     except ValueError as error:
         if "broadcasted variable" not in str(error):
             raise
         raise DropbnError(
             "nn.scan broadcasts batch_stats that its steps would move or measure: give it "
-            "variable_carry='batch_stats', or variable_axes={'batch_stats': 0} for a layer in each step."
+            "variable_carry='batch_stats', or variable_axes={'batch_stats': 0} for one layer per step."
         ) from error
 
 
@@ -307,7 +307,7 @@ def _is_ours(path):
 
 
 class _Unlike(str):
-    """A name that no cache finds again."""
+    """A name whose hash is new each time, so that no cache finds it."""
 
     def __hash__(self):
         return next(_calls)
@@ -320,7 +320,7 @@ def _call(method, module, *args, kwargs):
 
 
 def _with_flags(model, testing):
-    """A model that takes no flag, with the flags among its own fields as in training, or as in test mode."""
+    """The model with the flags among its fields set to training or to test, if its method takes none."""
     inner = inspect.unwrap(model)
     fields = {
         flag: FLAGS[flag][testing]

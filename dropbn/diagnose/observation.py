@@ -38,8 +38,8 @@ class Layer(NamedTuple):
     Attributes:
       momentum, epsilon: its own.
       calls: how often a forward pass calls it.
-      scan: how many nn.scans were begun before it.
-      stack: how many of it nn.scan has stacked, as a shape; () outside of one.
+      scan: the number of nn.scans that began before it in the trace.
+      stack: the shape in which nn.scan has stacked such layers; () outside of nn.scan.
     """
 
     momentum: float
@@ -127,8 +127,8 @@ class Observer:
     def each(self) -> Iterator[tuple[str, Path, tuple[int, ...]]]:
         """(name, path, index) of every layer, in network order.
 
-        nn.scan stacks layers; each is one of its own here, named "path[i]", whose values stand at `index` of
-        the stacked ones, and a stack runs through all its BNs in turn. Other layers have the index ().
+        nn.scan stacks layers. Here each is a layer of its own, named "path[i]", with its values at `index` of
+        the stacked arrays; all BNs of one step come before those of the next. Other layers have the index ().
         """
         for (_, stack), group in itertools.groupby(self.layers, lambda path: self.layers[path][-2:]):
             paths = list(group)
@@ -141,12 +141,12 @@ def converged(observer: Observer, variables: dict) -> dict[Path, Statistics]:
 
     For weights that do not change, `running = momentum * running + (1 - momentum) * batch` has this
     expectation whatever its momentum. It is not the population's variance, which has the spread of the batch
-    means on top. Of a layer that a step calls several times it is the mean of its calls by `Layer.weights`,
-    without the spread of their means.
+    means on top. If a step calls a layer several times, it is the mean over the calls, weighted by
+    `Layer.weights`, without the spread of their means.
 
     Args:
-      observer: in training's mode.
-      variables: the model's.
+      observer: one in train mode.
+      variables: those of the model.
     """
     return averaged(observer, converged_by_call(observer, variables))
 
@@ -163,7 +163,7 @@ def converged_by_call(observer: Observer, variables: dict) -> dict[Path, list[St
 
 
 def averaged(observer: Observer, by_call: dict[Path, list[Statistics]]) -> dict[Path, Statistics]:
-    """The one (mean, var) of every layer that Flax's moving average makes of those of its calls."""
+    """(mean, var) of every layer, averaged over its calls as Flax's moving average does."""
     return {
         path: tuple(np.average(calls, axis=0, weights=observer.layers[path].weights))
         for path, calls in by_call.items()
@@ -200,7 +200,7 @@ def with_statistics(variables: dict, statistics: dict[Path, Statistics]) -> dict
 def with_statistics_by_call(
     observer: Observer, variables: dict, by_call: dict[Path, list[Statistics]]
 ) -> dict:
-    """The variables with running statistics for every call of a layer, which a run uses in order."""
+    """The variables with running statistics for each call of a layer; a run uses them in order."""
     stats: dict[Path, Any] = flat_stats(variables)
     for path, calls in by_call.items():
         axis, dtype = len(observer.layers[path].stack), stats[(*path, "mean")].dtype
@@ -212,7 +212,7 @@ def with_statistics_by_call(
 
 @cached
 def _programs(model, mode, treedef, leaves):
-    """A model's layers by path, the shapes of their moments, and the program that takes those of a batch."""
+    """A model's layers by path, the shapes of their moments, and the program that takes a batch's moments."""
     variables, x, rngs = treedef.unflatten(leaves)
 
     def apply(variables, x, rngs, index, observe, retrace=False):
@@ -233,7 +233,7 @@ def _programs(model, mode, treedef, leaves):
 
 def _record(norm, x, mask):
     seen, new = norm.get_variable("batch_stats", _MOMENTS), interception.moments_of(norm, x, mask)
-    # The last ones, as many as there are calls: so none needs to know its number, in a loop either.
+    # The last ones are kept, as many as there are calls. So no call needs to know its number, even in a loop.
     parts = (jnp.concatenate([old[1:], part[None]]) for old, part in zip(seen, new, strict=True))
     norm.put_variable("batch_stats", _MOMENTS, Moments(*parts))
 

@@ -27,12 +27,12 @@ class Predictor:
     def __call__(self, variables: dict, batches: Batches, rngs: dict | None = None) -> Iterator[tuple]:
         """(batch, float32 outputs) of every batch.
 
-        Where BN uses running statistics, an array that is shorter than the first is padded to its length,
-        which saves a compilation.
+        If BN uses running statistics, a batch that is shorter than the first is padded to its length, which
+        saves a compilation.
 
         Args:
           variables: the model's.
-          batches: its inputs.
+          batches: the batches that hold its inputs.
           rngs: random keys by stream, by default the model's; the batch's index is folded in.
 
         Raises:

@@ -1,4 +1,4 @@
-"""New statistics for the batch normalizations of a trained model: the cure that leaves the weights alone.
+"""New statistics for the batch normalizations of a trained model, whose weights stay as they are.
 
 In test mode a BN divides by the standard deviation that dropout had inflated in training. Statistics taken
 again with dropout off are the right ones. The published recipes differ in what is on, what is averaged and
@@ -50,17 +50,17 @@ class Recalibration(Result):
         Exact moments are those of the union of the calls' inputs.
       count: values per channel behind the new statistics; None for "li2018_moving".
       old_var, new_var: running variance before and after (biased, as Flax keeps it).
-      ratio: new_var / old_var; of a recipe with dropout off, the shift that is repaired.
+      ratio: new_var / old_var; for a recipe with dropout off, the shift that is repaired.
       mean_shift: RMS over channels of (new mean - old mean) / sqrt(old variance + epsilon).
       error: relative standard error of the layer's variance, estimated from the spread between batches;
-        None of a single batch and for "li2018_moving".
-    and of "closed_form", instead of `count`, `mean_shift` and `error`:
+        None for a single batch and for "li2018_moving".
+    A row of "closed_form" has no `count`, `mean_shift` and `error`, but:
       how: the noise's way to the layer, or why the layer stays as it is.
 
     Attributes:
       batch_stats: the new statistics, to be put in the place of the old: `{**variables, "batch_stats": ...}`.
-      num_images: how many images a pass took.
-      num_passes: how often they were gone through.
+      num_images: the images of a pass.
+      num_passes: the number of passes over the batches.
     """
 
     batch_stats: dict = dataclasses.field(default_factory=dict, repr=False)
@@ -85,18 +85,19 @@ def recalibrate(
     tolerance: float = 0.01,
     **call: Any,
 ) -> Recalibration:
-    """Takes the statistics of every BN layer again, from data, by one of the published recipes.
+    """Takes new statistics of every BN layer by one of the published recipes.
 
     - "dropout_off": the population moments of every layer's input in test mode, exact for any split of the
       data into batches. A layer's input depends on the statistics of those before it, so passes are
-      repeated until no statistics move any more: then every layer has the moments of inputs that are
-      recalibrated themselves. Each pass makes one more layer final, and most nets need far fewer passes than
-      layers. `passes=1` takes all layers at once, behind the old statistics.
+      repeated until no statistics move any more. Each pass makes at least one more layer final, and most
+      networks need far fewer passes than layers. `passes=1` takes the statistics of all layers in one pass,
+      in which the network still uses the old ones.
     - "li2018": Li et al. (2018, section 4) before their Table 3: evaluation mode, moving averages of batch
       means and variances. They do not say whether the layers before use the old or the moving statistics
       during a pass; here they use the old, as in their measurement of the shift.
-    - "li2018_moving": the other reading: `dropbn.diagnose.modes.LI_ADJUST`, batch after batch, each
-      normalized with what those before it have moved. A BN that is frozen on purpose stays.
+    - "li2018_moving": the other reading: `dropbn.diagnose.modes.LI_ADJUST`, batch after batch. Each batch is
+      normalized with the statistics that the batches before it have moved. A BN that the model freezes stays
+      as it is.
     - "li2018_torch": the likeliest code of Li et al., an inference: a PyTorch model in eval mode whose BN
       layers are in train mode, because PyTorch's BN cannot move its statistics while it normalizes with them.
       Dropout is off, BN uses the batch, and its mean and variance move. Studies call these statistics
@@ -105,29 +106,29 @@ def recalibrate(
     - "hendrycks2016": Hendrycks & Gimpel (2016): dropout off, otherwise train mode, moving average of the
       variance alone.
     - "precise_bn": Wu & Johnson (2021, section 3): train mode, var = E[mean_B^2 + var_B] - E[mean_B]^2 over
-      batches B. With `noise=True` as their code leaves it, which estimates the variance of training, shift
-      included; with noise off, the default here, without it.
-
+      batches B. `noise=True`, as in their code, estimates the variance of training with the shift; with the
+      noise off, the default here, there is no shift.
     - "closed_form": see `dropbn.diagnose.noise_flow.variance_without_noise`. Running means stay, because
-      noise leaves them alone. It corrects layers that noise reaches directly, or from a BN through an
-      activation and one weight layer (and on into a skip); of the others it says why not. Each layer is
-      corrected for its own noise, with the inputs of training. But a corrected layer puts out more: half of
-      what BN had normalised was noise, which the next weights averaged out, and the signal in its place they
-      do not. So layers further on come to see larger variances than they remember, the more the deeper the
-      network, and this recipe may do harm where the others do not: compare before you keep it.
+      noise does not change them. It corrects layers that noise reaches directly, or from a BN through an
+      activation and one weight layer (and on into a skip). For the other layers it says why they are not
+      corrected. Each layer is corrected for its own noise only, but a corrected layer puts out more signal.
+      The next weights add up this signal, whereas they averaged out the noise in its place. So later layers
+      see larger variances than they remember, and the effect grows with depth. This recipe may do harm where
+      the others do not: compare before you keep it.
 
     Args:
       model: any Linen module, or a pair (for training, for test); see `dropbn.diagnose.modes` for what can be
         reached.
       variables: its trained variables; they are not changed.
-      batches: gone through once a pass ("closed_form" looks at the shape of the first alone); see
-        `dropbn.diagnose.batches.Batches`. Shuffle
-        them: the standard error takes batches for exchangeable.
-      recipe: its name. noise: of "precise_bn": whether noise stays on. passes: how often the batches are gone
-      through. By default until they have converged for "dropout_off", once for
-        the others.
-      tolerance: the pass ends as soon as every layer's variance is known with this relative standard error,
-        after eight batches at the earliest. 0 takes all batches. Moving averages take all of them too.
+      batches: iterated once in each pass ("closed_form" uses only the shape of the first); see
+        `dropbn.diagnose.batches.Batches`. Shuffle them, because the standard error assumes that batches are
+        exchangeable.
+      recipe: its name.
+      noise: whether noise stays on, for "precise_bn".
+      passes: the number of passes over the batches. By default "dropout_off" repeats them until the
+        statistics have converged, and the others take one.
+      tolerance: a pass ends as soon as every layer's variance is known with this relative standard error,
+        after eight batches at the earliest. 0 takes all batches. Moving averages always take all of them.
       **call: how the model is called; see `dropbn.diagnose.call.Call`.
 
     Returns:
@@ -162,7 +163,7 @@ def take(
     passes: int | None = None,
     tolerance: float = 0.01,
 ) -> Recalibration:
-    """As `recalibrate`, of a model and batches that are prepared."""
+    """As `recalibrate`, given a prepared model and batches."""
     if recipe not in RECIPE_NAMES:
         raise unknown("recipe", recipe, RECIPE_NAMES)
     if noise and recipe != "precise_bn":

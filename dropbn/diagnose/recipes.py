@@ -38,10 +38,10 @@ class Taken(NamedTuple):
 
     Attributes:
       variables: the model's, with the new statistics.
-      observer: of its layers.
+      observer: the observer of its layers.
       num_images: how many images a pass took.
       num_passes: how often the batches were gone through.
-      spreads: by path [(count, variance around the mean so far) of each batch]; None of "li2018_moving".
+      spreads: path -> [(count, variance around the mean so far) of each batch]; None for "li2018_moving".
     """
 
     variables: dict
@@ -120,7 +120,7 @@ RECIPES: dict[str, Callable[[Model, dict, Batches, Options], Taken]] = {
 
 
 def error(counts: Sequence[np.ndarray], variances: Sequence[np.ndarray]) -> float:
-    """Relative standard error of a variance known from the variances of batches; the largest of a stack."""
+    """Relative standard error of a variance estimated from those of batches; the largest in a stack."""
     n, v = np.stack(counts), np.stack(variances)
     number, total = len(n), n.sum(0)
     mean = (n * v).sum(0) / total

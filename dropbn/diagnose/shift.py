@@ -1,7 +1,7 @@
 """The variance shift of any Linen model: measured, and predicted before training.
 
 In training, BN divides by a standard deviation that dropout has inflated, and remembers it. In test
-mode dropout is off, the real variance is smaller, and BN divides by the remembered one all the same.
+mode dropout is off and the real variance is smaller, but BN still divides by the remembered one.
 The shift of a BN layer is real / moving variance: 1 without a shift, below 1 where dropout precedes BN
 (Delta of Li et al. 2018, eq. 8 and 12).
 """
@@ -77,8 +77,8 @@ def measure(
       the data into batches, on any number of devices.
     - "li2018": the moving average of batch variances, by the layer's own momentum, as Li et al. (2018,
       section 4) do; give it augmented training data. The first batch starts the average, so that the
-      result owes nothing to the running variance it is compared with. Each call of a layer that has k of
-      them is averaged by momentum^k, as Flax's running variance forgets it from batch to batch.
+      result does not depend on the running variance with which it is compared. If a forward pass calls a
+      layer k times, the momentum is momentum^k, because Flax's running variance moves k times in each batch.
 
     Neither applies Bessel's correction, as Flax's running variance does not; the papers' (PyTorch's)
     variances are larger by m / (m - 1) for m values per channel and batch.
@@ -87,8 +87,8 @@ def measure(
       model: any Linen module, or a pair (for training, for test); see `dropbn.diagnose.modes` for what can be
         reached.
       variables: its trained variables; they are not changed.
-      batches: arrays, tuples or dicts, gone through once. Batches of different sizes are all counted in
-        full (each new shape compiles once).
+      batches: arrays, tuples or dicts, iterated once; see `dropbn.diagnose.batches.Batches`. Batches of
+        different sizes are all counted in full (each new shape compiles once).
       estimator: "pooled" or "li2018".
       **call: how the model is called: `inputs`, `args`, `kwargs`, `method`, `rngs`, `train_kwargs`,
         `test_kwargs`, and keywords of the model; see `dropbn.diagnose.call.Call`.
@@ -122,14 +122,13 @@ def predict(
 ) -> Shift:
     """Predicts the shift of every BN layer from the weights alone, before or during training.
 
-    The first pass, in train mode, averages what the running statistics will converge to while the weights
-    stay as they are; the second measures in test mode against those. The model's own running statistics have
-    no part in it.
+    The first pass, in train mode, computes what the running statistics would converge to with these weights.
+    The second pass, in test mode, measures against those. The model's own running statistics are not used.
 
     Args:
       model: any Linen module, or a pair (for training, for test).
       variables: its variables, trained or fresh from `init`; they are not changed.
-      batches: as large as those of training, gone through twice; see `dropbn.diagnose.batches.Batches`.
+      batches: as large as those of training, iterated twice; see `dropbn.diagnose.batches.Batches`.
       **call: as for `measure`.
 
     Returns:

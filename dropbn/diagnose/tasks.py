@@ -1,4 +1,4 @@
-"""What a model is for: the scores of its outputs, and the predictions that they are.
+"""What a model is for: how its outputs are scored against labels and turned into predictions.
 
 ==============  =============================================  ==========================================
 task            outputs                                        labels
@@ -39,13 +39,12 @@ class Task(NamedTuple):
 
 
 def find(name: str | None, outputs: np.ndarray | jax.ShapeDtypeStruct, labels: np.ndarray | None) -> Task:
-    """The task of a name, or the one that outputs and labels leave no doubt about.
+    """The task of this name; without a name, the only one that fits the outputs and labels.
 
     Args:
       name: a key of `TASKS`, or None.
       outputs: of a batch; only the shape matters.
-      labels: of the batch, or None where there are none: logits of several classes are then taken for
-        `classify`.
+      labels: of the batch. Without labels, outputs (examples, classes) are taken for `classify`.
 
     Raises:
       DropbnError: an unknown name; outputs and labels that do not decide.
@@ -182,8 +181,8 @@ def _is_binary(labels):
 def _misfit(task, outputs, labels):
     span = f" from {labels.min()} to {labels.max()}" if labels.size else ""
     return DropbnError(
-        f"Outputs of shape {outputs.shape} and labels of shape {labels.shape}{span} are no {task!r} task: "
-        "give labels= or outputs=, another task=, or a score= of your own."
+        f"Outputs of shape {outputs.shape} and labels of shape {labels.shape}{span} do not fit "
+        f"task={task!r}: give labels= or outputs=, another task=, or a score= of your own."
     )
 
 

@@ -1,4 +1,4 @@
-"""Traces of a model that compute nothing: its arrays as shapes, its random streams as they turn up."""
+"""Traces of a model that compute nothing: arrays are shapes, and random streams are found on the way."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -46,10 +46,10 @@ def shapes(
 ) -> Any:
     """`trace(run, arrays, rngs)`, by default the shapes of `run(arrays, rngs)`.
 
-    A stream that lacks a key joins `streams`.
+    A stream that lacks a key is added to `streams`.
 
     Raises:
-      DropbnError: it cannot be traced; `name` is what cannot.
+      DropbnError: it cannot be traced. The message names the model by `name`.
     """
     key = jax.eval_shape(jax.random.key, 0)
     while True:
@@ -67,7 +67,7 @@ def shapes(
 
 
 def split(tree: Any) -> tuple[list, Callable]:
-    """(arrays, rebuild) of a tree: `rebuild(arrays)` is the tree, with what is not an array as it was."""
+    """The arrays of a tree, and a function that puts others in their place and keeps all other leaves."""
     leaves, treedef = jax.tree.flatten(tree)
     is_array = [hasattr(leaf, "shape") for leaf in leaves]
 
@@ -80,7 +80,7 @@ def split(tree: Any) -> tuple[list, Callable]:
 
 
 def abstract(tree: Any) -> tuple:
-    """The structure of a tree, and its leaves with shape and dtype for arrays: hashable."""
+    """(structure, leaves) of a tree, with shapes and dtypes in place of arrays, so that both have a hash."""
     leaves, treedef = jax.tree.flatten(tree)
     shapes = (
         jax.ShapeDtypeStruct(leaf.shape, jax.numpy.result_type(leaf)) if hasattr(leaf, "shape") else leaf

@@ -29,27 +29,27 @@ class Sample(Result):
     Each row of a task with classes holds, entropies in nats and averaged over positions (pixels, tokens,
     labels) where an example has several:
       image: its number.
-      prediction: the class of the largest mean probability; None of an example with several positions.
+      prediction: the class of the largest mean probability; None for an example with several positions.
       probability, spread: mean and standard deviation of that class's probability over the draws.
       entropy: of the mean probabilities, H[E p].
       mutual_information: H[E p] - E H[p], how much the draws disagree.
 
     Each row of a regression holds:
       image: its number.
-      prediction: the mean over the draws; None of an example with several values.
+      prediction: the mean over the draws; None for an example with several values.
       variance: between the draws, averaged over an example's values. The noise of the labels is not in it.
       spread: its square root.
 
     Attributes:
-      mean, spread: over the draws, of the probabilities (examples, ..., classes), where one logit has two
-        classes, or of the values.
+      mean, spread: mean and standard deviation over the draws, of the probabilities (examples, ..., classes)
+        or of the values. One logit gives the probabilities of two classes.
     """
 
     mean: np.ndarray = dataclasses.field(repr=False)
     spread: np.ndarray = dataclasses.field(repr=False)
 
     def most_uncertain(self, number: int = 10) -> list[dict]:
-        """The rows of largest mutual information; of a regression those of largest variance."""
+        """The rows with the largest mutual information, or variance in a regression."""
         column = "mutual_information" if "mutual_information" in self.rows[0] else "variance"
         return sorted(self.rows, key=lambda row: -row[column])[:number]
 
@@ -85,20 +85,20 @@ def sample(
 ) -> Sample:
     """Predictions under draws of the model's noise: their mean and how much they disagree.
 
-    p_t = softmax(logits under the t-th draw of noise); mean and spread over t = 1..T, H[E p] and the mutual
-    information H[E p] - E H[p] between the prediction and the noise.
+    For classes, p_t = softmax(logits under the t-th draw of noise). The result has the mean and spread over
+    t = 1..T, H[E p] and the mutual information H[E p] - E H[p] between the prediction and the noise.
 
     Args:
       model: any Linen module, or a pair (for training, for test).
       variables: its variables; they are not changed.
-      batches: gone through `num_samples` times; see `dropbn.diagnose.batches.Batches`.
+      batches: iterated `num_samples` times; see `dropbn.diagnose.batches.Batches`.
       num_samples: T.
-      batch_norm: BN's source. "running" is usual. Where dropout precedes BN these are statistics of the noise
-        that is on here too, so that sampling has no variance shift; "batch" makes predictions depend on which
-        images share a batch.
-      task: see `dropbn.diagnose.tasks`. By default what outputs and labels tell; without labels, outputs
-        (examples, classes) are taken for logits of classes.
-      labels: which part of a batch they are, if the task is to be told by them.
+      batch_norm: BN's statistics. "running" is usual: they were taken with the noise that is on here too, so
+        sampling has no variance shift. With "batch", predictions depend on which images share a batch.
+      task: "classify", "binary", "multilabel" or "regress"; see `dropbn.diagnose.tasks`. By default outputs
+        and labels decide.
+      labels: the part of a batch that the labels are; see `dropbn.diagnose.batches.Batches`. They only help
+        to find the task.
       **call: how the model is called; see `dropbn.diagnose.call.Call`.
 
     Returns:
@@ -133,7 +133,7 @@ def draw(
     num_samples: int,
     batch_norm: Literal["running", "batch"] = "running",
 ) -> Sample:
-    """As `sample`, of a model, batches and a task that are prepared."""
+    """As `sample`, given a prepared model, batches and a task."""
     if num_samples < 1:
         raise DropbnError(f"num_samples={num_samples}: at least one sample is drawn.")
     layers = model.layers(variables, batches.inputs(batches.first))

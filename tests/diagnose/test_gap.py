@@ -352,7 +352,7 @@ def test_another_score_and_refusals():
         plain_batches=[(x[:50], y[:50])],
     )
     refused("keys .* say with labels=", [{"image": x, "y": y}], [(x, y)])
-    refused("from 1 to 2 are no 'classify' task", [(x, y + 1)], [(x, y)])
+    refused("from 1 to 2 do not fit task='classify'", [(x, y + 1)], [(x, y)])
     refused("one image has no batch statistics", [(x, y), (x[:1], y[:1])], [(x, y)])
     refused("Outputs for the test batches are not finite", [(x, y)], [(x * np.nan, y)])
     refused("'bn' is not finite in batch 0", [(x * np.nan, y)], [(x, y)])
