@@ -120,12 +120,12 @@ class Call:
                 found = returned[chosen]
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise DropbnError(
-                f"outputs={chosen!r} is no part of what the model returns: {_of(returned)}."
+                f"outputs={chosen!r} is no part of what the model returns: {_described(returned)}."
             ) from error
         if not hasattr(found, "shape"):
             raise DropbnError(
-                f"The model returns {_of(found)}, not an array: say by outputs= which part is its output, as "
-                "an index, a key, an attribute or a function."
+                f"The model returns {_described(found)}, not an array: say by outputs= which part is its "
+                "output, as an index, a key, an attribute or a function."
             )
         return found
 
@@ -169,7 +169,7 @@ def _takes_any(parameters):
     return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
 
 
-def _of(tree):
+def _described(tree):
     if isinstance(tree, Mapping):
         return f"a dict with the keys {sorted(tree)}"
     if isinstance(tree, (tuple, list)):

@@ -146,7 +146,7 @@ def explain(
     x = train.inputs(train.first)
     layers = called.layers(variables, x)
     called.refuse_one_mode(layers)
-    layers.refuse_other_norms(variables)
+    layers.refuse_unregistered_norms(variables)
     if num_samples is None:
         num_samples = 0 if score else 10
     decided = None

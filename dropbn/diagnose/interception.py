@@ -66,21 +66,21 @@ LI_ADJUST = Mode(noise=False, batch_norm="running", update=True)
 
 def interceptor(
     mode: Mode,
-    always: frozenset[Path] = frozenset(),
+    always_on: frozenset[Path] = frozenset(),
     observe: Observe | None = None,
-    ask: Callable[[nn.Module, bool, float], None] | None = None,
+    note: Callable[[nn.Module, bool, float], None] | None = None,
 ) -> Callable:
     """For `flax.linen.intercept_methods`: every registered layer runs as a mode says.
 
     In the model's own modes, every layer runs as the model calls it. In all other modes the model runs as in
     training. There, a BN that is frozen in training stays frozen, a noise that is off in training stays off,
-    and the layers of `always` run as in training.
+    and the layers of `always_on` run as in training.
 
     Args:
       mode: the three switches.
-      always: paths of noises that are on in the model's test mode too, and of BNs that use the batch there.
+      always_on: paths of noises that are on in test mode too, and of BNs that use the batch there.
       observe: called with every BN, bound, its input and its mask or None, before it runs.
-      ask: called with every layer, with whether the model has it on (a BN is on if it uses the batch), and
+      note: called with every layer, with whether the model has it on (a BN is on if it uses the batch), and
         with the number of values per channel of a BN.
     """
     active = set()  # Paths being switched: where a subclass calls its parent, both are the same layer.
@@ -103,8 +103,8 @@ def interceptor(
         bound.apply_defaults()
         active.add(module.path)
         try:
-            layer = _Layer(module, run, bound, switch, mode, module.path in always)
-            return layer.run_norm(observe, ask) if norm else layer.run_noise(ask)
+            layer = _Layer(module, run, bound, switch, mode, module.path in always_on)
+            return layer.run_norm(observe, note) if norm else layer.run_noise(note)
         finally:
             active.remove(module.path)
 
@@ -132,13 +132,13 @@ class _Layer(NamedTuple):
     bound: inspect.BoundArguments
     switch: registry.Switch
     mode: Mode
-    is_always: bool
+    always_on: bool
 
-    def run_noise(self, ask):
+    def run_noise(self, note):
         module, mode = self.module, self.mode
-        off = self._asked(mode.noise)
+        off = self._is_off(mode.noise)
         if not mode.is_own and not off:
-            off = not (mode.noise or self.is_always)
+            off = not (mode.noise or self.always_on)
         if off and mode.noise and getattr(module, self.switch.flag, None) is self.switch.test:
             _warn_frozen(module, self.switch)
         given_key = self.bound.arguments.get("rng") is not None
@@ -151,19 +151,19 @@ class _Layer(NamedTuple):
                 module.rng_collection,
             )
         y = self._with_flag(off)
-        if ask and not registry.is_identity(module, self.switch):
-            ask(module, not off and y is not self.bound.args[0], 1)  # Surgery may have taken it away.
+        if note and not registry.is_identity(module, self.switch):
+            note(module, not off and y is not self.bound.args[0], 1)  # Surgery may have taken it away.
         return y
 
-    def run_norm(self, observe, ask):
+    def run_norm(self, observe, note):
         module, mode = self.module, self.mode
         with _without_unbound_axis(module):
             x, mask = self._checked()
-            frozen = self._asked(mode.batch_norm == "batch")
-            if ask:
+            frozen = self._is_off(mode.batch_norm == "batch")
+            if note:
                 mean: jax.Array = module.get_variable("batch_stats", "mean")
-                ask(module, not frozen, x.size / mean.size if mask is None else float("inf"))
-            uses_running = frozen or (not mode.is_own and mode.batch_norm == "running" and not self.is_always)
+                note(module, not frozen, x.size / mean.size if mask is None else float("inf"))
+            uses_running = frozen or (not mode.is_own and mode.batch_norm == "running" and not self.always_on)
             if uses_running and module.has_variable("batch_stats", BY_CALL):
                 _take_statistics_of_call(module)
             if observe is not None:
@@ -174,7 +174,7 @@ class _Layer(NamedTuple):
                 _move_beside(module, x, mask)
             return self._with_flag(uses_running)
 
-    def _asked(self, wanted_on: bool) -> bool:
+    def _is_off(self, wanted_on: bool) -> bool:
         """Whether the model calls the layer in test mode; if it does not say, what the mode wants."""
         flag, test = self.switch
         asked = self.bound.arguments.get(flag)

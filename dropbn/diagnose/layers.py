@@ -47,7 +47,7 @@ class Layers(NamedTuple):
     test_draws: dict[str, list[str]]
 
     @property
-    def always(self) -> frozenset[Path]:
+    def always_on(self) -> frozenset[Path]:
         """Noises that are on, and BNs that use the batch, in both modes."""
         return frozenset(path for path, use in (self.noises | self.norms).items() if use.train and use.test)
 
@@ -65,7 +65,7 @@ class Layers(NamedTuple):
         """Whether a BN at this path uses the batch in training."""
         return path in self.norms and bool(self.norms[path].train)
 
-    def refuse_other_norms(self, variables: Mapping) -> None:
+    def refuse_unregistered_norms(self, variables: Mapping) -> None:
         """Raises if the variables hold running statistics, but no BN of the model is registered."""
         stats = flat_stats(variables)
         unknown = [path[:-1] for path in stats if path[-1] == "mean" and (*path[:-1], "var") in stats]
@@ -104,17 +104,17 @@ def find(model: "Model", treedef: Any, leaves: tuple) -> Layers:
         noises: dict[Path, tuple[bool, float]] = {}
         norms: dict[Path, tuple[bool, float]] = {}
 
-        def ask(module, is_on, values, noises=noises, norms=norms):
+        def note(module, is_on, values, noises=noises, norms=norms):
             found = noises if registry.of(module, registry.NOISES) else norms
             on, fewest = found.get(module.path, (False, values))
             found[module.path] = on or is_on, min(fewest, values)
 
-        def run(arrays, rngs, testing=testing, ask=ask):
-            interceptor = interception.interceptor(TEST if testing else TRAIN, ask=ask)
+        def run(arrays, rngs, testing=testing, note=note):
+            interceptor = interception.interceptor(TEST if testing else TRAIN, note=note)
             variables, args, kwargs = rebuild(arrays)
             with nn.intercept_methods(_mark):
                 return model.run_under(
-                    variables, args, kwargs, testing, rngs, interceptor, retrace=True, either=True
+                    variables, args, kwargs, testing, rngs, interceptor, retrace=True, replaces_flags=True
                 )[0]
 
         def trace(run, *given):

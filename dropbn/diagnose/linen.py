@@ -115,10 +115,10 @@ class Model:
         retrace: bool = False,
     ) -> tuple[Any, dict]:
         """As `apply`, given the positional and keyword arguments without flags."""
-        always: frozenset[Path] = frozenset()
+        always_on: frozenset[Path] = frozenset()
         if not mode.is_own:
-            always = self.layers_of(variables, args, kwargs).always
-        interceptor = interception.interceptor(mode, always, observe)
+            always_on = self.layers_of(variables, args, kwargs).always_on
+        interceptor = interception.interceptor(mode, always_on, observe)
         output, updated = self.run_under(variables, args, kwargs, mode == TEST, rngs, interceptor, retrace)
         given = {path: leaf for path, leaf in flat_stats(variables).items() if not _is_ours(path)}
         stats = flat_stats(updated)
@@ -135,10 +135,10 @@ class Model:
         rngs: Mapping | None,
         interceptor: Callable,
         retrace: bool = False,
-        either: bool = False,
+        replaces_flags: bool = False,
     ) -> tuple[Any, dict]:
-        """(output, updated collections) of a run under an interceptor; see `_bound` for `either`."""
-        module, args, kwargs = self._bound(args, kwargs, testing, either)
+        """(output, updated collections) of a run under an interceptor; see `_bound` for `replaces_flags`."""
+        module, args, kwargs = self._bound(args, kwargs, testing, replaces_flags)
         # nn.jit caches what it traced by the module and what is mutable, not by the mode: a name of our own
         # among the immutable collections keeps this call's trace to itself.
         own = f"{registry.OURS}call {next(_calls)}"
@@ -153,21 +153,21 @@ class Model:
 
         def init(arrays, rngs):
             args, kwargs = rebuild(arrays)
-            module, args, kwargs = self._bound(args, kwargs, testing=False, either=True)
+            module, args, kwargs = self._bound(args, kwargs, testing=False, replaces_flags=True)
             method = functools.partial(_call, self.call.method or "__call__", kwargs=kwargs)
             with _sentences():
                 return nn.init(method, module)(rngs, *args)
 
         return flax.core.unfreeze(tracing.shapes(self.name, init, arrays, ["params"]))
 
-    def _bound(self, args, kwargs, testing, either=False):
+    def _bound(self, args, kwargs, testing, replaces_flags=False):
         """The module and all arguments, in training or in test mode.
 
-        A flag that the call gives and that says the other mode is refused. With `either` it is replaced,
-        because both modes are traced.
+        A flag that the call gives and that says the other mode is refused. With `replaces_flags` it is
+        replaced, because both modes are traced.
         """
         args, kwargs = (*args, *self.call.args), {**kwargs, **self.call.kwargs}
-        if either:
+        if replaces_flags:
             kwargs = {name: value for name, value in kwargs.items() if name not in flags_of(self.parameters)}
         return self.test if testing else self.train, args, kwargs | self._flags(testing, args, kwargs)
 
@@ -232,7 +232,9 @@ class Model:
         def run(arrays, rngs):
             variables, x = rebuild(arrays)
             interceptor = interception.interceptor(TEST)
-            returned, _ = self.run_under(variables, *self.arguments(x), True, rngs, interceptor, either=True)
+            returned, _ = self.run_under(
+                variables, *self.arguments(x), True, rngs, interceptor, replaces_flags=True
+            )
             return self.call.output(returned)
 
         return tracing.shapes(self.name, run, arrays, [*(self.call.rngs or {})])
