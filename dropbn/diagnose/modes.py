@@ -15,6 +15,7 @@ The switches work by interception, on models that know nothing of this package: 
 `dropbn.nn.noise` and `flax.linen.BatchNorm` (subclasses included) are reached wherever they stand, also
 inside `nn.scan`, `nn.remat` and `nn.jit`; `dropbn.diagnose.registry` says how other types are registered.
 Noise that a model draws outside such a module cannot be switched: it is on in every mode but `TEST`.
+`lint` names it.
 
 What the model itself does is the truth. `TRAIN` and `TEST` are its own modes: every layer runs as the model
 calls it. In all other modes the model runs as in training. A BN that it freezes in training, with
