@@ -54,9 +54,9 @@ class Mode:
         return dataclasses.replace(self, update=False)
 
     @property
-    def is_own(self) -> bool:
-        """Whether noise and BN do what the model itself does, in training or in test mode."""
-        return self == TEST or self.frozen == TRAIN.frozen
+    def is_training(self) -> bool:
+        """Whether noise and BN do what the model itself does in training."""
+        return self.frozen == TRAIN.frozen
 
 
 TRAIN = Mode(noise=True, batch_norm="batch", update=True)
@@ -72,9 +72,9 @@ def interceptor(
 ) -> Callable:
     """For `flax.linen.intercept_methods`: every registered layer runs as a mode says.
 
-    In the model's own modes, every layer runs as the model calls it. In all other modes the model runs as in
-    training. There, a BN that is frozen in training stays frozen, a noise that is off in training stays off,
-    and the layers of `always_on` run as in training.
+    In training, and for `note`, every layer runs as the model calls it. In all other modes a layer that the
+    model calls in test mode stays as it is: a BN that is frozen in training, a noise that is off there. The
+    others are switched, except for the layers of `always_on`.
 
     Args:
       mode: the three switches.
@@ -103,7 +103,8 @@ def interceptor(
         bound.apply_defaults()
         active.add(module.path)
         try:
-            layer = _Layer(module, run, bound, switch, mode, module.path in always_on)
+            as_called = mode.is_training or note is not None
+            layer = _Layer(module, run, bound, switch, mode, module.path in always_on, as_called)
             return layer.run_norm(observe, note) if norm else layer.run_noise(note)
         finally:
             active.remove(module.path)
@@ -133,11 +134,12 @@ class _Layer(NamedTuple):
     switch: registry.Switch
     mode: Mode
     always_on: bool
+    as_called: bool  # by the model, whatever the mode
 
     def run_noise(self, note):
         module, mode = self.module, self.mode
         off = self._is_off(mode.noise)
-        if not mode.is_own and not off:
+        if not self.as_called and not off:
             off = not (mode.noise or self.always_on)
         if off and mode.noise and getattr(module, self.switch.flag, None) is self.switch.test:
             _warn_frozen(module, self.switch)
@@ -163,7 +165,8 @@ class _Layer(NamedTuple):
             if note:
                 mean: jax.Array = module.get_variable("batch_stats", "mean")
                 note(module, not frozen, x.size / mean.size if mask is None else float("inf"))
-            uses_running = frozen or (not mode.is_own and mode.batch_norm == "running" and not self.always_on)
+            switched_off = mode.batch_norm == "running" and not self.always_on
+            uses_running = frozen or (switched_off and not self.as_called)
             if uses_running and module.has_variable("batch_stats", BY_CALL):
                 _take_statistics_of_call(module)
             if observe is not None:

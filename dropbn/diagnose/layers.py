@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import flax
 import flax.linen as nn
 import jax
 
@@ -112,10 +113,12 @@ def find(model: "Model", treedef: Any, leaves: tuple) -> Layers:
         def run(arrays, rngs, testing=testing, note=note):
             interceptor = interception.interceptor(TEST if testing else TRAIN, note=note)
             variables, args, kwargs = rebuild(arrays)
+            given = variables, args, kwargs, testing, rngs, interceptor, True, True
             with nn.intercept_methods(_mark):
-                return model.run_under(
-                    variables, args, kwargs, testing, rngs, interceptor, retrace=True, replaces_flags=True
-                )[0]
+                try:
+                    return model.run_under(*given, keeps_stats=testing)[0]
+                except flax.errors.ModifyScopeVariableError:  # A BN that uses the batch in test mode too.
+                    return model.run_under(*given)[0]
 
         def trace(run, *given):
             return jax.make_jaxpr(run)(*given)

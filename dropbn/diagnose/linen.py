@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -40,11 +41,13 @@ class Model:
     Attributes:
       train, test: the modules that run in training and in test mode; mostly one and the same.
       call: how they are called.
+      is_pair: whether the user gave both.
     """
 
     train: nn.Module
     test: nn.Module
     call: Call
+    is_pair: bool = False
 
     @classmethod
     def of(cls, model: ModelOrPair, call: Mapping[str, Any] | Call = Call()) -> "Model":
@@ -59,7 +62,7 @@ class Model:
                 f"A {type(model).__name__} is neither a Linen module nor a pair (for training, for test)."
             )
         call = call if isinstance(call, Call) else Call.of(call)
-        found = cls(*pair, call)
+        found = cls(*pair, call, isinstance(model, tuple))
         found._refuse_unknown()
         if isinstance(model, tuple) or flags_of(found.parameters):
             return found
@@ -116,8 +119,13 @@ class Model:
     ) -> tuple[Any, dict]:
         """As `apply`, given the positional and keyword arguments without flags."""
         always_on: frozenset[Path] = frozenset()
-        if not mode.is_own:
-            always_on = self.layers_of(variables, args, kwargs).always_on
+        if not mode.is_training:
+            found = self.layers_of(variables, args, kwargs)
+            if any(use.test for use in found.norms.values()):
+                self.refuse_one_mode(found)
+            if found.unswitched and not mode.noise and mode != TEST:
+                _warn_unswitched(found.unswitched)
+            always_on = found.always_on
         interceptor = interception.interceptor(mode, always_on, observe)
         output, updated = self.run_under(variables, args, kwargs, mode == TEST, rngs, interceptor, retrace)
         given = {path: leaf for path, leaf in flat_stats(variables).items() if not _is_ours(path)}
@@ -136,13 +144,18 @@ class Model:
         interceptor: Callable,
         retrace: bool = False,
         replaces_flags: bool = False,
+        keeps_stats: bool = False,
     ) -> tuple[Any, dict]:
-        """(output, updated collections) of a run under an interceptor; see `_bound` for `replaces_flags`."""
+        """(output, updated collections) of a run under an interceptor; see `_bound` for `replaces_flags`.
+
+        With `keeps_stats`, `batch_stats` is immutable. Some models tell test mode by that.
+        """
         module, args, kwargs = self._bound(args, kwargs, testing, replaces_flags)
         # nn.jit caches what it traced by the module and what is mutable, not by the mode: a name of our own
         # among the immutable collections keeps this call's trace to itself.
         own = f"{registry.OURS}call {next(_calls)}"
-        mutable = flax.core.DenyList(("params", "intermediates", _Unlike(own) if retrace else own))
+        denied = ("params", "intermediates", *["batch_stats"] * keeps_stats, _Unlike(own) if retrace else own)
+        mutable = flax.core.DenyList(denied)
         with _sentences(), nn.intercept_methods(interceptor):
             method = functools.partial(_call, self.call.method or "__call__", kwargs=kwargs)
             return nn.apply(method, module, mutable=mutable)(variables, *args, rngs=rngs)
@@ -250,8 +263,9 @@ class Model:
         """Raises if nothing distinguishes training from test mode."""
         uses = [*layers.noises.values(), *layers.norms.values()]
         told = (
-            self.call.train_kwargs
-            or self.call.test_kwargs
+            self.is_pair
+            or self.call.train_kwargs is not None
+            or self.call.test_kwargs is not None
             or self.train != self.test
             or flags_of(self.parameters)
         )
@@ -302,6 +316,11 @@ def _sentences():
             "nn.scan broadcasts batch_stats that its steps would move or measure: give it "
             "variable_carry='batch_stats', or variable_axes={'batch_stats': 0} for one layer per step."
         ) from error
+
+
+def _warn_unswitched(draws):
+    message = f"Random draws that belong to no registered noise stay on in this mode: {'; '.join(draws)}."
+    warnings.warn(message, stacklevel=2)
 
 
 def _is_ours(path):

@@ -200,7 +200,7 @@ def _closed_form(model, variables, batches):
     if not marked.norms:
         raise DropbnError("The model has no batch normalization that dropbn.diagnose.registry knows.")
     if not marked.noises and not marked.layers.draws:
-        raise DropbnError("The model has no noise that is on in training: there is nothing to correct.")
+        raise DropbnError("The model has no noise that training alone has: there is nothing to correct.")
     rows, new = [], {}
     for name, norm in marked.norms.items():
         path = tuple(name.split("/")) if name != "." else ()

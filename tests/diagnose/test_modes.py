@@ -218,3 +218,52 @@ def test_refusals():
         modes.apply(model, variables, X, mode=modes.TRAIN, rngs={"params": jax.random.key(0)})
     with pytest.raises(DropbnError, match="no batch_stats for the batch normalization at 'BatchNorm_0'"):
         modes.apply(model, {"params": variables["params"]}, X, mode=modes.TEST)
+
+
+def test_a_model_that_tells_its_mode_by_what_is_mutable_is_run_in_it():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            training = self.is_mutable_collection("batch_stats")
+            x = nn.Dropout(0.5)(nn.Dense(6)(x.reshape(len(x), -1)), deterministic=not training)
+            return nn.BatchNorm(use_running_average=not training)(x)
+
+    variables = Net().init({"params": jax.random.key(1), **RNGS}, X)
+    variables["batch_stats"] = jax.tree.map(lambda leaf: leaf + 0.5, variables["batch_stats"])
+    output, _ = modes.apply(Net(), variables, X, mode=modes.TEST)
+    _same(output, Net().apply(variables, X))
+    output, stats = modes.apply(Net(), variables, X, mode=modes.TRAIN, rngs=RNGS)
+    wanted, updated = Net().apply(variables, X, rngs=RNGS, mutable=["batch_stats"])
+    _same(output, wanted)
+    _same(stats, updated["batch_stats"])
+
+
+def test_what_says_training_is_asked_for_and_taken_from_the_answer():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, learn=True):
+            return nn.BatchNorm()(x, use_running_average=not learn)
+
+    variables = _init(Net(), "learn", True)
+    with pytest.raises(DropbnError, match=r"Which argument of Net\(x, learn\) says training"):
+        modes.apply(Net(), variables, X, mode=modes.TEST)
+    told = {"train_kwargs": {"learn": True}, "test_kwargs": {"learn": False}}
+    output, _ = modes.apply(Net(), variables, X, mode=modes.TEST, **told)
+    _same(output, Net().apply(variables, X, learn=False))
+    # A pair of the same model, and empty answers, say that both modes are meant to be one.
+    wanted, _ = Net().apply(variables, X, mutable=["batch_stats"])
+    for model, call in (((Net(), Net()), {}), (Net(), {"train_kwargs": {}, "test_kwargs": {}})):
+        output, _ = modes.apply(model, variables, X, mode=modes.TEST, **call)
+        _same(output, wanted)
+
+
+def test_a_draw_of_no_noise_that_stays_on_is_said():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = x * jax.random.bernoulli(self.make_rng("dropout"), 0.5, x.shape) if train else x
+            return nn.BatchNorm()(x, use_running_average=not train)
+
+    variables = _init(Net(), "train", True)
+    with pytest.warns(UserWarning, match=r"no registered noise stay on in this mode: test_modes\.py:"):
+        modes.apply(Net(), variables, X, mode=OFF_BATCH, rngs=RNGS)
