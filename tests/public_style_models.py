@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from linen_models import HalfPrecision, Jitted, Rematted, Scanned
+from linen_models import Body, HalfPrecision, Jitted, Rematted
 
 NUMBER = 10  # Examples in a batch.
 
@@ -26,6 +26,7 @@ class Case(NamedTuple):
       call: the keywords that a tool gets.
       arguments: what a plain call gets of a batch: a tuple, or a dict of arguments by name.
       labels: the labels of a batch.
+      others: further positional arguments of a plain call.
       train, test: the keywords of a plain call that say the mode.
       method: its method.
       output: the part of what it returns that is its output.
@@ -40,6 +41,7 @@ class Case(NamedTuple):
     call: dict = _NOTHING
     arguments: Callable = lambda batch: batch[:1]
     labels: Callable = lambda batch: batch[1]
+    others: tuple = ()
     train: dict = _TRAIN
     test: dict = _TEST
     method: Any = None
@@ -59,23 +61,35 @@ class Case(NamedTuple):
         args, kwargs = self.given(batch)
         flags = self.train if training else self.test
         run = self.modules(training).apply
-        return run(variables, *args, **kwargs, **flags, **self._method, **others)
+        return run(variables, *args, *self.others, **kwargs, **flags, **self._method, **others)
 
     def init(self, model=None):
         """Variables, by the model's own `init` in test mode, or by that of a changed model."""
         args, kwargs = self.given(self.batches[0])
         keys = {"params": jax.random.key(1), **self.keys}
         model = model or self.modules(training=False)
-        return model.init(keys, *args, **kwargs, **self.test, **self._method)
+        return model.init(keys, *args, *self.others, **kwargs, **self.test, **self._method)
 
     def given(self, batch):
-        """(args, kwargs) of a plain call, without the mode."""
+        """(args, kwargs) that a batch is, without the mode."""
         args = self.arguments(batch)
         return ((), args) if isinstance(args, dict) else (args, {})
 
     @property
     def _method(self):
         return {"method": self.method} if self.method else {}
+
+
+class Scanned(nn.Module):
+    """Two blocks stacked by nn.scan."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        own = {"params": 0, "batch_stats": 0, "intermediates": 0}
+        split = {"params": True, "dropout": True}
+        layers = nn.scan(Body, variable_axes=own, split_rngs=split, length=2)
+        x, _ = layers(train, name="layers")(x, None)
+        return nn.Dense(3)(x)
 
 
 def _draw(shape, seed=0, mean=0.5):
@@ -232,7 +246,7 @@ class FlagNotHandedOn(nn.Module):
 
     @nn.compact
     def __call__(self, x, train=False):
-        return nn.Dense(3)(Block()(Block()(x), train))
+        return nn.Dense(3)(Block(name="behind")(Block(name="first")(x), train))
 
 
 class Spectral(nn.Module):
@@ -247,10 +261,12 @@ class Spectral(nn.Module):
 class Synchronised(nn.Module):
     """A BN over the devices of a pmap, as in Flax's ImageNet example."""
 
+    axis_name: str | None = "batch"
+
     @nn.compact
     def __call__(self, x, train=False):
         x = nn.Dropout(0.3)(nn.Dense(6)(x), deterministic=not train)
-        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name="batch")
+        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name)
         return nn.Dense(3)(nn.relu(norm(x)))
 
 
@@ -270,7 +286,7 @@ class Views(nn.Module):
     def __call__(self, x, train=False):
         shared = {"params": None, "batch_stats": None, "intermediates": 0}
         split = {"params": False, "dropout": True}
-        view = nn.vmap(View, 1, 1, variable_axes=shared, split_rngs=split, axis_name="views")
+        view = nn.vmap(View, in_axes=1, out_axes=1, variable_axes=shared, split_rngs=split, axis_name="views")
         return nn.Dense(3)(view(train)(x).mean(1))
 
 
@@ -281,7 +297,7 @@ class Ensemble(nn.Module):
     def __call__(self, x, train=False):
         own = {"params": 0, "batch_stats": 0, "intermediates": 0}
         split = {"params": True, "dropout": True}
-        member = nn.vmap(Trunk, None, axis_size=2, variable_axes=own, split_rngs=split)
+        member = nn.vmap(Trunk, in_axes=None, axis_size=2, variable_axes=own, split_rngs=split)
         return nn.Dense(3)(member(train)(x)).mean(0)
 
 
@@ -481,7 +497,7 @@ CASES = {
     "u-net": Case(
         UNet(),
         _batches((4, 4, 4, 1), (4, 4, 4), 2),
-        findings={"DBN102": {("Dropout_0", "BatchNorm_1"), ("Dropout_0", "BatchNorm_2")}},
+        findings={"DBN102": {("Dropout_0", "BatchNorm_1")}},
     ),
     "graph": Case(
         Graph(),
@@ -537,12 +553,17 @@ CASES = {
         FlagNotHandedOn(),
         _FLAT,
         findings={
-            "DBN101": {("Block_1/Trunk_0/Dropout_0", "Block_1/Trunk_0/BatchNorm_0")},
-            "DBN304": {("", "Block_0/Trunk_0/BatchNorm_0")},
+            "DBN101": {("behind/Trunk_0/Dropout_0", "behind/Trunk_0/BatchNorm_0")},
+            "DBN304": {("", "first/Trunk_0/BatchNorm_0")},
         },
     ),
     "spectral": Case(Spectral(), _FLAT),
-    "synchronised": Case(Synchronised(), _FLAT, findings={"DBN101": {("Dropout_0", "BatchNorm_0")}}),
+    "synchronised": Case(
+        Synchronised(),
+        _FLAT,
+        findings={"DBN101": {("Dropout_0", "BatchNorm_0")}},
+        built=(Synchronised(None), Synchronised(None)),
+    ),
     "views": Case(
         Views(),
         _batches((NUMBER, 3, 5)),
@@ -584,7 +605,7 @@ CASES = {
         Clashing(),
         _FLAT,
         {"kwargs": {"mode": "same", "rngs": 2, "method": "mean"}},
-        arguments=lambda batch: (batch[0], "same", 2, "mean"),
+        others=("same", 2, "mean"),
         findings=_SHIFTED,
     ),
     "counting": Case(Counting(), _FLAT, findings=_SHIFTED),
@@ -600,7 +621,7 @@ CASES = {
         _FLAT,
         {"rngs": {"drop_path": jax.random.key(6)}},
         keys={"drop_path": jax.random.key(6)},
-        findings={"DBN103": {("Dropout_0", "BatchNorm_0")}},
+        findings={"DBN103": {("Dropout_0", "BatchNorm_0")}, "DBN202": {("Dropout_0", "")}},
     ),
     "dict": Case(
         Outputs(),
@@ -619,8 +640,16 @@ CASES = {
         arguments=lambda batch: batch[0],
         findings=_SHIFTED,
     ),
-    "scanned": Case(Scanned(), _IMAGES),
-    "rematted": Case(Rematted(), _IMAGES, train={"is_training": True}, test={"is_training": False}),
-    "jitted": Case(Jitted(), _IMAGES),
-    "half precision": Case(HalfPrecision(), _IMAGES),
+    "scanned": Case(Scanned(), _FLAT, findings={"DBN101": {("layers/Dropout_0", "layers/second")}}),
+    "rematted": Case(
+        Rematted(),
+        _IMAGES,
+        train={"is_training": True},
+        test={"is_training": False},
+        findings={
+            "DBN101": {(f"CheckpointBody_{i}/Dropout_0", f"CheckpointBody_{i}/second") for i in range(2)}
+        },
+    ),
+    "jitted": Case(Jitted(), _IMAGES, findings={"DBN101": {("JitBody_0/Dropout_0", "JitBody_0/second")}}),
+    "half precision": Case(HalfPrecision(), _IMAGES, findings={"DBN101": {("Dropout_0", "BatchNorm_0")}}),
 }

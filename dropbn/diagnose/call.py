@@ -110,18 +110,9 @@ class Call:
         Raises:
           DropbnError: there is no such part, or it is not an array.
         """
-        found, chosen = returned, self.outputs
-        try:
-            if callable(chosen):
-                found = chosen(returned)
-            elif isinstance(chosen, str) and not isinstance(returned, Mapping):
-                found = getattr(returned, chosen)
-            elif chosen is not None:
-                found = returned[chosen]
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise DropbnError(
-                f"outputs={chosen!r} is no part of what the model returns: {_described(returned)}."
-            ) from error
+        found = returned
+        if self.outputs is not None:
+            found = part(returned, self.outputs, "outputs", "what the model returns")
         if not hasattr(found, "shape"):
             raise DropbnError(
                 f"The model returns {_described(found)}, not an array: say by outputs= which part is its "
@@ -154,6 +145,27 @@ class Call:
         return (x,), {}
 
 
+def part(tree: Any, chosen: Any, argument: str, whole: str) -> Any:
+    """The part of a tree that an index, a key, an attribute or a function picks.
+
+    Args:
+      tree: a batch, or what a model returns.
+      chosen: which part.
+      argument, whole: what an error calls the choice and the tree.
+
+    Raises:
+      DropbnError: there is no such part. An array has none: an index would pick an example.
+    """
+    try:
+        if callable(chosen):
+            return chosen(tree)
+        if isinstance(chosen, str) and not isinstance(tree, Mapping):
+            return getattr(tree, chosen)
+        return (() if hasattr(tree, "shape") else tree)[chosen]
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise DropbnError(f"{argument}={chosen!r} is no part of {whole}: {_described(tree)}.") from error
+
+
 def num_examples(x: Any) -> int:
     """How many examples a batch's inputs hold: the length of the first axis of the first array."""
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(x)]
@@ -174,4 +186,4 @@ def _described(tree):
         return f"a dict with the keys {sorted(tree)}"
     if isinstance(tree, (tuple, list)):
         return f"a {type(tree).__name__} of {len(tree)}"
-    return f"a {type(tree).__name__}"
+    return f"an array of shape {tree.shape}" if hasattr(tree, "shape") else f"a {type(tree).__name__}"

@@ -181,7 +181,8 @@ class Model:
         """
         args, kwargs = (*args, *self.call.args), {**kwargs, **self.call.kwargs}
         if replaces_flags:
-            kwargs = {name: value for name, value in kwargs.items() if name not in flags_of(self.parameters)}
+            flags = flags_of(self.parameters)
+            kwargs = {name: value for name, value in kwargs.items() if value not in flags.get(name, ())}
         return self.test if testing else self.train, args, kwargs | self._flags(testing, args, kwargs)
 
     @functools.cached_property

@@ -32,6 +32,7 @@ import jax
 from dropbn.diagnose.call import Call
 from dropbn.diagnose.interception import LI_ADJUST, TEST, TRAIN, Mode
 from dropbn.diagnose.linen import Model, ModelOrPair
+from dropbn.errors import DropbnError
 
 __all__ = ["LI_ADJUST", "TEST", "TRAIN", "Mode", "apply"]
 
@@ -72,6 +73,11 @@ def apply(
         fit it; a layer draws from a stream that has no key; nn.scan broadcasts statistics that are moved
         or measured.
     """
+    if not isinstance(mode, Mode):
+        raise DropbnError(
+            f"mode={mode!r} is no Mode: give modes.TRAIN, modes.TEST or modes.Mode(noise, batch_norm, "
+            "update); an argument `mode` of the model goes into kwargs=."
+        )
     given = Call.of(call)
     watch = None if observe is None else lambda norm, x, mask: observe(norm, x)
     return Model.of(model, given).run(variables, args, {}, mode, given.rngs, watch)

@@ -52,7 +52,8 @@ class _Norms:
         self.by_hand = lambda name: by_hand and name not in always
 
         def call(variables, batch, rngs):
-            mutable = ["batch_stats", "intermediates", f"fresh {next(_numbers)}"]  # nn.jit keeps traces.
+            # nn.jit keeps what it traced, by the collections among others.
+            mutable = ["batch_stats", "intermediates", "state", f"fresh {next(_numbers)}"]
             with nn.intercept_methods(self._intercept):
                 return case.plain(variables, batch, training, rngs=rngs, mutable=mutable)
 
@@ -132,7 +133,8 @@ def _check(rows, inputs, variables, tolerance):
         assert row["moving_var"] == pytest.approx(var.mean(), rel=tolerance)
         assert row["real_var"] == pytest.approx(values.var(0).mean(), rel=tolerance)
         assert row["ratio"] == pytest.approx(values.var(0).mean() / var.mean(), rel=tolerance)
-        assert row["mean_shift"] == pytest.approx(np.sqrt((distance**2).mean()), rel=10 * tolerance)
+        shift = np.sqrt((distance**2).mean())
+        assert row["mean_shift"] == pytest.approx(shift, rel=10 * tolerance, abs=tolerance)
 
 
 def _loose(name, tolerance):
@@ -232,14 +234,18 @@ def _losses(task, outputs, labels):
     return losses.reshape(number, -1).mean(-1), right.reshape(number, -1).mean(-1)
 
 
+def _plain(case, variables, batch, training, rngs):
+    """The output of a plain call."""
+    mutable = ["batch_stats", "state"]
+    return case.output(case.plain(variables, batch, training, rngs=rngs, mutable=mutable)[0])
+
+
 def _evaluated(case, variables, training):
     """(accuracy or None, loss) of plain evaluation of all batches."""
     losses, right = [], []
     for index, batch in enumerate(case.batches):
-        rngs, mutable = _fold_in(case.keys, index), ["batch_stats", "state"] if training else False
-        returned = case.plain(variables, batch, training, rngs=rngs, mutable=mutable)
-        output = case.output(returned[0] if training else returned)
-        loss, correct = _losses(case.task, output, case.labels(batch))
+        returned = _plain(case, variables, batch, training, _fold_in(case.keys, index))
+        loss, correct = _losses(case.task, returned, case.labels(batch))
         losses, right = [*losses, loss], [*right, correct]
     return None if right[0] is None else np.concatenate(right).mean(), np.concatenate(losses).mean()
 
@@ -268,6 +274,12 @@ def _predictions(task, outputs):
     return np.stack([1 - p, p], -1)
 
 
+def _padded(case, batch):
+    """A shorter batch with its last example repeated, which decides the shape of the masks."""
+    missing = len(case.labels(case.batches[0])) - len(case.labels(batch))
+    return (np.pad(batch[0], ((0, missing), (0, 0)), "edge"), *batch[1:]) if missing else batch
+
+
 @_each()
 def test_the_mean_of_draws_is_that_of_a_loop(name):
     case, variables = CASES[name], _variables(name)
@@ -276,11 +288,11 @@ def test_the_mean_of_draws_is_that_of_a_loop(name):
     loop, drawn = _Norms(case, training=True, by_hand=True), []
     for draw in range(2):
         keys = _fold_in(case.keys, draw)
-        outputs = [
-            case.output(loop.call(variables, batch, _fold_in(keys, index))[0])
-            for index, batch in enumerate(case.batches)
-        ]
-        drawn.append(_predictions(case.task, np.concatenate([np.float32(part) for part in outputs])))
+        outputs = []
+        for index, batch in enumerate(case.batches):
+            returned, _ = loop.call(variables, _padded(case, batch), _fold_in(keys, index))
+            outputs.append(np.float32(case.output(returned))[: len(case.labels(batch))])
+        drawn.append(_predictions(case.task, np.concatenate(outputs)))
     loose = _loose(name, 1e-5)
     np.testing.assert_allclose(found.mean, np.mean(drawn, 0), rtol=loose, atol=loose)
     np.testing.assert_allclose(found.spread, np.std(drawn, 0), rtol=0, atol=10 * loose)
@@ -322,10 +334,10 @@ def test_surgery_keeps_the_checkpoint_and_test_mode(name):
         changed["moved"] = moved[1] if isinstance(moved, tuple) else moved
     except DropbnError as error:
         assert "none is the last" in str(error)
-    wanted = case.output(case.plain(variables, case.batches[0], False, rngs=case.keys))
+    wanted = _plain(case, variables, case.batches[0], False, case.keys)
     for model in changed.values():
         shapes = jax.eval_shape(functools.partial(case.init, model))
         assert jax.tree.map(jnp.shape, dict(shapes)) == jax.tree.map(jnp.shape, variables)
-        output = model.apply(variables, *args, **kwargs, **case.test, rngs=case.keys)
+        output = _plain(case._replace(built=(model, model)), variables, case.batches[0], False, case.keys)
         if "DBN207" not in case.findings:  # Swapped, a noise that is always on draws otherwise.
-            np.testing.assert_allclose(case.output(output), wanted, rtol=_loose(name, 1e-5), atol=1e-6)
+            np.testing.assert_allclose(output, wanted, rtol=_loose(name, 1e-5), atol=1e-6)

@@ -1,0 +1,211 @@
+"""How a model is called: what a batch gives it, and the sentence that every wrong argument gets."""
+
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from public_style_models import Constructed, Critic, Phase, Plain, PolicyAndValue, StringMode
+
+from dropbn.diagnose import gap, lint, modes, shift, surgery, uncertainty
+from dropbn.diagnose.call import Call, flags_of, num_examples
+from dropbn.diagnose.linen import Model
+from dropbn.errors import DropbnError
+
+X = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
+PLAIN = Plain().init(jax.random.key(0), X)
+FIELDS = "inputs, args, kwargs, method, rngs, outputs, train_kwargs, test_kwargs"
+
+
+def _refused(sentence):
+    return pytest.raises(DropbnError, match=re.escape(sentence))
+
+
+WRONG = {
+    "Plain takes no argument 'trian'. It takes (x, train); the tool itself takes " + FIELDS: {"trian": True},
+    "Plain takes no argument 'phase'.": {"train_kwargs": {"phase": 1}},
+    "train=True says training, and test mode is run here: leave it out": {"train": True},
+    "args=[1]: give a tuple of positional arguments, such as (x,).": {"args": [1]},
+    "kwargs=('train',): give a dict.": {"kwargs": ("train",)},
+    "rngs=7: give a dict.": {"rngs": 7},
+    "test_kwargs=False: give a dict.": {"test_kwargs": False},
+    "The model's argument 'train' is given twice": {"train": False, "kwargs": {"train": False}},
+    "Plain has no method 'encode'.": {"method": "encode"},
+    "Plain(x, train) cannot be traced with these inputs: too many positional arguments.": {"args": (1, 2, 3)},
+    "inputs='image' is no part of a batch: an array of shape (6, 5).": {"inputs": "image"},
+}
+
+
+@pytest.mark.parametrize("sentence", WRONG, ids=lambda sentence: sentence[:40])
+def test_a_wrong_argument_gets_a_sentence(sentence):
+    for tool in (shift.measure, uncertainty.sample):
+        wrong = WRONG[sentence]
+        if tool is uncertainty.sample and wrong == {"train": True}:
+            wrong, sentence = {"train": False}, "train=False says test mode, and training is run here"
+        with _refused(sentence):
+            tool(Plain(), PLAIN, [X], **wrong)
+
+
+def test_parts_of_a_batch_that_it_has_not():
+    for batch, inputs, is_a in (
+        ({"x": X}, "image", "a dict with the keys ['x']"),
+        ((X, X), 2, "a tuple of 2"),
+        ((X, X), "x", "a tuple of 2"),
+        (X, 0, "an array of shape (6, 5)"),
+    ):
+        with _refused(f"inputs={inputs!r} is no part of a batch: {is_a}."):
+            shift.measure(Plain(), PLAIN, [batch], inputs=inputs)
+        with _refused(f"labels={inputs!r} is no part of a batch: {is_a}."):
+            uncertainty.sample(Plain(), PLAIN, [batch], inputs=lambda batch: X, labels=inputs)
+
+
+def test_arguments_that_are_missing():
+    critic = "Critic(observation, action, train) cannot be traced with these inputs: "
+    with _refused(critic + "missing a required argument: 'action'. Say by inputs=, args= or kwargs= what"):
+        shift.measure(Critic(), {}, [X])
+    with _refused(critic):
+        lint.check(Critic(), X)
+    with _refused(critic):
+        modes.apply(Critic(), {}, X, mode=modes.TEST)
+
+
+def test_parts_of_the_output_that_it_has_not():
+    variables = PolicyAndValue().init(jax.random.key(0), X)
+    whole = "The model returns a tuple of 2, not an array: say by outputs= which part is its output"
+    labels = np.arange(len(X)) % 3
+    with _refused(whole):
+        gap.explain(PolicyAndValue(), variables, [(X, labels)], [(X, labels)])
+    for outputs, sentence in (
+        (None, whole),
+        (2, "outputs=2 is no part of what the model returns: a tuple of 2."),
+        ("logits", "outputs='logits' is no part of what the model returns: a tuple of 2."),
+        (lambda returned: returned.logits, "is no part of what the model returns: a tuple of 2."),
+    ):
+        with _refused(sentence):
+            uncertainty.sample(PolicyAndValue(), variables, [X], outputs=outputs)
+    # An index would pick an example, and the others would vanish in silence.
+    with _refused("outputs=0 is no part of what the model returns: an array of shape (6, 3)."):
+        uncertainty.sample(Plain(), PLAIN, [X], outputs=0, task="classify")
+    found = uncertainty.sample(Plain(), PLAIN, [X], outputs=lambda logits: logits[:, :2], num_samples=1)
+    assert found.mean.shape == (6, 2)
+
+
+def test_models_that_are_none():
+    for model, kind in ((nnx.Linear(5, 3, rngs=nnx.Rngs(0)), "Linear"), (len, "builtin_function_or_method")):
+        for tool in (shift.measure, shift.predict, uncertainty.sample):
+            with _refused(f"A {kind} is neither a Linen module nor a pair (for training, for test)."):
+                tool(model, {}, [X])
+        with _refused(f"A {kind} is neither a Linen module nor a pair"):
+            lint.check(model, X)
+        with _refused(f"A {kind} is neither a Linen module nor a pair"):
+            surgery.move_to_last_bn(model, X)
+    with _refused("A tuple is neither a Linen module nor a pair"):
+        shift.measure((Plain(), Plain(), Plain()), PLAIN, [X])
+
+
+def test_modes_that_are_none():
+    with _refused("Unknown batch_norm 'bach'"):
+        modes.Mode(True, "bach", False)
+    with _refused("Mode: noise is True or False, got 'off'."):
+        modes.Mode("off", "batch", False)
+    with _refused("Mode: update is True or False, got None."):
+        modes.Mode(True, "batch", None)
+    with _refused("mode='train' is no Mode: give modes.TRAIN, modes.TEST or modes.Mode(noise, batch_norm"):
+        modes.apply(Plain(), PLAIN, X, mode="train")
+
+
+def test_a_model_that_says_nothing_of_its_modes():
+    variables = Phase().init(jax.random.key(0), X)
+    sentence = "Which argument of Phase(x, phase) says training? No name is known. Give it by train_kwargs="
+    batches = [(X, np.arange(len(X)) % 3)]
+    for ask in (
+        lambda: lint.check(Phase(), X),
+        lambda: shift.predict(Phase(), variables, [X]),
+        lambda: uncertainty.sample(Phase(), variables, [X]),
+        lambda: gap.explain(Phase(), variables, batches, batches),
+    ):
+        with _refused(sentence):
+            ask()
+    assert lint.check(Phase(), X, train_kwargs={"phase": 1}).errors()
+
+
+def test_flags_are_known_by_name():
+    class Net(nn.Module):
+        def __call__(self, x, training=None, mode="predict"):
+            return x
+
+        def pad(self, x, *, mode="reflect", eval=False):
+            return x
+
+    def of(**call):
+        return flags_of(Model.of(Net(), call).parameters)
+
+    assert of() == {"training": (True, False), "mode": ("train", "predict")}
+    assert of(method="pad") == of(method=Net.pad) == {"eval": (False, True)}
+    assert flags_of(Model.of(StringMode()).parameters) == {"mode": ("train", "eval")}
+    # A model that takes no flag has them among its fields.
+    model = Model.of(Constructed(training=False))
+    assert (model.train.training, model.test.training) == (True, False)
+
+
+def test_what_a_batch_gives_the_model():
+    def given(inputs, function, **call):
+        model = Model.of(nn.Dense(1), {"method": function, **call})
+        return model.arguments(inputs)
+
+    a, b = X[:, :2], X[:, 2:]
+
+    def one(self, x, train):
+        return x
+
+    def two(self, left, train, right):
+        return left
+
+    def many(self, *inputs):
+        return inputs[0]
+
+    assert given((a, b), one) == (((a, b),), {})
+    args, kwargs = given((a, b), two)
+    assert args == () and kwargs["left"] is a and kwargs["right"] is b
+    assert given((a, b), many) == ((a, b), {})
+    batch = {"left": a, "right": b}
+    assert given(batch, two) == ((), batch)
+    assert given(batch, one) == ((batch,), {})
+    assert given({"left": a}, one) == (({"left": a},), {})
+    assert given(a, two, kwargs={"right": b}) == ((a,), {})
+
+
+def test_examples_are_counted_by_the_leading_axis():
+    assert num_examples(X) == num_examples({"scale": 2.0, "x": X}) == num_examples((X, X[:3])) == 6
+    tokens = np.zeros((40, 7), int)
+    assert num_examples({"tokens": tokens, "mask": tokens > 0}) == 40
+    assert num_examples(3.0) == 1
+
+
+def test_the_names_of_the_tools_stay_free_for_the_model():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, mode, inputs, rngs=1, train=False):
+            return nn.Dense(3)(nn.Dropout(0.5)(x * inputs * rngs, deterministic=not train))
+
+    kwargs = {"mode": "valid", "inputs": 2.0, "rngs": 3}
+    variables = Net().init(jax.random.key(0), X, *kwargs.values())
+    output, _ = modes.apply(Net(), variables, X, mode=modes.TEST, kwargs=kwargs)
+    np.testing.assert_allclose(output, Net().apply(variables, X, *kwargs.values()), rtol=1e-6)
+    keys = {"dropout": jax.random.key(2)}
+    output, _ = modes.apply(Net(), variables, X, mode=modes.TRAIN, kwargs=kwargs, rngs=keys)
+    wanted = Net().apply(variables, X, *kwargs.values(), train=True, rngs=keys)
+    np.testing.assert_allclose(output, wanted, rtol=1e-6)
+    assert "1 noise" in lint.check(Net(), X, kwargs=kwargs).title
+
+
+def test_a_call_is_compiled_once_for_equal_arguments():
+    one, other = (Model.of(Plain(), {"kwargs": {"train": True}, "rngs": {}}) for _ in range(2))
+    assert one == other and hash(one) == hash(other)
+    assert one != Model.of(Plain(), {"train": False, "rngs": {}})
+    assert one != Model.of(Plain(), {"train": True, "rngs": {"dropout": jax.random.key(0)}})
+    assert Call.of({"train": True, "args": (1,)}) == Call(args=(1,), kwargs={"train": True})
+    assert jnp.shape(one.outputs(PLAIN, X)) == (6, 3)
