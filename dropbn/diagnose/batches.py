@@ -1,5 +1,6 @@
 """Batches as users have them: arrays, tuples or dicts in anything that can be iterated."""
 
+import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
@@ -52,12 +53,14 @@ class Batches:
         self._batches = batches if once or not isinstance(batches, Iterator) else list(batches)
         self._inputs, self._labels = inputs, labels
         self._number: int | None = None
+        self._last = self.first
 
     def __iter__(self) -> Iterator:
         number = 0
         for batch in self._batches:
             yield batch
             number += 1
+            self._last = batch
         if self._number not in (None, number):
             raise DropbnError(
                 f"The batches ended early: {number} where an earlier pass had {self._number}. Give a list, "
@@ -69,9 +72,13 @@ class Batches:
         """Disjoint parts of nearly equal size that together hold all batches.
 
         Args:
-          most: the number of parts. There are fewer if there are fewer batches, and none for one batch.
+          most: the number of parts. There are fewer if there are fewer batches, and none for one batch. A
+            last batch of one example, which may have no statistics, is no part of its own.
         """
-        number = min(most, self._number or sum(1 for _ in self))
+        if self._number is None:
+            collections.deque(self, maxlen=0)
+        last, first = (call.num_examples(self.inputs(batch)) for batch in (self._last, self.first))
+        number = min(most, self._number - (last == 1 < first))
         parts = [_Part(self, first, number) for first in range(number)]
         return [Batches(part, self._inputs, self._labels) for part in parts] if number > 1 else []
 

@@ -53,6 +53,11 @@ class Layers(NamedTuple):
         return frozenset(path for path, use in (self.noises | self.norms).items() if use.train and use.test)
 
     @property
+    def frozen(self) -> frozenset[Path]:
+        """BNs that use their running statistics in training too, where these never move."""
+        return frozenset(path for path, use in self.norms.items() if use.train is False)
+
+    @property
     def unswitched(self) -> list[str]:
         """The draws that training has and test mode has not."""
         return [where for where in self.draws if where not in self.test_draws]

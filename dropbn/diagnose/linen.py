@@ -260,17 +260,22 @@ class Model:
         streams = ["dropout", *(stream for stream in layers.streams if stream != "dropout")]
         return {stream: jax.random.key(number) for number, stream in enumerate(streams)}
 
-    def refuse_one_mode(self, layers: Layers) -> None:
-        """Raises if nothing distinguishes training from test mode."""
+    def has_one_mode(self, layers: Layers) -> bool:
+        """Whether nothing tells training from test mode."""
         uses = [*layers.noises.values(), *layers.norms.values()]
         told = (
             self.is_pair
             or self.call.train_kwargs is not None
             or self.call.test_kwargs is not None
             or self.train != self.test
-            or flags_of(self.parameters)
+            # One that the model was constructed with is not for the caller to tell.
+            or any(getattr(self.train, flag, None) is None for flag in flags_of(self.parameters))
         )
-        if uses and not told and all(use.train == use.test for use in uses):
+        return bool(uses) and not told and all(use.train == use.test for use in uses)
+
+    def refuse_one_mode(self, layers: Layers) -> None:
+        """Raises where nothing tells training from test mode."""
+        if self.has_one_mode(layers):
             raise DropbnError(
                 f"Which argument of {self.name}({', '.join(self.parameters)}) says training? No name is "
                 "known. Give it by train_kwargs={'name': value} and test_kwargs={'name': value}, or give a "

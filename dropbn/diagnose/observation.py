@@ -63,6 +63,7 @@ class Observer:
 
     Attributes:
       layers: path -> `Layer`, in the order of the trace.
+      moving: the paths of those whose statistics training moves.
       rngs: random keys by stream.
       num_images: how many the last pass has seen.
     """
@@ -87,6 +88,9 @@ class Observer:
         self.rngs = model.rngs(layers)
         traced = abstract((variables, x, self.rngs))
         self.layers, self._shapes, self._moments_of = _programs(model, mode.frozen, *traced)
+        # A model of which only test mode is known does not freeze them.
+        frozen = () if model.has_one_mode(layers) else layers.frozen
+        self.moving = [path for path in self.layers if path not in frozen]
         self.num_images = 0
 
     def __call__(self, variables: dict) -> Iterator[dict[Path, list[Moments]]]:
@@ -152,12 +156,15 @@ def converged(observer: Observer, variables: dict) -> dict[Path, Statistics]:
 
 
 def converged_by_call(observer: Observer, variables: dict) -> dict[Path, list[Statistics]]:
-    """What running statistics would converge to if every call of a layer had its own; see `converged`."""
+    """What running statistics would converge to if every call of a layer had its own; see `converged`.
+
+    A BN that training freezes is left out.
+    """
     sums: dict[Path, np.ndarray] = {}
     number = 0
     for number, found in enumerate(observer(variables), 1):  # noqa: B007
-        for path, calls in found.items():
-            new = np.array([(call.mean, call.variance) for call in calls])
+        for path in observer.moving:
+            new = np.array([(call.mean, call.variance) for call in found[path]])
             sums[path] = sums[path] + new if path in sums else new
     return {path: [(mean, var) for mean, var in total / number] for path, total in sums.items()}
 

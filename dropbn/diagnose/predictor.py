@@ -43,11 +43,13 @@ class Predictor:
         by_batch = self._mode.batch_norm == "batch"
         if by_batch:
             layers.refuse_one_value()
+        # What is padded is part of the batch for a BN that uses the batch in test mode too.
+        may_pad = not by_batch and not any(use.test for use in layers.norms.values())
         rngs = self.model.rngs(layers) if rngs is None else rngs
         for index, batch in enumerate(batches):
             x = batches.inputs(batch)
             padded, length = x, num_examples(x)
-            if hasattr(x, "shape") and not by_batch and length < len(first):
+            if hasattr(x, "shape") and may_pad and length < len(first):
                 padded = jnp.concatenate([x, jnp.repeat(x[-1:], len(first) - length, axis=0)])
             outputs = np.asarray(self._outputs(variables, padded, fold_in(rngs, index)))
             yield batch, outputs[:length] if padded is not x else outputs

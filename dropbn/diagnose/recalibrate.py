@@ -87,6 +87,8 @@ def recalibrate(
 ) -> Recalibration:
     """Takes new statistics of every BN layer by one of the published recipes.
 
+    A BN that training freezes keeps its statistics, to which the weights behind it are trained.
+
     - "dropout_off": the population moments of every layer's input in test mode, exact for any split of the
       data into batches. A layer's input depends on the statistics of those before it, so passes are
       repeated until no statistics move any more. Each pass makes at least one more layer final, and most
@@ -96,8 +98,7 @@ def recalibrate(
       means and variances. They do not say whether the layers before use the old or the moving statistics
       during a pass; here they use the old, as in their measurement of the shift.
     - "li2018_moving": the other reading: `dropbn.diagnose.modes.LI_ADJUST`, batch after batch. Each batch is
-      normalized with the statistics that the batches before it have moved. A BN that the model freezes stays
-      as it is.
+      normalized with the statistics that the batches before it have moved.
     - "li2018_torch": the likeliest code of Li et al., an inference: a PyTorch model in eval mode whose BN
       layers are in train mode, because PyTorch's BN cannot move its statistics while it normalizes with them.
       Dropout is off, BN uses the batch, and its mean and variance move. Studies call these statistics
@@ -172,6 +173,11 @@ def take(
         raise DropbnError(f"passes={passes}: the batches are gone through at least once.")
     if recipe == "closed_form":
         return _closed_form(model, variables, batches)
+    layers = model.layers(variables, batches.inputs(batches.first))
+    if layers.norms and not layers.has_norm and not model.has_one_mode(layers):
+        raise DropbnError(
+            "Training freezes every batch normalization of the model: there is nothing to take again."
+        )
     taken = RECIPES[recipe](model, variables, batches, Options(noise, passes, tolerance))
     return _found(recipe, variables, taken)
 
@@ -179,6 +185,8 @@ def take(
 def _found(recipe, before, taken):
     rows, passes = [], taken.num_passes
     for name, path, index in taken.observer.each():
+        if path not in taken.observer.moving:
+            continue
         old, new = (
             [part[index] for part in observation.statistics(given, path)]
             for given in (before, taken.variables)

@@ -144,7 +144,7 @@ def _population(observer, variables, tolerance, most):
       ({path: (mean, variance)}, spreads as of `Taken`, how many batches were taken).
     """
     totals: dict[Path, Moments] = {}
-    spreads: dict[Path, list] = {path: [] for path in observer.layers}
+    spreads: dict[Path, list] = {path: [] for path in observer.moving}
     for number, found in enumerate(observer(variables), 1):
         _add(totals, spreads, found)
         known = number % 8 == 0 and most is None
@@ -157,14 +157,14 @@ def _population(observer, variables, tolerance, most):
 
 def _moved(observer, variables):
     """Statistics moved by every call of one pass over the batches, and spreads as of `Taken`."""
-    averages = {path: observation.statistics(variables, path) for path in observer.layers}
+    averages = {path: observation.statistics(variables, path) for path in observer.moving}
     totals: dict[Path, Moments] = {}
-    spreads: dict[Path, list] = {path: [] for path in observer.layers}
+    spreads: dict[Path, list] = {path: [] for path in observer.moving}
     for found in observer(variables):
         _add(totals, spreads, found)
-        for path, calls in found.items():
+        for path in observer.moving:
             keep = observer.layers[path].momentum
-            for call in calls:
+            for call in found[path]:
                 averages[path] = tuple(
                     keep * old + (1 - keep) * now
                     for old, now in zip(averages[path], (call.mean, call.variance), strict=True)
@@ -174,8 +174,8 @@ def _moved(observer, variables):
 
 def _add(totals, spreads, found):
     """Adds the moments of a batch to the totals, and its spread around the mean so far."""
-    for path, calls in found.items():
-        new = functools.reduce(moments.merge, calls)
+    for path in spreads:
+        new = functools.reduce(moments.merge, found[path])
         total = totals[path] = moments.merge(totals[path], new) if path in totals else new
         around = np.mean(new.variance + np.square(new.mean - total.mean), -1)
         spreads[path].append((new.count, around))

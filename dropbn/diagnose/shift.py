@@ -123,7 +123,8 @@ def predict(
     """Predicts the shift of every BN layer from the weights alone, before or during training.
 
     The first pass, in train mode, computes what the running statistics would converge to with these weights.
-    The second pass, in test mode, measures against those. The model's own running statistics are not used.
+    The second pass, in test mode, measures against those. The model's own running statistics are not used,
+    except those of a BN that training freezes, which keeps them.
 
     Args:
       model: any Linen module, or a pair (for training, for test).
@@ -175,6 +176,7 @@ def _against_running(observer, variables, estimator, title):
             observer.layers[path].epsilon,
             Moments(*(part[index] for part in total)),
             [statistic[index] for statistic in observation.statistics(variables, path)],
+            path in observer.moving,
         )
         for name, path, index in observer.each()
         for call, total in enumerate(totals[path], 1)
@@ -198,9 +200,10 @@ def _li2018(seen, new, momentum):
 ESTIMATORS = {"pooled": _pooled, "li2018": _li2018}
 
 
-def _row(name, epsilon, real, running):
+def _row(name, epsilon, real, running, is_moving):
     moving_mean, moving_var = running
-    observation.refuse_untrained(name, moving_mean, moving_var)
+    if is_moving:  # A layer that training freezes may keep those of initialisation.
+        observation.refuse_untrained(name, moving_mean, moving_var)
     if not (np.any(real.variance) and np.any(moving_var)):
         raise DropbnError(
             f"The input of '{name}' does not vary: give more than one image, or look for a dead layer."

@@ -102,6 +102,8 @@ def test_models_that_are_none():
             lint.check(model, X)
         with _refused(f"A {kind} is neither a Linen module nor a pair"):
             surgery.move_to_last_bn(model, X)
+        with _refused(f"A {kind} is no Linen module."):
+            surgery.without_noise(model)
     with _refused("A tuple is neither a Linen module nor a pair"):
         shift.measure((Plain(), Plain(), Plain()), PLAIN, [X])
 

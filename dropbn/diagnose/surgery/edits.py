@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from dropbn.diagnose import noise_flow, registry
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.linen import Model, ModelOrPair
 from dropbn.diagnose.noise_flow import marks
 from dropbn.diagnose.surgery.operated import Hidden, Operated, amount_field, turned_off
 from dropbn.errors import DropbnError
@@ -111,7 +111,9 @@ def move(model: nn.Module, moves: Mapping[str, str]) -> nn.Module:
     return Operated(Hidden(model), lift, tuple(map(glob.escape, moves)), tuple(moves.items()))
 
 
-def move_to_last_bn(model: nn.Module, *inputs: Any, variables: dict | None = None, **call: Any) -> nn.Module:
+def move_to_last_bn(
+    model: ModelOrPair, *inputs: Any, variables: dict | None = None, **call: Any
+) -> ModelOrPair:
     """Moves every noise that shifts a BN to the output of the next BN from which it shifts none.
 
     The target is the last BN of the noise's branch if a skip is added behind it, otherwise the last BN of the
@@ -123,7 +125,8 @@ def move_to_last_bn(model: nn.Module, *inputs: Any, variables: dict | None = Non
       *inputs, variables, **call: see `dropbn.diagnose.lint.check`; nothing is computed.
 
     Returns:
-      The changed model; the model itself if noise reaches BNs only through a skip or not at all.
+      The changed model, a pair of a pair; the model itself if noise reaches BNs only through a skip or not at
+      all.
 
     Raises:
       DropbnError: the model cannot be traced, or a noise has no such target.
@@ -146,9 +149,12 @@ def move_to_last_bn(model: nn.Module, *inputs: Any, variables: dict | None = Non
             moves[noise] = target
     kept = {target: noise for noise, target in moves.items()}
     dropped = {glob.escape(noise): 0.0 for noise in moves if noise not in kept.values()}
-    if dropped:
-        model = with_rates(model, dropped)
-    return move(model, {noise: target for target, noise in kept.items()}) if kept else model
+
+    def edited(module):
+        module = with_rates(module, dropped) if dropped else module
+        return move(module, {noise: target for target, noise in kept.items()}) if kept else module
+
+    return tuple(map(edited, model)) if isinstance(model, tuple) else edited(model)
 
 
 def _match(call, kind):

@@ -80,6 +80,13 @@ class Hidden:
 
     model: nn.Module
 
+    def __post_init__(self):
+        if not isinstance(self.model, nn.Module):
+            raise DropbnError(
+                f"A {type(self.model).__name__} is no Linen module. If it is a pair, change both of its "
+                "models."
+            )
+
 
 class Operated(nn.Module):
     """A model that hands each call of a noise to `operation` instead of running it.
