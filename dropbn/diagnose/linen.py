@@ -262,14 +262,14 @@ class Model:
 
     def has_one_mode(self, layers: Layers) -> bool:
         """Whether nothing tells training from test mode."""
-        uses = [*layers.noises.values(), *layers.norms.values()]
+        uses, module = [*layers.noises.values(), *layers.norms.values()], inspect.unwrap(self.train)
         told = (
             self.is_pair
             or self.call.train_kwargs is not None
             or self.call.test_kwargs is not None
             or self.train != self.test
             # One that the model was constructed with is not for the caller to tell.
-            or any(getattr(self.train, flag, None) is None for flag in flags_of(self.parameters))
+            or any(getattr(module, flag, None) is None for flag in flags_of(self.parameters))
         )
         return bool(uses) and not told and all(use.train == use.test for use in uses)
 
