@@ -64,7 +64,9 @@ class Gap(Result):
         elif "dropout noise" not in causes:
             sentences.append("No noise was found, so no share of the gap is attributed to it.")
         if "lagging statistics" not in causes:
-            sentences.append("No BN was found, so no share of the gap is attributed to its statistics.")
+            sentences.append(
+                "No BN takes statistics in training, so no share of the gap is attributed to them."
+            )
         return " ".join(filter(None, [*sentences, self.remedies.advice, self.shares.advice]))
 
     def __rich__(self) -> rich.console.RenderableType:

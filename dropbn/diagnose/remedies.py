@@ -80,7 +80,9 @@ class Remedies(Result):
             gains = ", ".join(f"{row['remedy']} {_gain(row)}" for row in known)
             sentences.append(f"No remedy gains more than its error on test images: {gains}.")
         if not self.rows and not self.failed:
-            sentences.append("The model has neither noise nor BN for a remedy to change.")
+            sentences.append(
+                "No remedy was tried: no BN takes statistics in training, and no noise is drawn."
+            )
         return " ".join(sentences)
 
 

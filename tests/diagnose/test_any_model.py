@@ -358,3 +358,44 @@ def test_surgery_keeps_the_checkpoint_and_test_mode(name):
         output = _plain(case._replace(built=(model, model)), variables, case.batches[0], False, case.keys)
         if "DBN207" not in case.findings:  # Swapped, a noise that is always on draws otherwise.
             np.testing.assert_allclose(output, wanted, rtol=_loose(name, 1e-5), atol=1e-6)
+
+
+def test_a_model_whose_norms_training_freezes():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.Dropout(0.5)(nn.Dense(4)(x), deterministic=not train)
+            return nn.Dense(3)(nn.BatchNorm(name="frozen")(x, use_running_average=True))
+
+    batches = CASES["one-hot"].batches
+    variables = Model().init(jax.random.key(0), batches[0][0])  # Training leaves its mean 0, variance 1.
+    row = shift.predict(Model(), variables, batches).rows[0]
+    assert row["moving_var"] == 1 and row["ratio"] == row["real_var"]
+    with pytest.raises(DropbnError, match="Training freezes every batch normalization of the model"):
+        recalibrate.recalibrate(Model(), variables, batches)
+    found = gap.explain(Model(), variables, batches, batches, num_samples=0)
+    assert {row["batch_norm"] for row in found.rows} == {"running"}
+    assert found.advice.startswith("No BN takes statistics in training, so no share of the gap is")
+
+
+def test_running_state_that_is_no_batch_normalization():
+    case, variables = CASES["spectral"], _variables("spectral")
+    for tool in (shift.measure, shift.predict, recalibrate.recalibrate):
+        with pytest.raises(DropbnError, match="The model has no batch normalization"):
+            tool(case.model, variables, case.batches)
+
+
+def test_groups_of_an_axis_are_the_whole_batch_where_nothing_binds_it():
+    class Model(nn.Module):
+        axis_name: str | None
+
+        @nn.compact
+        def __call__(self, x, train=False):
+            groups = [[0, 1], [2, 3]] if self.axis_name else None
+            norm = nn.BatchNorm(axis_name=self.axis_name, axis_index_groups=groups)
+            return norm(nn.Dropout(0.5)(x, deterministic=not train), use_running_average=not train)
+
+    batches = [x for x, _ in CASES["one-hot"].batches]
+    variables = Model(None).init(jax.random.key(0), batches[0])
+    rows, wanted = (shift.predict(Model(axis), variables, batches).rows for axis in ("data", None))
+    assert rows == wanted

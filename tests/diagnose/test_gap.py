@@ -316,7 +316,7 @@ def test_without_batch_normalization_there_are_two_causes():
     found = gap.explain(Plain(), {}, [(x, labels)], [(x, (labels + 1) % 4)])
     assert [row["cause"] for row in found.shares.rows] == ["dropout noise", "generalisation", "the whole gap"]
     assert found.shares.rows[1]["accuracy"] == found.shares.rows[1]["accuracy"] == 1
-    assert "No BN was found" in found.advice and len(found.rows) == 4
+    assert "No BN takes statistics in training" in found.advice and len(found.rows) == 4
     assert [row["remedy"] for row in found.remedies.rows] == ["mean of 10 draws"]
 
 
