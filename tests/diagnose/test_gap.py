@@ -353,7 +353,7 @@ def test_another_score_and_refusals():
     )
     refused("keys .* say with labels=", [{"image": x, "y": y}], [(x, y)])
     refused("from 1 to 2 do not fit task='classify'", [(x, y + 1)], [(x, y)])
-    refused("one image has no batch statistics", [(x, y), (x[:1], y[:1])], [(x, y)])
+    refused("one image has no batch statistics", [(x[:1], y[:1]), (x, y)], [(x, y)])
     refused("Outputs for the test batches are not finite", [(x, y)], [(x * np.nan, y)])
     refused("'bn' is not finite in batch 0", [(x * np.nan, y)], [(x, y)])
     refused("no batch normalization", [(x, y)], [(x, y)], model=nn.Dropout(0.5))
