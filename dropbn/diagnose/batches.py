@@ -1,6 +1,5 @@
 """Batches as users have them: arrays, tuples or dicts in anything that can be iterated."""
 
-import collections
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator
@@ -75,10 +74,9 @@ class Batches:
           most: the number of parts. There are fewer if there are fewer batches, and none for one batch. A
             last batch of one example, which may have no statistics, is no part of its own.
         """
-        if self._number is None:
-            collections.deque(self, maxlen=0)
+        total = self._number or sum(1 for _ in self)
         last, first = (call.num_examples(self.inputs(batch)) for batch in (self._last, self.first))
-        number = min(most, self._number - (last == 1 < first))
+        number = min(most, total - (last == 1 < first))
         parts = [_Part(self, first, number) for first in range(number)]
         return [Batches(part, self._inputs, self._labels) for part in parts] if number > 1 else []
 
