@@ -27,9 +27,8 @@ class Batches:
           batches: an iterable of arrays, tuples or dicts. An iterator, such as a generator, is kept in memory
             unless `once`. For large data, give a list, a data loader, or an object whose `__iter__` starts
             anew.
-          inputs: which part of a batch the model gets: a key, an index, an attribute or a
-            function of the batch. By default
-            it is the array itself, "image" of a dict, or the first element of a tuple.
+          inputs: which part of a batch the model gets: a key, an index, an attribute or a function of the
+            batch. By default it is the array itself, "image" of a dict, or the first element of a tuple.
           labels: likewise; by default "label" of a dict, or the second element of a tuple.
           once: whether the batches are iterated only once.
 

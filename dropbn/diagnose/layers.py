@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import flax
 import flax.linen as nn
 import jax
 
@@ -122,7 +121,9 @@ def find(model: "Model", treedef: Any, leaves: tuple) -> Layers:
             with nn.intercept_methods(_mark):
                 try:
                     return model.run_under(*given, keeps_stats=testing)[0]
-                except flax.errors.ModifyScopeVariableError:  # A BN that uses the batch in test mode too.
+                except tracing.MissingKey:
+                    raise
+                except Exception:  # A BN uses the batch in test mode too, or nn.scan carries statistics.
                     return model.run_under(*given)[0]
 
         def trace(run, *given):

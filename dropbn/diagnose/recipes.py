@@ -15,6 +15,7 @@ from dropbn.diagnose.interception import LI_ADJUST, Mode
 from dropbn.diagnose.linen import Model
 from dropbn.diagnose.observation import Observer
 from dropbn.diagnose.tracing import Path
+from dropbn.errors import DropbnError
 from dropbn.nn.kernels import moments
 from dropbn.nn.kernels.moments import Moments
 
@@ -56,9 +57,17 @@ def dropout_off(model: Model, variables: dict, batches: Batches, options: Option
     observer = Observer(model, variables, batches, Mode(False, "running", False))
     most = options.passes or max(len(list(observer.each())) + 1, _MOST_PASSES)
     new, number = variables, None
-    for num_passes in range(1, most + 1):  # noqa: B007
-        before, (statistics, spreads, number) = new, _population(observer, new, options.tolerance, number)
-        new = observation.with_statistics(new, statistics)
+    for num_passes in range(1, most + 1):
+        try:
+            statistics, spreads, number = _population(observer, new, options.tolerance, number)
+        except DropbnError as error:
+            if num_passes == 1:
+                raise
+            raise DropbnError(
+                f"The statistics diverge in pass {num_passes}, because the old ones lie too far off: begin with "
+                f"recipe='precise_bn', and give its batch_stats to this recipe. ({error})"
+            ) from error
+        before, new = new, observation.with_statistics(new, statistics)
         if options.passes is None and _distance(observer, before, new) < _CONVERGED:
             break
     return Taken(new, observer, observer.num_images, num_passes, spreads)

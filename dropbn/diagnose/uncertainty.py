@@ -120,8 +120,14 @@ def sample(
     """
     called = Model.of(model, call)
     data = Batches(batches, called.call.inputs, labels)
-    outputs = called.outputs(variables, data.inputs(data.first))
-    decided = tasks.find(task, outputs, data.labels_or_none(data.first))
+    x = data.inputs(data.first)
+    outputs, its_labels = called.outputs(variables, x), data.labels_or_none(data.first)
+    if its_labels is None and hasattr(x, "shape") and outputs.shape[:1] != x.shape[:1]:
+        raise DropbnError(
+            f"Outputs of shape {outputs.shape} for {len(x)} examples: pick by outputs= a part that has the "
+            "examples along its first axis, such as outputs=lambda y: y[0]."
+        )
+    decided = tasks.find(task, outputs, its_labels)
     return draw(called, variables, data, decided, num_samples, batch_norm)
 
 

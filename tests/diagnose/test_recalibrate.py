@@ -328,7 +328,7 @@ def test_refusals():
     refused("do not fit the model", Net(), {"params": {}, "batch_stats": {}}, [X])
     refused("hold no batch_stats", Net(), {"params": VARIABLES["params"]}, [X])
 
-    refused("no noise that is on", Quiet(), _quiet(), [X], "closed_form")
+    refused("no noise that training alone has", Quiet(), _quiet(), [X], "closed_form")
     fresh = Net().init(jax.random.key(1), X)
     refused("'bn1' are still at mean 0, variance 1", Net(), fresh, [X], "closed_form")
 
@@ -358,11 +358,11 @@ def test_a_registered_norm():
 
     class RunningNorm(nn.Module):
         @nn.compact
-        def __call__(self, x, train):
+        def __call__(self, x, learning):
             mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1])
             var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1])
-            used = (x.mean(0), x.var(0)) if train else (mean.value, var.value)
-            if train and not self.is_initializing():
+            used = (x.mean(0), x.var(0)) if learning else (mean.value, var.value)
+            if learning and not self.is_initializing():
                 mean.value, var.value = used
             return (x - used[0]) / jnp.sqrt(used[1] + 1e-5)
 
@@ -374,7 +374,7 @@ def test_a_registered_norm():
     variables = Model().init(jax.random.key(0), X)
     with pytest.raises(DropbnError, match="no batch normalization"):
         recalibrate.recalibrate(Model(), variables, [X])
-    registry.NORMS[RunningNorm] = registry.Switch("train", test=False)
+    registry.NORMS[RunningNorm] = registry.Switch("learning", test=False)
     try:
         found = recalibrate.recalibrate(Model(), variables, [X])
         output, _ = modes.apply(Model(), variables, X, mode=modes.Mode(False, "batch", False))

@@ -91,6 +91,8 @@ def test_refusals():
     variables = TwoPoints().init(jax.random.key(0), x)
     with pytest.raises(DropbnError, match="no noise that is on in training"):
         uncertainty.sample(nn.Dense(2), nn.Dense(2).init(jax.random.key(0), x), [x])
+    with pytest.raises(DropbnError, match=r"Outputs of shape \(1, 4\) for 4 examples: pick by outputs="):
+        uncertainty.sample(TwoPoints(), variables, [x], outputs=lambda y: y[:, 0][None])
     with pytest.raises(DropbnError, match="at least one sample"):
         uncertainty.sample(TwoPoints(), variables, [x], num_samples=0)
     with pytest.raises(DropbnError, match="are not finite"):
