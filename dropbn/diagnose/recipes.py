@@ -64,8 +64,8 @@ def dropout_off(model: Model, variables: dict, batches: Batches, options: Option
             if num_passes == 1:
                 raise
             raise DropbnError(
-                f"The statistics diverge in pass {num_passes}, because the old ones lie too far off: begin with "
-                f"recipe='precise_bn', and give its batch_stats to this recipe. ({error})"
+                f"The statistics diverge in pass {num_passes}, because the old ones lie too far off: begin "
+                f"with recipe='precise_bn', and give its batch_stats to this recipe. ({error})"
             ) from error
         before, new = new, observation.with_statistics(new, statistics)
         if options.passes is None and _distance(observer, before, new) < _CONVERGED:
