@@ -1,7 +1,7 @@
 """The registered layers of a model, and what the model itself does with them."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,9 +11,6 @@ from dropbn.diagnose.cache import cached
 from dropbn.diagnose.interception import TEST, TRAIN
 from dropbn.diagnose.tracing import Path, flat_stats, split
 from dropbn.errors import DropbnError
-
-if TYPE_CHECKING:
-    from dropbn.diagnose.linen import Model
 
 
 class Use(NamedTuple):
@@ -101,8 +98,8 @@ class Layers(NamedTuple):
 
 
 @cached
-def find(model: "Model", treedef: Any, leaves: tuple) -> Layers:
-    """The layers of a model for (variables, args, kwargs) as `tracing.abstract` gives them."""
+def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
+    """The layers of a `linen.Model` for (variables, args, kwargs) as `tracing.abstract` gives them."""
     arrays, rebuild = split(jax.tree.unflatten(treedef, leaves))
     streams, by_mode = list(dict.fromkeys(["dropout", *(model.call.rngs or ())])), []
     for testing in (False, True):
