@@ -53,11 +53,11 @@ class Call:
     the model's own fields, such as `train: bool`, is set by itself.
 
     Attributes:
-      inputs: the part of a batch that the model gets: a key, an index or a function of the batch. By default
-        it is the array itself, "image" of a dict, or the first element of a tuple. If the inputs are a tuple
-        and the model requires as many arguments, each gets one element; otherwise the first argument gets the
-        tuple. If they are a dict and the model requires arguments of these names, each gets its value;
-        otherwise the first argument gets the dict.
+      inputs: the part of a batch that the model gets: a key, an index, an attribute or a function of the
+        batch. By default it is the array itself, "image" of a dict, or the first element of a tuple. If the
+        inputs are a tuple and the model requires as many arguments, each gets one element; otherwise the
+        first argument gets the tuple. If they are a dict and the model requires arguments of these names,
+        each gets its value; otherwise the first argument gets the dict.
       args: further positional arguments.
       kwargs: further keyword arguments. A keyword whose name is none of these fields may also be given to the
         tool directly.

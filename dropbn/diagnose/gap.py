@@ -45,12 +45,14 @@ class Gap(Result):
       remedies: what each remedy brings on test images.
       flips: the training images that are right in train mode and wrong in test mode.
       draws: where training draws random numbers that belong to no registered noise.
+      other_state: modules with running state that is not a batch normalization's.
     """
 
     shares: Shares
     remedies: Remedies
     flips: Flips
     draws: tuple[str, ...]
+    other_state: tuple[str, ...]
 
     @property
     def advice(self) -> str:
@@ -61,7 +63,12 @@ class Gap(Result):
                 "Training draws random numbers that belong to no registered noise "
                 f"({'; '.join(self.draws)}): no share separates what they do."
             )
-        elif "dropout noise" not in causes:
+        if self.other_state:
+            sentences.append(
+                "Running state that is not a batch normalization's is neither switched nor measured: "
+                f"{'; '.join(self.other_state)}."
+            )
+        if not self.draws and "dropout noise" not in causes:
             sentences.append("No noise was found, so no share of the gap is attributed to it.")
         if "lagging statistics" not in causes:
             sentences.append(
@@ -180,6 +187,7 @@ def explain(
             most_flipped,
         ),
         draws=tuple(layers.unswitched),
+        other_state=tuple(layers.other_state(variables)),
     )
 
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from dropbn.diagnose import draws, interception, registry, tracing
+from dropbn.diagnose import interception, random_draws, registry, tracing
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.interception import TEST, TRAIN
 from dropbn.diagnose.tracing import Path, flat_stats, split
@@ -34,7 +34,7 @@ class Layers(NamedTuple):
       noises, norms: by path, in the order of the trace in training, then in test mode.
       streams: the random streams from which the model draws.
       draws, test_draws: the random draws of no registered noise in training and in test mode, and the batch
-        normalizations that each reaches first; see `dropbn.diagnose.draws.reached`.
+        normalizations that each reaches first; see `dropbn.diagnose.random_draws.reached`.
     """
 
     noises: dict[Path, Use]
@@ -129,7 +129,7 @@ def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
         jaxpr = tracing.shapes(model.name, run, arrays, streams, trace)
         num_keys = len(streams)
         is_key = [False] * (len(jaxpr.jaxpr.invars) - num_keys) + [True] * num_keys
-        by_mode.append((noises, norms, draws.reached(jaxpr, is_key)))
+        by_mode.append((noises, norms, random_draws.reached(jaxpr, is_key)))
     (noises, norms, drawn), (test_noises, test_norms, test_drawn) = by_mode
     uses = _uses(noises, test_noises), _uses(norms, test_norms)
     return Layers(*uses, tuple(streams), drawn, test_drawn)

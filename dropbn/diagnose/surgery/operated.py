@@ -80,7 +80,7 @@ class Hidden:
 
     model: nn.Module
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise DropbnError(
                 f"A {type(self.model).__name__} is no Linen module. If it is a pair, change both of its "

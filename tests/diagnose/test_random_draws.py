@@ -99,7 +99,7 @@ def test_a_draw_is_found_where_it_stands_with_what_it_reaches(name):
     found, layers = _draws(body)
     assert found == wanted
     assert layers.test_draws == {} and len(layers.unswitched) == 1
-    assert all("test_draws.py:" in where or "attention" in where for where in layers.draws)
+    assert all("test_random_draws.py:" in where or "attention" in where for where in layers.draws)
 
 
 @pytest.mark.parametrize("name", KNOWN)
@@ -132,7 +132,7 @@ def test_each_report_names_what_it_does_not_understand():
     report = lint.check(net, X)
     assert report.title.endswith("0 noises, 1 batch normalization, 1 random draw not understood")
     [row] = report.unseen()
-    assert row["noise"].startswith("path test_draws.py:") and row["norm"] == "last"
+    assert row["noise"].startswith("path test_random_draws.py:") and row["norm"] == "last"
     assert report.unseen(["path *"]) == []
     with pytest.raises(AssertionError, match=r"not understood reach batch normalizations:\npath .* -> last"):
         lint.assert_no_shift(net, X)
@@ -143,7 +143,7 @@ def test_each_report_names_what_it_does_not_understand():
     y = (X[:, 0] > 0).astype(int)
     trained = {**variables, "batch_stats": {"last": {"mean": X.mean(0), "var": 2 * X.var(0)}}}
     advice = gap.explain(net, trained, [(X, y)], [(X, y)]).advice
-    assert "belong to no registered noise (path test_draws.py:" in advice and "No noise" not in advice
+    assert "belong to no registered noise (path test_random_draws.py:" in advice and "No noise" not in advice
 
 
 def test_a_batch_normalization_of_another_class_is_found_by_what_it_keeps():
@@ -173,6 +173,9 @@ def test_a_batch_normalization_of_another_class_is_found_by_what_it_keeps():
         ("DBN402", "spectral"),
     ]
     variables["batch_stats"]["copied"]["var"] = 2 * X.var(0)
+    labelled = [(X, (X[:, 0] > 0).astype(int))]
+    advice = gap.explain(Net(), variables, labelled, labelled).advice
+    assert "is neither switched nor measured: spectral" in advice
     [row] = shift.measure(Net(), variables, [X]).rows
     assert row["layer"] == "copied" and row["ratio"] == pytest.approx(0.5, rel=1e-6)
 
