@@ -4,6 +4,7 @@ import pathlib
 import re
 
 import pytest
+import rich.console
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -39,7 +40,8 @@ def test_the_layers_run():
 
 @pytest.mark.filterwarnings("ignore:'backbone_bn' is called in training")
 def test_models_are_called_as_the_diagnosis_says(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "100")
+    # rich.print keeps one console, which another test may have made for another width.
+    monkeypatch.setattr("rich._console", rich.console.Console(width=100))
     names = _run("docs/diagnose.md", "How your model is called")
     assert names["found"].rows == names["same"].rows
     # Dropout directly before BN, on inputs of mean 0 but for the sample: 1 - rate.
