@@ -8,41 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from dropbn.diagnose.flags import flags_of
 from dropbn.errors import DropbnError
-
-# The values of these arguments of a model: (in training, in test mode).
-FLAGS = {
-    "train": (True, False),
-    "training": (True, False),
-    "is_train": (True, False),
-    "is_training": (True, False),
-    "deterministic": (False, True),
-    "use_running_average": (False, True),
-    "eval": (False, True),
-    "is_eval": (False, True),
-    "test": (False, True),
-    "testing": (False, True),
-    "inference": (False, True),
-    "update_stats": (True, False),
-    "mode": ("train", "eval"),
-}
-_MODES = ("train", "training", "eval", "evaluation", "test", "testing", "inference", "predict")
-
-
-def flags_of(parameters: Mapping[str, inspect.Parameter]) -> dict[str, tuple[Any, Any]]:
-    """The known flags among the parameters of a method: their values (in training, in test mode).
-
-    `mode` is one of them if it has no default or if its default names a mode. A default that names a test
-    mode is its value in test mode.
-    """
-    found = {name: FLAGS[name] for name in parameters if name in FLAGS}
-    if "mode" in found:
-        default = parameters["mode"].default
-        if default in _MODES[2:]:
-            found["mode"] = ("train", default)
-        elif default is not inspect.Parameter.empty and default not in _MODES:
-            del found["mode"]
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +34,7 @@ class Call:
       outputs: the part of the returned value that is the model's output: an index, a key, an attribute or a
         function. It may be left out if the model returns an array.
       train_kwargs, test_kwargs: the arguments that say training, and those that say test. By default they are
-        the known flags (`FLAGS`) that the model takes.
+        the known flags (`flags.FLAGS`) that the model takes.
     """
 
     inputs: Any = None

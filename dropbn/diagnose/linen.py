@@ -15,8 +15,9 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import unflatten_dict
 
-from dropbn.diagnose import interception, layers, registry, tracing
-from dropbn.diagnose.call import FLAGS, Call, flags_of
+from dropbn.diagnose import flags, interception, layers, registry, tracing
+from dropbn.diagnose.call import Call
+from dropbn.diagnose.flags import flags_of
 from dropbn.diagnose.interception import TEST, Mode, Observe
 from dropbn.diagnose.layers import Layers
 from dropbn.diagnose.tracing import MissingKey, Path, abstract, flat_stats, split
@@ -66,7 +67,7 @@ class Model:
         found._refuse_unknown()
         if isinstance(model, tuple) or flags_of(found.parameters):
             return found
-        return cls(_with_flags(model, testing=False), _with_flags(model, testing=True), call)
+        return cls(flags.with_fields(model, testing=False), flags.with_fields(model, testing=True), call)
 
     @property
     def key(self) -> tuple:
@@ -181,8 +182,8 @@ class Model:
         """
         args, kwargs = (*args, *self.call.args), {**kwargs, **self.call.kwargs}
         if replaces_flags:
-            flags = flags_of(self.parameters)
-            kwargs = {name: value for name, value in kwargs.items() if value not in flags.get(name, ())}
+            known = flags_of(self.parameters)
+            kwargs = {name: value for name, value in kwargs.items() if value not in known.get(name, ())}
         return self.test if testing else self.train, args, kwargs | self._flags(testing, args, kwargs)
 
     @functools.cached_property
@@ -200,27 +201,11 @@ class Model:
 
     def _flags(self, testing, args, kwargs):
         """The arguments that say training, or test: known flags that the call leaves out, then its own."""
-        known = {flag: values[testing] for flag, values in flags_of(self.parameters).items()}
-        other = {flag: values[not testing] for flag, values in flags_of(self.parameters).items()}
-        for flag in known.keys() & kwargs.keys():
-            if kwargs[flag] == other[flag]:
-                said, needed = ("training", "test mode") if testing else ("test mode", "training")
-                raise DropbnError(
-                    f"{flag}={kwargs[flag]!r} says {said}, and {needed} is run here: leave it out, or say by "
-                    "train_kwargs= and test_kwargs= which arguments mean what."
-                )
         module = inspect.unwrap(self.test if testing else self.train)
-        given = [*self.parameters][: len(args)]
-        # One that the model was constructed with is given already.
-        missing = {
-            flag: value
-            for flag, value in known.items()
-            if flag not in kwargs and flag not in given and getattr(module, flag, None) is None
-        }
-        found = missing | dict((self.call.test_kwargs if testing else self.call.train_kwargs) or {})
-        function = inspect.Signature(list(self.parameters.values()))
+        found = flags.left_out(module, self.parameters, args, kwargs, testing)
+        found |= (self.call.test_kwargs if testing else self.call.train_kwargs) or {}
         try:
-            function.bind(*args, **{**kwargs, **found})
+            inspect.Signature(list(self.parameters.values())).bind(*args, **{**kwargs, **found})
         except TypeError as error:
             raise DropbnError(
                 f"{self.name}({', '.join(self.parameters)}) cannot be traced with these inputs: {error}. Say "
@@ -344,16 +329,3 @@ def _call(method, module, *args, kwargs):
     if callable(method):
         return method(module, *args, **kwargs)
     return getattr(module, method)(*args, **kwargs)
-
-
-def _with_flags(model, testing):
-    """The model with the flags among its fields set to training or to test, if its method takes none."""
-    inner = inspect.unwrap(model)
-    fields = {
-        flag: FLAGS[flag][testing]
-        for flag in FLAGS.keys() & inner.__dataclass_fields__.keys()
-        if isinstance(getattr(inner, flag), bool)
-    }
-    if not fields:
-        return model
-    return model.wrapping(inner.clone(**fields)) if inner is not model else inner.clone(**fields)

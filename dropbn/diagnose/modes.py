@@ -47,7 +47,7 @@ def apply(
 ) -> tuple[Any, dict]:
     """`model.apply` in a given mode.
 
-    A flag of the model that the caller leaves out (`dropbn.diagnose.call.FLAGS`: train, deterministic, ...)
+    A flag of the model that the caller leaves out (`dropbn.diagnose.flags.FLAGS`: train, deterministic, ...)
     is set to test in `TEST` and to training in every other mode, so that layers behind `if train:` are
     reached; whether they draw noise and what BN does follows from `mode`.
 

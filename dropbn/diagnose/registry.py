@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
-from dropbn.diagnose.call import flags_of
+from dropbn.diagnose.flags import flags_of
 from dropbn.nn.noise import Noise
 
 

@@ -11,7 +11,8 @@ from flax import nnx
 from public_style_models import Constructed, Critic, Phase, Plain, PolicyAndValue, StringMode
 
 from dropbn.diagnose import gap, lint, modes, shift, surgery, uncertainty
-from dropbn.diagnose.call import Call, flags_of, num_examples
+from dropbn.diagnose.call import Call, num_examples
+from dropbn.diagnose.flags import flags_of
 from dropbn.diagnose.linen import Model
 from dropbn.errors import DropbnError
 

@@ -16,7 +16,7 @@ import jax
 from flax.core import Scope
 
 from dropbn.diagnose import interception, registry
-from dropbn.diagnose.call import flags_of
+from dropbn.diagnose.flags import flags_of
 from dropbn.errors import DropbnError, unknown
 
 
@@ -25,7 +25,7 @@ def amount_field(kind: type[nn.Module]) -> str | None:
     return next((field for field in ("rate", "beta") if field in kind.__dataclass_fields__), None)
 
 
-class Call(NamedTuple):
+class NoiseCall(NamedTuple):
     """A call of a noise.
 
     Attributes:
@@ -66,7 +66,7 @@ class Call(NamedTuple):
         return next(takes).__call__(noise, x, **self.others, **({} if off is None else {flag: test == off}))
 
 
-def turned_off(call: Call, x: jax.Array) -> jax.Array:
+def turned_off(call: NoiseCall, x: jax.Array) -> jax.Array:
     """The operation that calls a noise in test mode."""
     return call._replace(built_off=True, called_off=None).run(x)
 
@@ -93,13 +93,13 @@ class Operated(nn.Module):
 
     Attributes:
       hidden: the model.
-      operation: takes a `Call` and the noise's input, and returns its output.
+      operation: takes a `NoiseCall` and the noise's input, and returns its output.
       noises: patterns; each must match the name of a noise.
       moves: (noise, target) pairs, see `move`.
     """
 
     hidden: Hidden
-    operation: Callable[[Call, jax.Array], jax.Array]
+    operation: Callable[[NoiseCall, jax.Array], jax.Array]
     noises: tuple[str, ...] = ()
     moves: tuple[tuple[str, str], ...] = ()
 
@@ -120,7 +120,7 @@ class Operated(nn.Module):
         scope: Any = model.scope
         scope.flags = scope.flags.copy({_fresh(): True})
         root: tuple[str, ...] = model.path
-        calls: dict[str, Call | None] = {}
+        calls: dict[str, NoiseCall | None] = {}
         survey = functools.partial(_survey, *model.unbind(), {*scope.rngs, "params", "dropout"})
         ahead = functools.cache(lambda: survey(args, kwargs))
 
@@ -164,7 +164,7 @@ def _survey(model, variables, streams, args, kwargs):
         rngs = dict.fromkeys(streams, jax.random.key(0))
         model.apply(variables, *args, rngs=rngs, mutable=flax.core.DenyList(_fresh()), **kwargs)
 
-    calls: dict[str, Call | None] = {}
+    calls: dict[str, NoiseCall | None] = {}
     with interception.hidden(), _turn(()), _operating(turned_off, calls):
         jax.eval_shape(run)
     return calls
@@ -198,7 +198,7 @@ def _turn(surgeries):
 
 @contextlib.contextmanager
 def _operating(operation, calls, root=(), put=lambda name, module, y: y):
-    """Hands noises to `operation` and outputs to `put`; fills `calls`, name -> `Call`, None if no noise."""
+    """Hands noises to `operation` and outputs to `put`; fills `calls`, name -> `NoiseCall`, None if no noise."""
     me, running = object(), set()
 
     def intercept(run, args, kwargs, context):
@@ -227,7 +227,7 @@ def _operating(operation, calls, root=(), put=lambda name, module, y: y):
 
 
 def _noise_call(name, context, args, kwargs):
-    """The `Call` of a noise and its input; None for both if the layer is no noise."""
+    """The `NoiseCall` of a noise and its input; None for both if the layer is no noise."""
     switch = registry.of(context.module, registry.NOISES)
     signature = inspect.signature(context.orig_method)
     if switch is None or switch.flag not in signature.parameters:
@@ -236,7 +236,7 @@ def _noise_call(name, context, args, kwargs):
     others = dict(rest)
     flags = getattr(context.module, switch.flag, None), others.pop(switch.flag, None)
     built_off, called_off = (None if flag is None else flag == switch.test for flag in flags)
-    return Call(name, context.module, built_off, called_off, others, context.module.scope.trace_level), x
+    return NoiseCall(name, context.module, built_off, called_off, others, context.module.scope.trace_level), x
 
 
 def _unseen(noise, target):
