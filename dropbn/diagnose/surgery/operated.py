@@ -198,7 +198,7 @@ def _turn(surgeries):
 
 @contextlib.contextmanager
 def _operating(operation, calls, root=(), put=lambda name, module, y: y):
-    """Hands noises to `operation` and outputs to `put`; fills `calls`, name -> `NoiseCall`, None if no noise."""
+    """Hands noises to `operation` and outputs to `put`; notes in `calls` the call of each noise, or None."""
     me, running = object(), set()
 
     def intercept(run, args, kwargs, context):
