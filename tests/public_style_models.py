@@ -557,7 +557,7 @@ CASES = {
             "DBN304": {("", "first/Trunk_0/BatchNorm_0")},
         },
     ),
-    "spectral": Case(Spectral(), _FLAT),
+    "spectral": Case(Spectral(), _FLAT, findings={"DBN402": {("", "SpectralNorm_0")}}),
     "synchronised": Case(
         Synchronised(),
         _FLAT,
