@@ -68,8 +68,9 @@ class Call:
     @property
     def key(self) -> tuple:
         """What a compiled program depends on; it has a hash if all arguments have one."""
-        mappings = (self.kwargs, self.train_kwargs or {}, self.test_kwargs or {})
-        return self.args, self.method, self.outputs, *(tuple(sorted(each.items())) for each in mappings)
+        mappings = (self.kwargs, self.train_kwargs, self.test_kwargs)
+        items = (None if each is None else tuple(sorted(each.items())) for each in mappings)
+        return self.args, self.method, self.outputs, *items
 
     def output(self, returned: Any) -> jax.Array:
         """The part of the returned value that is the model's output.

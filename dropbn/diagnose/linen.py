@@ -71,7 +71,8 @@ class Model:
 
     @property
     def key(self) -> tuple:
-        return self.train, self.test, self.call.key, tuple(sorted(self.call.rngs or ()))
+        # What the user has told decides whether the model is refused.
+        return self.train, self.test, self.is_pair, self.call.key, tuple(sorted(self.call.rngs or ()))
 
     def __hash__(self) -> int:
         return hash(self.key)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from linen_models import BREADTH, ConstructorFlags, Frozen, Jitted, SharedNorm
 
-from dropbn.diagnose import modes
+from dropbn.diagnose import modes, shift
 from dropbn.errors import DropbnError
 from dropbn.nn import noise
 
@@ -250,6 +250,12 @@ def test_what_says_training_is_asked_for_and_taken_from_the_answer():
     told = {"train_kwargs": {"learn": True}, "test_kwargs": {"learn": False}}
     output, _ = modes.apply(Net(), variables, X, mode=modes.TEST, **told)
     _same(output, Net().apply(variables, X, learn=False))
+    # What one call has told is not taken for told by the next.
+    given = Net(), variables, [X]
+    assert shift.measure(*given, train_kwargs={}, test_kwargs={}).rows
+    assert shift.measure((Net(), Net()), variables, [X]).rows
+    with pytest.raises(DropbnError, match="says training"):
+        shift.measure(*given)
     # A pair of the same model, and empty answers, say that both modes are meant to be one.
     wanted, _ = Net().apply(variables, X, mutable=["batch_stats"])
     for model, call in (((Net(), Net()), {}), (Net(), {"train_kwargs": {}, "test_kwargs": {}})):
