@@ -14,7 +14,7 @@ from configs import base, caffenet, chen2019, hendrycks2016, kim2023, li2018, op
 from dropbn import data, models
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
-from dropbn.nn import noise, places
+from dropbn.nn import laws, places
 from dropbn.train import loop, steps, workdir
 from dropbn.train.plan import make_plan
 
@@ -72,10 +72,10 @@ def test_every_cell_says_where_its_noise_is(study):
             assert block.count("drop") == sum(part in places.BRANCH_PLACES for part in parts), arg
             assert head.count("drop") == sum(part in places.HEAD_PLACES for part in parts), arg
             assert (noises > 0) == ("place" in arg), arg
-        assert noises or not noise.amount(config.model.noise), arg
+        assert noises or not laws.of_config(config.model.noise).amount, arg
         if study is caffenet:
             norms = sum(section.order.count("bn") for section in sections)
-            assert ("rate=0" in arg.split(",")) == (noise.amount(config.model.noise) == 0), arg
+            assert ("rate=0" in arg.split(",")) == (laws.of_config(config.model.noise).amount == 0), arg
             assert (norms > 0) == ("bn=" in arg) and noises == (1 if "googlenet" in arg else 2), arg
 
 

@@ -245,8 +245,3 @@ def create(config: Any) -> Callable[..., Noise]:
     """
     own = {"scale_at": config.scale_at, "restore": config.restore} if config.kind == "dropout" else {}
     return functools.partial(KINDS[config.kind], **own)
-
-
-def amount(config: Any) -> float:
-    """The rate or beta of the law that a config names; see `laws.of_config`."""
-    return laws.of_config(config).amount

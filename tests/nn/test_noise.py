@@ -8,7 +8,7 @@ import pytest
 
 from configs import base
 from dropbn.errors import DropbnError
-from dropbn.nn import noise
+from dropbn.nn import laws, noise
 
 KEY = {"dropout": jax.random.key(7)}
 FAMILY = [
@@ -211,6 +211,6 @@ def test_an_amount_that_the_kind_does_not_use_is_refused(kind, used, other):
     config = base.get_config().model.noise
     config.kind, config[other] = kind, 0.5
     with pytest.raises(DropbnError, match=f"uses {used}, which is 0, and not {other}=0.5"):
-        noise.amount(config)
+        laws.of_config(config)
     config[used] = 0.25
-    assert noise.amount(config) == 0.25
+    assert laws.of_config(config).amount == 0.25
