@@ -61,7 +61,7 @@ class Layers(NamedTuple):
     def other_state(self, variables: Mapping) -> list[str]:
         """Modules with running state that is not a batch normalization's, such as spectral norms, by path."""
         paths = dict.fromkeys(path[:-1] for path in flat_stats(variables))
-        return ["/".join(path) or "." for path in paths if path not in self.norms]
+        return [tracing.name_of(path) for path in paths if path not in self.norms]
 
     def takes_batch(self, path: Path) -> bool:
         """Whether a BN at this path uses the batch in training."""
@@ -73,7 +73,7 @@ class Layers(NamedTuple):
         unknown = [path[:-1] for path in stats if path[-1] == "mean" and (*path[:-1], "var") in stats]
         if unknown and not self.norms:
             raise DropbnError(
-                f"The variables hold statistics of '{'/'.join(unknown[0]) or '.'}', but the model has no "
+                f"The variables hold statistics of '{tracing.name_of(unknown[0])}', but the model has no "
                 "batch normalization that dropbn.diagnose.registry knows: register its type."
             )
 
@@ -82,7 +82,7 @@ class Layers(NamedTuple):
         for path, use in self.norms.items():
             if use.train and use.values <= 1:
                 raise DropbnError(
-                    f"A batch of one image has no batch statistics: '{'/'.join(path) or '.'}' gets one value "
+                    f"A batch of one image has no batch statistics: '{tracing.name_of(path)}' gets one value "
                     "per channel. Give batches as large as those of training."
                 )
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dropbn.diagnose import interception, registry
+from dropbn.diagnose import interception, registry, tracing
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.call import fold_in, num_examples
@@ -137,7 +137,7 @@ class Observer:
         for (_, stack), group in itertools.groupby(self.layers, lambda path: self.layers[path][-2:]):
             paths = list(group)
             for index, path in itertools.product(np.ndindex(stack), paths):
-                yield ("/".join(path) or ".") + "".join(f"[{i}]" for i in index), path, index
+                yield tracing.name_of(path) + "".join(f"[{i}]" for i in index), path, index
 
 
 def converged(observer: Observer, variables: dict) -> dict[Path, Statistics]:

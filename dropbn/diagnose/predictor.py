@@ -17,7 +17,7 @@ class Predictor:
     """Outputs of a model for batches, in one mode, by one compiled program.
 
     Attributes:
-      layers: the model's.
+      model: the model and how it is called.
     """
 
     def __init__(self, model: Model, mode: Mode) -> None:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.extend.core
 
+from dropbn.diagnose import tracing
+
 _DRAWING = {"random_bits", "random_gamma", "rng_bit_generator", "threefry2x32"}
 _LIBRARIES = ("/jax/", "/jaxlib/", "/flax/", "/dropbn/", "/functools.py", "/contextlib.py")
 
@@ -85,11 +87,8 @@ class _Follower:
         if name in _DRAWING and everything.key:
             drawn = everything.draws | {self.where()}
             return [everything._replace(draws=drawn)] * len(eqn.outvars)
-        if name == "scan":
-            return self.scan(eqn, values)
-        if name == "while":
-            first = params["cond_nconsts"]
-            return self.loop(params["body_jaxpr"], values[first:], params["body_nconsts"], values[:first])
+        if name in ("scan", "while"):
+            return self.loop(eqn, values)
         if name == "cond":
             branches = [self.run(branch, values[1:]) for branch in params["branches"]]
             return [
@@ -101,24 +100,16 @@ class _Follower:
                 return self.run(inner, values)
         return [everything] * len(eqn.outvars)
 
-    def scan(self, eqn, values):
-        # JAX 0.10 and 0.12 count the operands in different ways; the ranks tell in both.
-        inner = eqn.params["jaxpr"].jaxpr
-        num_carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, inner.outvars, strict=True))
-        same = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
-        return self.loop(eqn.params["jaxpr"], values, same - num_carry, (), num_carry)
-
-    def loop(self, body, values, num_consts, condition, num_carry=None):
-        """The outputs of a loop, whose body runs until what its carry depends on changes no more."""
-        consts, rest = values[:num_consts], values[num_consts:]
-        num_carry = len(rest) if num_carry is None else num_carry
-        carry, slices = rest[:num_carry], rest[num_carry:]
-        condition = functools.reduce(_union, condition, _NOTHING)
+    def loop(self, eqn, values):
+        """The outputs of a loop, whose body runs until what its carry depends on no longer changes."""
+        body, *parts = tracing.loop_operands(eqn)
+        consts, carry, stacked = (values[part] for part in parts)
+        condition = functools.reduce(_union, values[: parts[0].start or 0], _NOTHING)._replace(key=False)
         while True:
-            outputs = self.run(body, [*consts, *carry, *slices])
+            outputs = self.run(body, [*consts, *carry, *stacked])
             joined = [_union(*pair) for pair in zip(carry, outputs, strict=False)]
             if joined == carry:
-                return [_union(output, condition._replace(key=False)) for output in outputs]
+                return [_union(output, condition) for output in [*joined, *outputs[len(carry) :]]]
             carry = joined
 
     def where(self) -> str:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import numpy as np
 
+from dropbn.diagnose import tracing
 from dropbn.diagnose.flags import flags_of
 from dropbn.nn.noise import Noise
 
@@ -72,8 +73,8 @@ def attribute(norm: nn.Module, name: str) -> Any:
 
 
 def name_of(module: nn.Module) -> str:
-    """The module's path, joined by "/"; "." is the model itself."""
-    return "/".join(module.path) or "."
+    """The name of the module's path."""
+    return tracing.name_of(module.path)
 
 
 def is_identity(noise: nn.Module, switch: Switch) -> bool:

@@ -127,7 +127,7 @@ def _regress(outputs, labels):
         raise _misfit("regress", outputs, labels)
     _refuse_not_finite(outputs)
     labels = np.asarray(labels, np.float64).reshape(outputs.shape)
-    return {"loss": _of_examples(np.square(np.asarray(outputs, np.float64) - labels))}
+    return {"loss": of_examples(np.square(np.asarray(outputs, np.float64) - labels))}
 
 
 def _two_classes(outputs):
@@ -166,10 +166,10 @@ TASKS = {
 
 
 def _scores(loss, correct):
-    return {"loss": _of_examples(loss), "correct": _of_examples(correct)}
+    return {"loss": of_examples(loss), "correct": of_examples(correct)}
 
 
-def _of_examples(values):
+def of_examples(values: np.ndarray) -> np.ndarray:
     """Means over all axes but the first; of one axis the values themselves."""
     return values.reshape(len(values), -1).mean(-1) if values.ndim > 1 else values
 

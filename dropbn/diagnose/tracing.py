@@ -33,6 +33,26 @@ def _batch(args, dims, times, **params):
 batching.primitive_batchers[mark_p] = _batch
 
 
+def loop_operands(eqn: Any) -> tuple[Any, slice, slice, slice]:
+    """The body of a scan or a while loop, and which operands are its constants, its carry, and stacked."""
+    params = eqn.params
+    if eqn.primitive.name == "while":
+        start = params["cond_nconsts"]
+        first, last = start + params["body_nconsts"], len(eqn.invars)
+        return params["body_jaxpr"], slice(start, first), slice(first, last), slice(last, None)
+    # JAX 0.10 and 0.12 name these counts differently; ranks tell them in both.
+    inner = params["jaxpr"].jaxpr
+    last = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
+    num_carry = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, inner.outvars, strict=True))
+    first = last - num_carry
+    return params["jaxpr"], slice(first), slice(first, last), slice(last, None)
+
+
+def name_of(path: Path) -> str:
+    """A module's path, joined by "/"; "." is the model itself."""
+    return "/".join(path) or "."
+
+
 class MissingKey(DropbnError):
     """A layer draws from a stream that has no key."""
 

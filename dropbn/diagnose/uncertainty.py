@@ -181,7 +181,7 @@ class _Draws:
         probability, spread = (
             np.take_along_axis(of_classes, best[..., None], -1)[..., 0] for of_classes in (mean, spread)
         )
-        means = zip(*map(_of_examples, (probability, spread, of_mean, information)), strict=True)
+        means = zip(*map(tasks.of_examples, (probability, spread, of_mean, information)), strict=True)
         return [
             {
                 "image": i,
@@ -195,7 +195,7 @@ class _Draws:
         ]
 
     def _rows_of_values(self, mean, spread):
-        variance, single = _of_examples(spread**2), mean.size == len(mean)
+        variance, single = tasks.of_examples(spread**2), mean.size == len(mean)
         return [
             {
                 "image": i,
@@ -232,8 +232,3 @@ def scores(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -> dic
         "nll": float(-np.log(np.maximum(likelihood, 1e-300)).mean()),
         "ece": float(np.abs(excess).sum() / len(correct)),
     }
-
-
-def _of_examples(values):
-    """Means over all axes but the first."""
-    return values.reshape(len(values), -1).mean(-1)

@@ -9,6 +9,7 @@ import numpy as np
 from dropbn.diagnose import noise_flow, theory
 from dropbn.diagnose.noise_flow import Followed, Path, Way
 from dropbn.diagnose.noise_flow.marks import Marked
+from dropbn.diagnose.tracing import name_of
 from dropbn.nn import laws
 
 # The ratio that advice aims at.
@@ -167,7 +168,7 @@ def never_switched_off(facts: Facts) -> Iterator[dict]:
     for path, use in facts.marked.layers.noises.items():
         if use.test:
             advice = "Pass it the flag that says training, unless predictions are meant to be random."
-            yield _finding(facts, _name(path), advice=advice)
+            yield _finding(facts, name_of(path), advice=advice)
 
 
 def never_updates(facts: Facts) -> Iterator[dict]:
@@ -178,7 +179,7 @@ def never_updates(facts: Facts) -> Iterator[dict]:
     for path, use in facts.marked.layers.norms.items():
         if use.train is False:
             advice = "Pass it the flag that says training, unless it is meant to be frozen."
-            yield _finding(facts, norm=_name(path), advice=advice)
+            yield _finding(facts, norm=name_of(path), advice=advice)
 
 
 def never_uses_running(facts: Facts) -> Iterator[dict]:
@@ -188,7 +189,7 @@ def never_uses_running(facts: Facts) -> Iterator[dict]:
             advice = (
                 "Pass it the flag that says training, unless predictions are meant to depend on the batch."
             )
-            yield _finding(facts, norm=_name(path), advice=advice)
+            yield _finding(facts, norm=name_of(path), advice=advice)
 
 
 def unknown_draw(facts: Facts) -> Iterator[dict]:
@@ -228,10 +229,6 @@ RULES = {
     "DBN401": Rule("random draw that is not understood", "warning", unknown_draw),
     "DBN402": Rule("running state that is not measured", "info", other_state),
 }
-
-
-def _name(path):
-    return "/".join(path) or "."
 
 
 def _finding(facts, noise="", norm="", way="", ratio=None, assumption="", advice=""):

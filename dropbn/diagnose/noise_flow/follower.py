@@ -8,6 +8,7 @@ import itertools
 import numpy as np
 from jax.extend.core import Literal
 
+from dropbn.diagnose import tracing
 from dropbn.diagnose.noise_flow import arithmetic, functions, variance
 from dropbn.diagnose.noise_flow.marks import Marked
 from dropbn.diagnose.noise_flow.values import (
@@ -118,22 +119,10 @@ class _Follower:
 
     def _loop(self, eqn, values):
         """Runs a loop's body until the description of what it carries no longer changes."""
-        params = eqn.params
-        if eqn.primitive.name == "while":
-            body, start = params["body_jaxpr"], params["cond_nconsts"]
-            first, last = start + params["body_nconsts"], len(values)
-        else:
-            # JAX 0.10 and 0.12 name these counts differently; ranks tell them in both.
-            body, start = params["jaxpr"], 0
-            inner = body.jaxpr
-            last = sum(a.aval.ndim == b.aval.ndim for a, b in zip(eqn.invars, inner.invars, strict=True))
-            num_carry = sum(
-                a.aval.ndim == b.aval.ndim for a, b in zip(eqn.outvars, inner.outvars, strict=True)
-            )
-            first = last - num_carry
-        consts, carry = values[start:first], values[first:last]
+        body, *parts = tracing.loop_operands(eqn)
+        consts, carry, stacked = (values[part] for part in parts)
         # A step sees one slice of what is stacked along the loop.
-        slices = [dataclasses.replace(value, constant=None, gauss=None) for value in values[last:]]
+        slices = [dataclasses.replace(value, constant=None, gauss=None) for value in stacked]
         given = ancestors([*consts, *carry, *slices])
         while True:
             outputs = self.run(body, [*consts, *carry, *slices])
