@@ -71,7 +71,7 @@ class Batches:
 
         Args:
           most: the number of parts. There are fewer if there are fewer batches, and none for one batch. A
-            last batch of one example, which may have no statistics, is no part of its own.
+            last batch of one example, which may have no statistics, does not become a part.
         """
         total = self._number or sum(1 for _ in self)
         last, first = (call.num_examples(self.inputs(batch)) for batch in (self._last, self.first))
