@@ -21,7 +21,7 @@ against its range. `dropbn.nn.noise` makes layers of the laws.
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -30,8 +30,39 @@ from dropbn.errors import DropbnError, unknown
 Real = Any  # A number, a traced scalar or an array.
 
 
+class Affine(NamedTuple):
+    """Moments of an affine noise y = m x + n whose m and n are drawn independently of x.
+
+    Attributes:
+      m, n: E[m] and E[n].
+      var_m, cov, var_n: Var[m], Cov[m, n] and Var[n].
+    """
+
+    m: Real = 1.0
+    n: Real = 0.0
+    var_m: Real = 0.0
+    cov: Real = 0.0
+    var_n: Real = 0.0
+
+    def train_variance(self, mean: Real, variance: Real) -> Real:
+        """Var[y] = Var[m] (v + c^2) + 2 Cov[m, n] c + Var[n] + E[m]^2 v for an x of mean c and variance v."""
+        drawn = self.var_m * (variance + mean**2) + 2 * self.cov * mean + self.var_n
+        return drawn + self.m**2 * variance
+
+
+class _Multiplicative:
+    """y = m x with E[m] = 1. A subclass defines s2."""
+
+    s2: Real
+
+    @property
+    def affine(self) -> Affine:
+        """The moments of m, with n = 0."""
+        return Affine(var_m=self.s2)
+
+
 @dataclasses.dataclass(frozen=True)
-class Dropout:
+class Dropout(_Multiplicative):
     """m = mask / keep with P(mask = 1) = keep = 1 - rate (Srivastava et al. 2014).
 
     Attributes:
@@ -67,7 +98,7 @@ class Dropout:
 
 
 @dataclasses.dataclass(frozen=True)
-class GaussianDropout:
+class GaussianDropout(_Multiplicative):
     """m ~ N(1, s2) with the s2 of `Dropout(rate)` (Srivastava et al. 2014, section 10).
 
     Attributes:
@@ -98,7 +129,7 @@ class GaussianDropout:
 
 
 @dataclasses.dataclass(frozen=True)
-class Uout:
+class Uout(_Multiplicative):
     """m = 1 + r with r ~ U(-beta, beta) (Li et al. 2018, eq. 15).
 
     Attributes:

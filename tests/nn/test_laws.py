@@ -42,6 +42,25 @@ def test_of_s2_is_the_inverse(kind, amount):
     np.testing.assert_allclose(jax.jit(lambda amount: kind(amount).s2)(amount), s2, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("kind", "amount"), AMOUNTS)
+def test_the_affine_moments_of_a_factor(kind, amount):
+    law, (c, v) = kind(amount), (np.array([1.5, -0.2]), np.array([0.5, 2.0]))
+    assert law.affine == laws.Affine(1.0, 0.0, law.s2, 0.0, 0.0)
+    np.testing.assert_allclose(law.affine.train_variance(c, v), v + law.s2 * (v + c**2), rtol=1e-12)
+
+
+def test_the_train_variance_of_an_affine_noise():
+    """m and n as two mixed normals; c, v and all five moments are those of the sample, so nothing is random
+    but the correlation of x with (m, n), which is taken out by pairing every x with every (m, n)."""
+    x = np.random.default_rng(0).normal(0.7, 1.3, 300)
+    m, other = np.random.default_rng(1).normal(size=(2, 200))
+    m, n = 0.8 + 0.5 * m, 0.3 - 0.4 * m + 0.6 * other
+    (var_m, cov), (_, var_n) = np.cov(m, n, ddof=0)
+    affine = laws.Affine(m.mean(), n.mean(), var_m, cov, var_n)
+    y = m * x[:, None] + n
+    assert affine.train_variance(x.mean(), x.var()) == pytest.approx(y.var(), rel=1e-12)
+
+
 def test_the_ends_of_the_range():
     for one in (1, 1.0, np.float32(1)):
         assert laws.Dropout(one).s2 == math.inf
