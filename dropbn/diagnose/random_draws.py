@@ -14,7 +14,8 @@ import jax.extend.core
 
 from dropbn.diagnose import tracing
 
-_DRAWING = {"random_bits", "random_gamma", "rng_bit_generator", "threefry2x32"}
+# The primitives that make random numbers from a key.
+DRAWING = frozenset(("random_bits", "random_gamma", "rng_bit_generator", "threefry2x32"))
 _LIBRARIES = ("/jax/", "/jaxlib/", "/flax/", "/dropbn/", "/functools.py", "/contextlib.py")
 
 
@@ -84,8 +85,8 @@ class _Follower:
             self.met |= dict.fromkeys((where, params["name"]) for where in sorted(values[1].draws))
             y = values[0]
             return [_Depends(y.key, y.draws - values[1].draws, y.behind | values[1].draws)]
-        if name in _DRAWING and everything.key:
-            drawn = everything.draws | {self.where()}
+        if name in DRAWING and everything.key:
+            drawn = everything.draws | {where(self.calls)}
             return [everything._replace(draws=drawn)] * len(eqn.outvars)
         if name in ("scan", "while"):
             return self.loop(eqn, values)
@@ -112,19 +113,20 @@ class _Follower:
                 return [_union(output, condition) for output in [*joined, *outputs[len(carry) :]]]
             carry = joined
 
-    def where(self) -> str:
-        """The module's path, as JAX's name stack has it, and the line of the user's file."""
-        around = []
-        for eqn in self.calls:
-            around.append(eqn)
-            # JAX traces its own functions once, perhaps for another caller.
-            if str(eqn.params.get("name", "")).startswith("_"):
-                break
-        stack = [part for eqn in around for part in str(eqn.source_info.name_stack).split("/")]
-        path = "/".join(part for part in stack[1:] if part and "(" not in part)
-        frames = [frame for eqn in reversed(around) for frame in _frames(eqn)]
-        line = next((f"{file.rpartition('/')[2]}:{number}" for file, number in frames), "")
-        return " ".join(filter(None, (path, line))) or "?"
+
+def where(calls: list) -> str:
+    """Where the last of some nested equations stands: the module's path and the line of the user's file."""
+    around = []
+    for eqn in calls:
+        around.append(eqn)
+        # JAX traces its own functions once, perhaps for another caller.
+        if str(eqn.params.get("name", "")).startswith("_"):
+            break
+    stack = [part for eqn in around for part in str(eqn.source_info.name_stack).split("/")]
+    path = "/".join(part for part in stack[1:] if part and "(" not in part)
+    frames = [frame for eqn in reversed(around) for frame in _frames(eqn)]
+    line = next((f"{file.rpartition('/')[2]}:{number}" for file, number in frames), "")
+    return " ".join(filter(None, (path, line))) or "?"
 
 
 def _frames(eqn):

@@ -215,10 +215,11 @@ def _closed_form(model, variables, batches):
         mean, old = observation.statistics(variables, path)
         observation.refuse_untrained(name, mean, old)
         carried = [
-            (marked.noises[noise], way) for (noise, layer), way in flows.reached.items() if layer == name
+            (flows.noises[noise], way) for (noise, layer), way in flows.reached.items() if layer == name
         ]
         variance, how = noise_flow.variance_without_noise(norm, carried)
         unseen = [where for where, norms in marked.layers.draws.items() if name in norms]
+        unseen = [where for where in unseen if where not in flows.understood]
         if unseen:
             variance, how = None, f"a draw of no registered noise reaches it: {unseen[0]}"
         elif not carried and name in behind:

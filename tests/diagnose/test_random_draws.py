@@ -126,8 +126,17 @@ def test_the_labelled_networks_have_no_draw_but_their_noises():
         assert not report.unseen(), case.name
 
 
+class RandomWeights(nn.Module):
+    """Its matrix diag(m) with Var[m] = E[m] = 1 is no noise on an array of data."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        drawn = 2.0 * jax.random.bernoulli(self.make_rng("weights"), 0.5, (8,)) if train else jnp.ones(8)
+        return x @ jnp.diag(drawn)
+
+
 def test_each_report_names_what_it_does_not_understand():
-    net = _model(FOUND["a layer"][0])
+    net = _model(lambda m, x, train: RandomWeights(name="path")(x, train))
     variables = net.init(jax.random.key(1), X)
     report = lint.check(net, X)
     assert report.title.endswith("0 noises, 1 batch normalization, 1 random draw not understood")
@@ -137,8 +146,8 @@ def test_each_report_names_what_it_does_not_understand():
     with pytest.raises(AssertionError, match=r"not understood reach batch normalizations:\npath .* -> last"):
         lint.assert_no_shift(net, X)
     lint.assert_no_shift(net, X, accept_unseen=["path *"])
-    # The model's own modes have it: x * m with Var[m] = 1 halves the ratio of a centred input.
-    found = shift.predict(net, variables, [X] * 8)
+    # The model's own modes have it: over the batches, E[m^2] = 2.
+    found = shift.predict(net, variables, [X] * 32)
     assert found.title == "Predicted variance shift" and found.rows[0]["ratio"] == pytest.approx(0.5, abs=0.1)
     y = (X[:, 0] > 0).astype(int)
     trained = {**variables, "batch_stats": {"last": {"mean": X.mean(0), "var": 2 * X.var(0)}}}

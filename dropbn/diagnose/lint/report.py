@@ -128,10 +128,12 @@ def check(
         for finding in rule.find(facts)
     ]
     rows.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
-    layers = marked.layers
+    layers, noises = marked.layers, facts.followed.noises
     drawing = [path for path, use in layers.noises.items() if use.train or use.test]
+    drawing += [name for name, noise in noises.items() if noise.is_drawn]
     counts = [_count(drawing, "noise"), _count(layers.norms, "batch normalization")]
-    counts += [f"{_count(layers.unswitched, 'random draw')} not understood"] * bool(layers.unswitched)
+    unknown = [where for where in layers.unswitched if where not in facts.followed.understood]
+    counts += [f"{_count(unknown, 'random draw')} not understood"] * bool(unknown)
     return Report(rows, f"{called.name}: {', '.join(counts)}")
 
 

@@ -64,7 +64,7 @@ def into_a_skip(facts: Facts) -> Iterator[dict]:
 def two_in_one_branch(facts: Facts) -> Iterator[dict]:
     """A branch holds more than one noise, and their shifts compound (Kim et al. 2023, suppl. G: P6 + P7)."""
     for group in sorted(facts.followed.together, key=sorted):
-        first, *others = sorted(group, key=list(facts.marked.noises).index)
+        first, *others = sorted(group, key=list(facts.followed.noises).index)
         advice = f"Keep one noise in each branch; this one holds {', '.join([first, *others])}."
         yield _finding(facts, first, advice=advice)
 
@@ -169,6 +169,9 @@ def never_switched_off(facts: Facts) -> Iterator[dict]:
         if use.test:
             advice = "Pass it the flag that says training, unless predictions are meant to be random."
             yield _finding(facts, name_of(path), advice=advice)
+    for where in (each for each in facts.marked.layers.test_draws if each in facts.marked.layers.draws):
+        advice = "Draw in training alone, unless predictions are meant to be random."
+        yield _finding(facts, where, advice=advice)
 
 
 def never_updates(facts: Facts) -> Iterator[dict]:
@@ -193,12 +196,12 @@ def never_uses_running(facts: Facts) -> Iterator[dict]:
 
 
 def unknown_draw(facts: Facts) -> Iterator[dict]:
-    """Training draws random numbers that belong to no registered noise, and they reach the data.
+    """Training draws random numbers that belong to no registered noise and do not just scale or shift data.
 
-    What they do to the data is not known, so there is no ratio. `shift.predict` runs the model's own modes
-    and counts them in.
+    They end in indices, a sort or a choice, for example. So there is no ratio. `shift.predict` runs the
+    model's own modes and counts them in.
     """
-    for where in facts.marked.layers.unswitched:
+    for where in (each for each in facts.marked.layers.unswitched if each not in facts.followed.understood):
         advice = "Ask shift.predict for the ratio, or use a noise of dropbn.nn.noise."
         for norm in facts.marked.layers.draws[where] or [""]:
             yield _finding(facts, where, norm, advice=advice)
@@ -232,7 +235,7 @@ RULES = {
 
 
 def _finding(facts, noise="", norm="", way="", ratio=None, assumption="", advice=""):
-    amount = facts.marked.noises[noise].amount if noise in facts.marked.noises else None
+    amount = facts.followed.noises[noise].amount if noise in facts.followed.noises else None
     return {"noise": noise, "norm": norm, "way": way, "amount": amount, "ratio": ratio} | {
         "assumption": assumption,
         "advice": advice,
@@ -240,22 +243,24 @@ def _finding(facts, noise="", norm="", way="", ratio=None, assumption="", advice
 
 
 def _named(facts, noises):
-    return [name for name in facts.marked.noises if name in noises]
+    return [name for name in facts.followed.noises if name in noises]
 
 
 def _on_the_way(facts, way):
     for (noise, norm), carried in facts.followed.reached.items():
         if carried.way == way:
-            ratio, assumption = _ratio(facts.marked, noise, norm, carried)
-            advice = _advice(facts.marked.noises[noise].s2, ratio, way)
+            ratio, assumption = _ratio(facts, noise, norm, carried)
+            advice = _advice(facts.followed.noises[noise].s2, ratio, way)
             yield _finding(facts, noise, norm, _WAYS[way], ratio, assumption, advice)
 
 
-def _ratio(marked: Marked, noise: str, norm: str, carried: Path) -> tuple[float | None, str]:
+def _ratio(facts: Facts, noise: str, norm: str, carried: Path) -> tuple[float | None, str]:
     """The real / moving variance of a BN if this noise were alone, and what that supposes."""
-    drawn, reached = marked.noises[noise], marked.norms[norm]
-    if drawn.s2 is None:
+    drawn, reached = facts.followed.noises[noise], facts.marked.norms[norm]
+    if drawn.affine is None:
         return None, "unknown, as is the noise's variance"
+    if carried.way == Way.DIRECT and carried.degree != 1 and not carried.is_factor:
+        return None, "unknown behind a function of what the noise adds to"
     if reached.var is not None and not _is_untrained(reached):
         variance, how = noise_flow.variance_without_noise(reached, [(drawn, carried)])
         if variance is not None:
@@ -272,7 +277,7 @@ def _ratio(marked: Marked, noise: str, norm: str, carried: Path) -> tuple[float 
         assumption += ", weights of mean 0"
     if carried.way == Way.SKIP:
         assumption += "; at least this, because the skip adds variance"
-    return float(theory.direct(drawn.s2, c, v)), assumption
+    return float(v / drawn.affine.train_variance(c, v)), assumption
 
 
 def _advice(s2, ratio, way):

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import scipy.special
 from jax.extend.core import Primitive
 from numpy.typing import DTypeLike
 
@@ -40,13 +41,19 @@ _NUMPY: dict[str, Callable] = {
     "and": np.bitwise_and,
     "or": np.bitwise_or,
     "not": np.bitwise_not,
+    "shift_left": np.left_shift,
+    "shift_right_logical": np.right_shift,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "is_finite": np.isfinite,
+    "erf_inv": scipy.special.erfinv,
     "select_n": lambda which, *cases: np.select([which == i for i in range(len(cases))], cases, cases[0]),
 }
 ELEMENTWISE = frozenset(_NUMPY) | {"logistic", "erf", "integer_pow", "pow", "clamp"}
 
 
 def evaluate(primitive: Primitive, params: dict, values: list, dtype: DTypeLike | None = None) -> Any:
-    """The only output of the primitive, converted to `dtype` if one is given."""
+    """What the primitive gives, converted to `dtype` if one is given and it is one array."""
     name = primitive.name
     if name in _NUMPY:
         with np.errstate(all="ignore"):
@@ -56,5 +63,13 @@ def evaluate(primitive: Primitive, params: dict, values: list, dtype: DTypeLike 
         shape, kept = params["shape"], params["broadcast_dimensions"]
         added = [axis for axis in range(len(shape)) if axis not in kept]
         return np.broadcast_to(np.expand_dims(values[0], added), shape)
+    if name == "convert_element_type":
+        return np.asarray(values[0]).astype(params["new_dtype"])
+    if name == "bitcast_convert_type":
+        return np.asarray(values[0]).view(params["new_dtype"])
+    if name == "iota":
+        shape, dimension = params["shape"], params["dimension"]
+        numbers = np.arange(shape[dimension], dtype=params["dtype"])
+        return np.broadcast_to(np.expand_dims(numbers, [*range(1, len(shape) - dimension)]), shape)
     with jax.ensure_compile_time_eval():  # Eager, even while a model is traced.
         return primitive.bind(*values, **params)

@@ -8,9 +8,11 @@ import itertools
 import numpy as np
 from jax.extend.core import Literal
 
-from dropbn.diagnose import tracing
-from dropbn.diagnose.noise_flow import arithmetic, functions, variance
-from dropbn.diagnose.noise_flow.marks import Marked
+from dropbn.diagnose import random_draws, tracing
+from dropbn.diagnose.noise_flow import arithmetic, forms, functions, variance
+from dropbn.diagnose.noise_flow.expressions import Expression
+from dropbn.diagnose.noise_flow.forms import Forms
+from dropbn.diagnose.noise_flow.marks import Key, Marked, Noise
 from dropbn.diagnose.noise_flow.values import (
     EARLIER,
     Path,
@@ -32,6 +34,8 @@ class Followed:
     """Where the noises of a model lead.
 
     Attributes:
+      noises: those of the trace, and those that are drawn by hand, by where their draws stand.
+      unknown: where draws stand that do something else than scale and shift data.
       reached: (noise, norm) -> `Path`, in the order of the trace.
       origins: what computed the input of each noise last; see `Value.origin`.
       on_trunk: noises on which both operands of an addition depend, one operand being the noisy array itself.
@@ -42,6 +46,8 @@ class Followed:
       behind: noise -> every BN that depends on it, in the order of the trace.
     """
 
+    noises: dict[str, Noise]
+    unknown: set[str] = dataclasses.field(default_factory=set)
     reached: dict[tuple[str, str], Path] = dataclasses.field(default_factory=dict)
     origins: dict[str, str] = dataclasses.field(default_factory=dict)
     on_trunk: set[str] = dataclasses.field(default_factory=set)
@@ -51,6 +57,12 @@ class Followed:
     biased: dict[str, str] = dataclasses.field(default_factory=dict)
     behind: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
+    @property
+    def understood(self) -> set[str]:
+        """Where the draws stand of which every use is a noise."""
+        drawn = (name.split("; ") for name, noise in self.noises.items() if noise.is_drawn)
+        return set(itertools.chain.from_iterable(drawn)) - self.unknown
+
 
 def follow(marked: Marked, probe_norms: bool = False) -> Followed:
     """Follows every noise of a traced model to the first BN on each of its paths.
@@ -59,21 +71,37 @@ def follow(marked: Marked, probe_norms: bool = False) -> Followed:
       marked: the traced model.
       probe_norms: also follow a supposed noise on the output of each BN, under the BN's name.
     """
-    follower = _Follower(marked, probe_norms)
-    inputs = [
-        Value(data=True) if given is None else functions.known(given.value, given.name)
-        for given in marked.inputs
-    ]
-    follower.run(marked.jaxpr, inputs)
-    return follower.followed
+    found = None
+    if marked.at_test is not None:
+        at_test = Forms()
+        _Follower(marked.at_test, at_test).follow()
+        found = Forms(frozenset(marked.layers.unswitched), at_test)
+    return _Follower(marked, found, probe_norms).follow()
 
 
 class _Follower:
     """An interpreter of jaxprs; every method takes and returns descriptions of arrays."""
 
-    def __init__(self, marked, probe_norms):
-        self.marked, self.followed, self.probe_norms = marked, Followed(), probe_norms
+    def __init__(self, marked, found=None, probe_norms=False):
+        self.marked, self.forms, self.probe_norms = marked, found, probe_norms
+        self.followed = Followed(dict(marked.noises))
         self.before = collections.defaultdict(set)  # noise -> those on which its input depends
+        self.calls = []  # the equations around the current one
+
+    def follow(self):
+        """Runs the trace."""
+        inputs = []
+        for number, given in enumerate(self.marked.inputs):
+            if isinstance(given, Key):
+                inputs.append(Value(drawn=Expression(value=given.value, is_key=True) if self.forms else None))
+            elif given is None:
+                inputs.append(self._fresh(Value(data=True), ("input", number)))
+            else:
+                inputs.append(functions.known(given.value, given.name))
+        self._whole("output", self.run(self.marked.jaxpr, inputs))
+        if self.forms:
+            self.followed.unknown |= self.forms.unknown
+        return self.followed
 
     def run(self, jaxpr, inputs):
         """Runs a jaxpr, closed or not."""
@@ -85,22 +113,68 @@ class _Follower:
             return functions.known(atom.val) if isinstance(atom, Literal) else values[atom]
 
         for eqn in jaxpr.eqns:
+            self.calls.append(eqn)
             outputs = self.step(eqn, [read(atom) for atom in eqn.invars])
+            self.calls.pop()
             values |= dict(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
     def step(self, eqn, values):
+        name, params = eqn.primitive.name, eqn.params
+        inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
+        is_call = inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(values)
+        if is_call and name not in ("scan", "while"):
+            return self.run(inner, values)
+        return self._with_forms(eqn, values) if self.forms else self._described(eqn, values)
+
+    def _with_forms(self, eqn, values):
+        """The outputs of an equation where draws are followed."""
+        has_data, has_drawn = any(v.data for v in values), any(v.drawn for v in values)
+        if not has_data:
+            return self._drawn(eqn, values) if has_drawn else self._described(eqn, values)
+        form = self.forms.affine(eqn, values)
+        if form is not None:
+            # The description is that of the array without what is drawn.
+            x = next(v for v in values if v.data) if has_drawn else self._described(eqn, values)[0]
+            return [dataclasses.replace(x, form=form)]
+        self.forms.note_unknown(eqn, values)
+        label, is_mark = forms.label_of(eqn, values), eqn.primitive.name == "dropbn_mark"
+        taken = [*values[:is_mark], *self._whole(label, values[is_mark:])]
+        outputs = self._described(eqn, taken)
+        return [
+            self._fresh(each, (label, number) if number else label) for number, each in enumerate(outputs)
+        ]
+
+    def _drawn(self, eqn, values):
+        where = random_draws.where(self.calls)
+        if eqn.primitive.name in ("scan", "while", "cond"):
+            inside = [output.drawn.draws for output in self._described(eqn, values) if output.drawn]
+            where = "; ".join(sorted({draw.name for draw in frozenset().union(*inside)}))
+        return self.forms.drawn(eqn, values, where)
+
+    def _fresh(self, value, label):
+        return forms.fresh(value, label) if self.forms and value.data else value
+
+    def _whole(self, label, values):
+        """The values that something takes; a noise that is drawn by hand is complete now."""
+        return [self._taken((label, number), value) for number, value in enumerate(values)]
+
+    def _taken(self, key, value):
+        name = self.forms.take(key, value) if self.forms and value.form else ""
+        if not name:
+            return value
+        self.followed.noises[name] = self.forms.noises[name]
+        return forms.fresh(self._noise(name, value, value), value.form.label)
+
+    def _described(self, eqn, values):
         name, params = eqn.primitive.name, eqn.params
         if name == "dropbn_mark":
             return [getattr(self, "_" + params["kind"])(params["name"], *values)]
         if name in ("scan", "while"):
             return self._loop(eqn, values)
         if name == "cond":
-            branches = [self.run(branch, values[1:]) for branch in params["branches"]]
+            branches = [self._whole("branch", self.run(branch, values[1:])) for branch in params["branches"]]
             return [functools.reduce(join, outputs) for outputs in zip(*branches, strict=True)]
-        inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
-        if inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(values):
-            return self.run(inner, values)
         if not any(value.data for value in values):
             return functions.without_data(eqn, values)
         if name in ("add", "add_any") and _is_sum(values):
@@ -123,9 +197,13 @@ class _Follower:
         consts, carry, stacked = (values[part] for part in parts)
         # A step sees one slice of what is stacked along the loop.
         slices = [dataclasses.replace(value, constant=None, gauss=None) for value in stacked]
+        slices = [
+            dataclasses.replace(v, drawn=Expression(operands=(v.drawn,))) if v.drawn else v for v in slices
+        ]
         given = ancestors([*consts, *carry, *slices])
         while True:
-            outputs = self.run(body, [*consts, *carry, *slices])
+            carry = [self._fresh(value, ("carry", number)) for number, value in enumerate(carry)]
+            outputs = self._whole("step", self.run(body, [*consts, *carry, *slices]))
             # The next step gets noises that an earlier one has drawn: other draws under the same names.
             earlier = [renamed(v, lambda n: n if n in given else EARLIER + base(n)) for v in outputs]
             joined = [join(*pair) for pair in zip(carry, earlier, strict=False)]
@@ -136,8 +214,9 @@ class _Follower:
     def _noise(self, name, y, x):
         self.followed.origins.setdefault(name, x.origin)
         self.before[name] |= {*map(base, x.ancestors)}
-        noise = self.marked.noises[name]
-        path = Path(degree=None if noise.s2 is None else 1, is_positive=noise.is_positive)
+        noise = self.followed.noises[name]
+        degree = None if noise.affine is None else 1
+        path = Path(degree=degree, is_positive=noise.is_positive, is_factor=noise.s2 is not None)
         paths = x.paths | {name: functions.with_moments(path, x.gauss)}
         return dataclasses.replace(x, data=True, paths=paths, ancestors=x.ancestors | {name}, bias="")
 
@@ -177,7 +256,7 @@ class _Follower:
                         self.followed.after_last_weight.add(base(noise))
                     added = path.added
                     if path.way == Way.DIRECT:
-                        added = variance.added(self.marked.noises.get(base(noise)), path, one.gauss)
+                        added = variance.added(self.followed.noises.get(base(noise)), path, one.gauss)
                     merged[noise] = dataclasses.replace(path, way=Way.SKIP, degree=None, added=added)
                 else:
                     if path.way != Way.SKIP:
@@ -206,7 +285,7 @@ class _Follower:
             through = path.weights if name in path.weights or not name else (*path.weights, name)
             added = None
             if path.way == Way.DIRECT and weights is not None:
-                added = variance.added(self.marked.noises.get(base(noise)), path, x.gauss, weights)
+                added = variance.added(self.followed.noises.get(base(noise)), path, x.gauss, weights)
             way = max(path.way, Way.WEIGHTS)
             merged[noise] = dataclasses.replace(
                 path, way=way, weights=through, degree=None, channels=None, added=added

@@ -21,7 +21,7 @@ SHAPES = frozenset(
     "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy pad slice rev "  # noqa: SIM905
     "stop_gradient reduce_precision dynamic_slice sharding_constraint".split()
 )
-SUMS = frozenset(("reduce_sum", "reduce_max"))
+_CHEAP = SHAPES | arithmetic.ELEMENTWISE | {"iota", "reduce_sum", "reduce_max"}
 
 
 def known(value: ArrayLike | None, name: str = "") -> Value:
@@ -34,7 +34,7 @@ def without_data(eqn: Eqn, values: list[Value]) -> list[Value]:
     """Computes constants whose arguments are all known; a parameter keeps its name."""
     name = next((value.name for value in values if value.name), "")
     outputs = [math.prod(getattr(var.aval, "shape", ())) for var in eqn.outvars]
-    cheap = eqn.primitive.name in SHAPES | arithmetic.ELEMENTWISE | SUMS and max(outputs) <= _LARGEST
+    cheap = eqn.primitive.name in _CHEAP and max(outputs) <= _LARGEST
     if not cheap or any(value.constant is None for value in values):
         return [Value(name=name)] * len(outputs)
     constants, dtype = [value.constant for value in values], eqn.outvars[0].aval.dtype
@@ -76,7 +76,11 @@ def elementwise(eqn: Eqn, values: list[Value]) -> Value:
     for noise, path in union(values).items():
         carriers = [value.paths.get(noise) for value in values]
         degree = None
-        if result is not None and all(carrier is None or carrier.degree == 1 for carrier in carriers):
+        if (
+            result is not None
+            and path.is_factor
+            and all(carrier is None or carrier.degree == 1 for carrier in carriers)
+        ):
             # Functions of degree 1 in m keep the factor m; those of degree 0, such as sign, lose the noise.
             factors = (2,) if path.is_positive else (2, -1)
             scaled = [(k, _apply(eqn, values, [1 if c is None else k for c in carriers])) for k in factors]

@@ -1,6 +1,7 @@
 """A model as a jaxpr in which its noises and batch normalizations are marked; nothing is computed."""
 
 import collections
+import functools
 import itertools
 import math
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ import jax.extend.core
 import numpy as np
 
 from dropbn.diagnose import registry
-from dropbn.diagnose.interception import TRAIN
+from dropbn.diagnose.interception import TEST, TRAIN
 from dropbn.diagnose.layers import Layers
 from dropbn.diagnose.linen import Model
 from dropbn.diagnose.tracing import mark_p, split
@@ -25,15 +26,23 @@ class Noise(NamedTuple):
 
     Attributes:
       amount: its rate or beta; None if that is traced or the type has none.
-      s2: Var[m]; None if it is unknown or infinite, or if m does not multiply the input.
-      is_positive: m >= 0, so that it commutes with ReLU (Kim et al. 2023, Proposition 1).
+      affine: the moments of y = m x + n; None if they are unknown or infinite.
+      is_positive: m >= 0 and n = 0, so that it commutes with ReLU (Kim et al. 2023, Proposition 1).
       is_shared: one m serves several positions (`broadcast_dims`).
+      is_drawn: the model draws it by hand; no layer is registered.
     """
 
     amount: float | None
-    s2: float | None
+    affine: laws.Affine | None
     is_positive: bool
     is_shared: bool
+    is_drawn: bool = False
+
+    @property
+    def s2(self) -> float | None:
+        """Var[m] of a noise that multiplies by m with E[m] = 1; None of another."""
+        affine = self.affine
+        return affine.var_m if affine and affine == laws.Affine(var_m=affine.var_m) else None
 
 
 class Norm(NamedTuple):
@@ -61,16 +70,23 @@ class Parameter(NamedTuple):
     value: np.ndarray | None
 
 
+class Key(NamedTuple):
+    """A random key that the call was given."""
+
+    value: jax.Array
+
+
 class Marked(NamedTuple):
     """A traced model.
 
     Attributes:
       jaxpr: its ClosedJaxpr, in training.
-      inputs: the `Parameter` of each input of the jaxpr, None for an input of the model.
+      inputs: the `Parameter` or `Key` of each input of the jaxpr, None for an input of the model.
       noises, norms: by name, in the order of the trace: noises that are on in training and off in test mode,
         and batch normalizations that take statistics in training.
       layers: all that are registered, and what the model itself does with them.
       other_state: modules with running state that is not a batch normalization's.
+      at_test: the model traced in test mode, if training draws numbers that belong to no registered noise.
     """
 
     jaxpr: Any
@@ -79,6 +95,7 @@ class Marked(NamedTuple):
     norms: dict[str, Norm]
     layers: Layers
     other_state: list[str]
+    at_test: "Marked | None" = None
 
 
 def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None) -> Marked:
@@ -97,17 +114,22 @@ def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None
     variables = flax.core.unfreeze(model.shapes(args, kwargs) if variables is None else variables)
     layers = model.layers_of(variables, args, kwargs)
     model.refuse_one_mode(layers)
+    in_mode = functools.partial(_trace, model, args, kwargs, variables, known, layers)
+    return in_mode(TRAIN.frozen)._replace(at_test=in_mode(TEST) if layers.unswitched else None)
+
+
+def _trace(model, args, kwargs, variables, known, layers, mode):
     marker = _Marker(layers, flax.traverse_util.flatten_dict(variables), known)
     (arrays, rebuild), rngs = split((args, kwargs)), model.rngs(layers)
 
-    def run(variables, arrays):
+    def run(variables, arrays, rngs):
         # Otherwise a block under nn.jit would carry the names of the first block that is built alike.
         args, kwargs = rebuild(arrays)
-        return model.run(variables, args, kwargs, TRAIN.frozen, rngs, retrace=True)[0]
+        return model.run(variables, args, kwargs, mode, rngs, retrace=True)[0]
 
     with nn.intercept_methods(marker):
-        jaxpr = jax.make_jaxpr(run)(variables, arrays)
-    inputs: list[Parameter | None] = [
+        jaxpr = jax.make_jaxpr(run)(variables, arrays, rngs)
+    inputs: list[Parameter | Key | None] = [
         Parameter(
             jax.tree_util.keystr(keys[1:], simple=True, separator="/"), np.asarray(leaf) if known else None
         )
@@ -117,8 +139,9 @@ def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None
     norms = {
         name: norm._replace(calls=met[name] / marker.stacked[name]) for name, norm in marker.norms.items()
     }
-    inputs += [None] * (len(jaxpr.jaxpr.invars) - len(inputs))
-    return Marked(jaxpr, inputs, marker.noises, norms, layers, layers.other_state(variables))
+    keys = [Key(value) for value in jax.tree.leaves(rngs)]
+    inputs += [None] * (len(jaxpr.jaxpr.invars) - len(inputs) - len(keys))
+    return Marked(jaxpr, [*inputs, *keys], marker.noises, norms, layers, layers.other_state(variables))
 
 
 def calls(jaxpr: jax.extend.core.Jaxpr) -> dict[Any, float]:
@@ -184,8 +207,8 @@ def _noise(module):
     if amount is not None and not getattr(module, "restore", ""):
         s2 = getattr(laws.Dropout(amount) if isinstance(module, nn.Dropout) else module, "s2", None)
     positive = isinstance(module, (nn.Dropout, noise_kinds.Dropout, noise_kinds.Uout))
-    s2 = float(s2) if s2 is not None and np.isfinite(s2) else None
-    return Noise(amount, s2, positive, bool(getattr(module, "broadcast_dims", ())))
+    affine = laws.Affine(var_m=float(s2)) if s2 is not None and np.isfinite(s2) else None
+    return Noise(amount, affine, positive, bool(getattr(module, "broadcast_dims", ())))
 
 
 def _norm(module, flat):

@@ -23,8 +23,9 @@ class Path:
     Attributes:
       way: through nothing that mixes channels, through weights, or into a sum with a skip that is free of it.
       weights: names of the weight layers on the path.
-      degree: 1 if the array is m times what it would be without the noise; None otherwise.
+      degree: 1 if the array is what it would be without the noise, times m and plus n; None otherwise.
       is_positive: m >= 0.
+      is_factor: the noise multiplies, and E[m] = 1; nothing is added.
       mean, variance: moments of the array that m multiplied last, averaged over channels; None if unknown.
       channels: which channels carry the noise, a bool array; None for all. Concatenation leaves some free.
       added: the variance that the noise adds to each channel, once it has passed weights; None if unknown.
@@ -34,10 +35,27 @@ class Path:
     weights: tuple[str, ...] = ()
     degree: int | None = 1
     is_positive: bool = True
+    is_factor: bool = True
     mean: float | None = None
     variance: float | None = None
     channels: Any = None
     added: Any = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Form:
+    """An array as m * base + n; see `dropbn.diagnose.noise_flow.forms`.
+
+    Attributes:
+      base: a number of its own for every base.
+      label: what computed the base, noise aside: the same in training as in test mode.
+      m, n: `expressions.Expression`s.
+    """
+
+    base: int
+    label: Any
+    m: Any
+    n: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +72,8 @@ class Value:
       name: the parameter that it is, or was before it was reshaped.
       origin: what computed it last: "weights", "norm", "pool" (a mean over positions) or "".
       bias: the bias that was added right after weights.
+      drawn: the `expressions.Expression` of a value that is drawn, or that is a key.
+      form: what data are, if draws are followed; the rest describes the array without what was drawn.
     """
 
     data: bool = False
@@ -65,6 +85,8 @@ class Value:
     name: str = ""
     origin: str = ""
     bias: str = ""
+    drawn: Any = None
+    form: Form | None = None
 
 
 def forget(path: Path) -> Path:
@@ -128,10 +150,12 @@ def join(a: Value, b: Value) -> Value:
         None,
         a.name if a.name == b.name else "",
         a.origin if a.origin == b.origin else "",
+        drawn=a.drawn or b.drawn,
     )
 
 
 def signature(value: Value) -> tuple:
     """The part of a description that has settled once a loop need not run again."""
     paths = {noise: (path.way, path.degree, len(path.weights)) for noise, path in value.paths.items()}
-    return value.data, paths, value.ancestors, value.gauss is None, value.name, value.origin
+    known = value.gauss is None, value.drawn is None
+    return value.data, paths, value.ancestors, known, value.name, value.origin

@@ -20,28 +20,32 @@ def added(
       weights: of the sums, see `functions.weights_of`.
 
     Returns:
-      s2 E[x^2], (channels,); with weights s2 sum_i w_i^2 E[x_i^2], (outputs,); None if it cannot be told.
+      a = Var[m] E[x^2] + 2 Cov[m, n] E[x] + Var[n], (channels,); with weights sum_i w_i^2 a_i, (outputs,).
+      None if it cannot be told, as where E[m] is not 1.
     """
-    if noise is None or path.degree != 1 or noise.s2 is None or gauss is None:
+    affine = noise.affine if noise else None
+    if noise is None or affine is None or affine.m != 1 or path.degree != 1 or gauss is None:
         return None
-    second = functions.DENSITY @ np.square(gauss)
+    second = affine.var_m * (functions.DENSITY @ np.square(gauss)) + affine.var_n
+    second = second + 2 * affine.cov * (functions.DENSITY @ gauss)
     if path.channels is not None:
         second = second * path.channels
     if weights is None:
-        return noise.s2 * second
+        return second
     groups, inputs, _ = weights.shape
     second = None if noise.is_shared else functions.fit(second, groups * inputs)
     if second is None:
         return None
     by_group = zip(weights, second.reshape(groups, inputs), strict=True)
-    return np.concatenate([theory.added_variance(noise.s2, *group) for group in by_group])
+    return np.concatenate([theory.added_variance(1, *group) for group in by_group])
 
 
 def variance_without_noise(norm: Norm, carried: list[tuple[Noise, Path]]) -> tuple[np.ndarray | None, str]:
     """The variance of a BN's input without the noise that reaches it, from the BN's running statistics.
 
     V and m are the running variance and mean, taken with the noise on. Directly behind a noise the input is
-    x * m, so v = (V - s2 m^2) / (1 + s2). Through weights the noise has added s2 sum_i w_i^2 E[x_i^2]: E[x^2]
+    x * m, so v = (V - s2 c^2) / (1 + s2) with c = m; a noise y = m x + n has moments of its own for it (see
+    `dropbn.nn.laws.Affine`). Through weights the noise has added s2 sum_i w_i^2 E[x_i^2]: E[x^2]
     follows from scale and bias of the BN before, if its output is taken to be Gaussian; zero padding is left
     out. A channel that would keep less than a hundredth of V keeps V instead.
 
@@ -61,10 +65,9 @@ def variance_without_noise(norm: Norm, carried: list[tuple[Noise, Path]]) -> tup
     variance, ways = norm.var, set()
     for noise, path in carried:
         if path.way == Way.DIRECT:
-            if path.degree != 1 or noise.s2 is None:
+            if path.degree != 1 or noise.affine is None:
                 return None, "what reaches it is not its input times the noise"
-            s2 = noise.s2 * (1 if path.channels is None else path.channels)
-            variance = (variance - s2 * norm.mean**2) / (1 + s2)
+            variance = _directly(variance, norm.mean, noise.affine, path.channels)
             ways.add("directly")
     for _, path in carried:
         if path.way != Way.DIRECT:
@@ -81,3 +84,11 @@ def variance_without_noise(norm: Norm, carried: list[tuple[Noise, Path]]) -> tup
         f"; {kept.sum()} of its {kept.size} channels kept" if kept.any() else ""
     )
     return np.where(kept, norm.var, variance), how
+
+
+def _directly(variance, mean, affine, channels):
+    """v of Var[y] = Var[m] (v + c^2) + 2 Cov[m, n] c + Var[n] + E[m]^2 v, where E[y] = E[m] c + E[n]."""
+    c = (mean - affine.n) / affine.m
+    clean = variance - affine.var_m * c**2 - 2 * affine.cov * c - affine.var_n
+    clean = clean / (affine.m**2 + affine.var_m)
+    return clean if channels is None else np.where(channels, clean, variance)
