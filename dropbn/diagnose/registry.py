@@ -18,6 +18,7 @@ import numpy as np
 
 from dropbn.diagnose import tracing
 from dropbn.diagnose.flags import flags_of
+from dropbn.nn import laws
 from dropbn.nn.noise import Noise
 
 
@@ -35,6 +36,9 @@ class Switch(NamedTuple):
 
 NOISES: dict[type, Switch] = {nn.Dropout: Switch("deterministic"), Noise: Switch("deterministic")}
 NORMS: dict[type, Switch] = {nn.BatchNorm: Switch("use_running_average")}
+
+# The fields and arguments that hold the amount of a noise, a rate unless it is beta; 0 is no noise.
+AMOUNTS = "rate", "beta", "dropout_rate", "dropout_prob", "drop_rate", "drop_prob", "drop", "prob", "p"
 
 # What we put beside a layer's mean and var begins so, and no mode freezes it.
 OURS = "dropbn "
@@ -77,9 +81,18 @@ def name_of(module: nn.Module) -> str:
     return tracing.name_of(module.path)
 
 
+def amount_field(kind: type[nn.Module]) -> str | None:
+    """The field that holds the amount of a class of noises; None if there is none."""
+    return next((field for field in AMOUNTS if field in kind.__dataclass_fields__), None)
+
+
+def amount_of(noise: nn.Module) -> Any:
+    """The amount that a noise was constructed with; None if there is none."""
+    return getattr(noise, amount_field(type(noise)) or "amount", None)
+
+
 def is_identity(noise: nn.Module, switch: Switch) -> bool:
     """Whether a noise is known to change nothing, even in training."""
-    amount = getattr(noise, "amount", getattr(noise, "rate", None))
-    return (isinstance(amount, (int, float)) and amount == 0) or getattr(
-        noise, switch.flag, None
-    ) is switch.test
+    amount = amount_of(noise)
+    is_off = getattr(noise, switch.flag, None) is switch.test
+    return is_off or bool(laws.is_number(amount) and amount == 0)

@@ -572,3 +572,60 @@ def test_refusals():
     for message, call in calls.items():
         with pytest.raises(DropbnError, match=message):
             call()
+
+
+class Foreign(nn.Module):
+    """A noise of somebody else, whose amount has another name, or is given at the call."""
+
+    dropout_prob: float | None = None
+
+    @nn.compact
+    def __call__(self, x, train, p=None):
+        keep = 1 - (self.dropout_prob if p is None else p)
+        if not train:
+            return x
+        return x * jax.random.bernoulli(self.make_rng("dropout"), keep, x.shape) / keep
+
+
+class ForeignNet(nn.Module):
+    """Two foreign noises side by side, the second given its rate at the call."""
+
+    rates: tuple
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        first = Foreign(self.rates[0], name="built")(x, train)
+        return first, Foreign(name="called")(x, train, p=self.rates[1])
+
+
+@pytest.mark.parametrize("amounts", [(0.25, 0.5), (0.0, 0.5), (0.25, 0.0)])
+def test_a_foreign_noise_is_swapped_by_the_amount_it_has_wherever_it_has_it(monkeypatch, amounts):
+    monkeypatch.setitem(registry.NOISES, Foreign, registry.Switch("train", test=False))
+    ones = jnp.ones((20_000, 4))
+
+    def variances(model):
+        return [y.var() for y in model.apply({}, ones, train=True, rngs=RNGS)]
+
+    s2 = [p / (1 - p) for p in amounts]
+    # The mean of 80,000 squares of a two-valued factor: an error below 1 %.
+    np.testing.assert_allclose(variances(ForeignNet(amounts)), s2, rtol=0.03)
+    np.testing.assert_allclose(
+        variances(swap_noise(ForeignNet(amounts), matched=noise.GaussianDropout)), s2, rtol=0.03
+    )
+    swapped = variances(swap_noise(ForeignNet(amounts), to=noise.Uout(0.6)))
+    np.testing.assert_allclose(swapped, [0.12 * (p > 0) for p in amounts], rtol=0.03)
+    # An amount of 0 is switched on again by its name alone.
+    raised = with_rates(ForeignNet(amounts), {"built": 0.2, "called": 0.5})
+    np.testing.assert_allclose(variances(raised), [0.25, 1], rtol=0.03)
+    assert variances(without_noise(ForeignNet(amounts))) == [0, 0]
+
+
+def test_swapping_leaves_a_noise_of_rate_0_off():
+    model = Net(rates=(0.0, 0.2))
+    variables = model.init(jax.random.key(0), FLAT)
+    swapped = swap_noise(model, to=noise.Uout(0.6))
+    _, stats = modes.apply(swapped, variables, FLAT, mode=modes.TRAIN, rngs=RNGS)
+    # Momentum 0.99: a hundredth of the variance of the batch is in the running one.
+    first, second = (100 * (stats[name]["var"] - 0.99) for name in ("first", "second"))
+    np.testing.assert_allclose(first, FLAT.var(0), rtol=1e-3)
+    np.testing.assert_allclose(second, 0.12 * 4, rtol=0.1)

@@ -201,7 +201,7 @@ class _Marker:
 
 
 def _noise(module):
-    amount: Any = getattr(module, "amount", getattr(module, "rate", None))
+    amount = registry.amount_of(module)
     amount = float(amount) if laws.is_number(amount) else None
     s2 = None
     if amount is not None and not getattr(module, "restore", ""):

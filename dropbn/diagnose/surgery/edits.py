@@ -12,7 +12,8 @@ import jax
 from dropbn.diagnose import noise_flow, registry
 from dropbn.diagnose.linen import Model, ModelOrPair
 from dropbn.diagnose.noise_flow import marks
-from dropbn.diagnose.surgery.operated import Hidden, Operated, amount_field, turned_off
+from dropbn.diagnose.registry import amount_field
+from dropbn.diagnose.surgery.operated import Hidden, Operated, turned_off
 from dropbn.errors import DropbnError
 from dropbn.nn import laws
 from dropbn.nn.noise import Dropout
@@ -21,7 +22,7 @@ from dropbn.nn.noise import Dropout
 def swap_noise(
     model: nn.Module, to: nn.Module | None = None, *, matched: type[nn.Module] | None = None
 ) -> nn.Module:
-    """Replaces every noise; a noise that was constructed with `deterministic=True` stays off.
+    """Replaces every noise; one that was built with `deterministic=True`, or whose amount is 0, stays off.
 
     Args:
       model: any Linen module.
@@ -43,10 +44,11 @@ def swap_noise(
         )
 
     def swap(call, x):
-        if amount_field(type(call.module)):
-            return call.run(x, to or _match(call, matched))
-        warnings.warn(f"'{call.name}' has neither rate nor beta and is not swapped.", stacklevel=2)
-        return call.run(x)
+        if call.amount is None:
+            warnings.warn(f"'{call.name}' has neither rate nor beta and is not swapped.", stacklevel=2)
+        if call.amount is None or (laws.is_number(call.amount) and call.amount == 0):
+            return call.run(x)
+        return call.run(x, to or _match(call, matched))
 
     return Operated(Hidden(model), swap)
 
@@ -77,13 +79,15 @@ def with_rates(model: nn.Module, rates: Mapping[str, Any]) -> nn.Module:
 
     def set_rate(call, x):
         matching = [rate for pattern, rate in rates.items() if fnmatch.fnmatchcase(call.name, pattern)]
-        field, module = amount_field(type(call.module)), call.module
-        if not (matching and field):
+        if not matching or call.amount is None:
             return call.run(x)
+        if argument := call.amount_argument:
+            return call._replace(others=call.others | {argument: matching[-1]}).run(x)
+        module = call.module
         if type(module) is nn.Dropout and isinstance(matching[-1], jax.Array):
             # Linen's Dropout compares its rate with 0, which fails for a traced rate. Ours draws its masks.
             module = Dropout(0, module.broadcast_dims, rng_collection=module.rng_collection, parent=None)
-        return call.run(x, module.clone(**{field: matching[-1]}))
+        return call.run(x, module.clone(**{str(amount_field(type(module))): matching[-1]}))
 
     return Operated(Hidden(model), set_rate, tuple(rates))
 
@@ -160,8 +164,9 @@ def move_to_last_bn(
 def _match(call, kind):
     """A noise of class `kind` with the s2 of the noise that is called."""
     module = call.module
-    s2 = module.s2 if hasattr(module, "s2") else laws.Dropout(module.rate).s2
-    law, field = (laws.Dropout, "rate") if amount_field(kind) == "rate" else (laws.Uout, "beta")
+    s2 = module.s2 if hasattr(module, "s2") else laws.Dropout(call.amount).s2
+    field = str(amount_field(kind))
+    law = laws.Uout if field == "beta" else laws.Dropout
     shared = {"broadcast_dims", "rng_collection"} & kind.__dataclass_fields__.keys()
     alike = {name: getattr(module, name) for name in shared if hasattr(module, name)}
     try:

@@ -20,11 +20,6 @@ from dropbn.diagnose.flags import flags_of
 from dropbn.errors import DropbnError, unknown
 
 
-def amount_field(kind: type[nn.Module]) -> str | None:
-    """The field that holds the amount of a class of noises; None if there is none."""
-    return next((field for field in ("rate", "beta") if field in kind.__dataclass_fields__), None)
-
-
 class NoiseCall(NamedTuple):
     """A call of a noise.
 
@@ -42,6 +37,22 @@ class NoiseCall(NamedTuple):
     called_off: bool | None
     others: dict
     trace: Any
+
+    @property
+    def amount_argument(self) -> str | None:
+        """The argument of the call that holds the amount; None where it was constructed with one."""
+        taken: Any = {name for name, value in self.others.items() if value is not None}
+        if registry.amount_of(self.module) is None:
+            taken |= inspect.signature(type(self.module).__call__).parameters.keys()
+        return next((name for name in registry.AMOUNTS if name in taken), None)
+
+    @property
+    def amount(self) -> Any:
+        """The amount of the noise; None if there is none."""
+        if (name := self.amount_argument) is None:
+            return registry.amount_of(self.module)
+        default = inspect.signature(type(self.module).__call__).parameters[name].default
+        return self.others.get(name, None if default is inspect.Parameter.empty else default)
 
     def tracers(self) -> list[jax.core.Tracer]:
         """The traced values that the noise needs besides its input."""
@@ -63,7 +74,11 @@ class NoiseCall(NamedTuple):
         noise = noise.clone(parent=scope or self.module.scope, name=self.module.name, **built)
         # A subclass may have another signature: its nearest parent that takes the flag is called.
         takes = (c for c in type(noise).__mro__ if flag in inspect.signature(c.__call__).parameters)
-        return next(takes).__call__(noise, x, **self.others, **({} if off is None else {flag: test == off}))
+        function = next(takes).__call__
+        others = self.others
+        if type(noise) is not type(self.module):  # The other's own arguments, such as an amount.
+            others = {name: others[name] for name in others.keys() & inspect.signature(function).parameters}
+        return function(noise, x, **others, **({} if off is None else {flag: test == off}))
 
 
 def turned_off(call: NoiseCall, x: jax.Array) -> jax.Array:
@@ -149,7 +164,7 @@ class Operated(nn.Module):
         return output
 
     def _refusal(self, calls):
-        noises = [name for name, call in calls.items() if call and amount_field(type(call.module))]
+        noises = [name for name, call in calls.items() if call and call.amount is not None]
         for pattern in self.noises:
             if not fnmatch.filter(noises, pattern):
                 return unknown("noise", pattern, noises)
