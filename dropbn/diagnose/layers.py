@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from dropbn.diagnose import interception, random_draws, registry, tracing
+from dropbn.diagnose import interception, layer_marks, random_draws, registry, tracing
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.interception import TEST, TRAIN
+from dropbn.diagnose.layer_marks import Marked
 from dropbn.diagnose.tracing import Path, flat_stats, split
 from dropbn.errors import DropbnError
 
@@ -35,6 +36,10 @@ class Layers(NamedTuple):
       streams: the random streams from which the model draws.
       draws, test_draws: the random draws of no registered noise in training and in test mode, and the batch
         normalizations that each reaches first; see `dropbn.diagnose.random_draws.reached`.
+      states: modules with running state that is not a batch normalization's, by name, and the batch
+        normalizations that each reaches first.
+      marked: what else the traces say of each layer, by name; see `dropbn.diagnose.layer_marks`.
+      epsilon: the largest machine epsilon of the floats that the model computes.
     """
 
     noises: dict[Path, Use]
@@ -42,6 +47,9 @@ class Layers(NamedTuple):
     streams: tuple[str, ...]
     draws: dict[str, list[str]]
     test_draws: dict[str, list[str]]
+    states: dict[str, list[str]]
+    marked: dict[str, Marked]
+    epsilon: float
 
     @property
     def always_on(self) -> frozenset[Path]:
@@ -62,6 +70,24 @@ class Layers(NamedTuple):
         """Modules with running state that is not a batch normalization's, such as spectral norms, by path."""
         paths = dict.fromkeys(path[:-1] for path in flat_stats(variables))
         return [tracing.name_of(path) for path in paths if path not in self.norms]
+
+    @property
+    def per_example(self) -> frozenset[str]:
+        """The noises that draw at most one number for each example, by name, as drop path does."""
+        return frozenset(name for name, marked in self.marked.items() if marked.per_example)
+
+    @property
+    def unseen_states(self) -> dict[str, list[str]]:
+        """The modules whose running state may be that of a batch normalization, and what each reaches first.
+
+        One that no noise can shift, and that can shift no batch normalization, is left out.
+        """
+        has_noise = self.switched_noises or self.unswitched
+        return {
+            name: self.states.get(name, [])
+            for name, marked in self.marked.items()
+            if marked.may_be_norm and (has_noise or self.states.get(name))
+        }
 
     def takes_batch(self, path: Path) -> bool:
         """Whether a BN at this path uses the batch in training."""
@@ -127,22 +153,46 @@ def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
             return jax.make_jaxpr(run)(*given)
 
         jaxpr = tracing.shapes(model.name, run, arrays, streams, trace)
+        marked = layer_marks.read(jaxpr)
+        # Called as in training, but without a draw: its rate is 0.
+        idle = [path for path in noises if marked.get(tracing.name_of(path), _UNKNOWN).drawn == 0]
+        noises |= {path: (False, noises[path][1]) for path in idle}
         num_keys = len(streams)
         is_key = [False] * (len(jaxpr.jaxpr.invars) - num_keys) + [True] * num_keys
-        by_mode.append((noises, norms, random_draws.reached(jaxpr, is_key)))
-    (noises, norms, drawn), (test_noises, test_norms, test_drawn) = by_mode
-    uses = _uses(noises, test_noises), _uses(norms, test_norms)
-    return Layers(*uses, tuple(streams), drawn, test_drawn)
+        reached = random_draws.reached(jaxpr, is_key)
+        by_mode.append((noises, norms, reached, marked, layer_marks.coarsest(jaxpr)))
+    train, test = by_mode
+    noises_used, norms_used = (_uses(*both) for both in zip(train[:2], test[:2], strict=True))
+    (draws, states), (test_draws, _) = map(_apart, (train[2], test[2]))
+    marked = test[3] | train[3]
+    return Layers(noises_used, norms_used, tuple(streams), draws, test_draws, states, marked, train[4])
+
+
+_UNKNOWN = Marked(drawn=float("inf"))
+
+
+def _apart(reached):
+    """The draws and the running states that were followed, each with what it reaches."""
+    states = [where for where in reached if where.startswith(random_draws.STATE)]
+    draws = {where: norms for where, norms in reached.items() if where not in states}
+    return draws, {where.removeprefix(random_draws.STATE): reached[where] for where in states}
 
 
 def _mark(run, args, kwargs, context):
-    """For `flax.linen.intercept_methods`: marks the outputs of noises and batch normalizations."""
+    """For `flax.linen.intercept_methods`: marks the outputs of noises, BNs, and others with running state."""
     y, x = run(*args, **kwargs), next(iter((*args, *kwargs.values())), None)
-    norm, noise = registry.norm_of(context.module), registry.of(context.module, registry.NOISES)
-    if context.method_name != "__call__" or not (norm or noise) or y is x or not isinstance(y, jax.Array):
+    module = context.module
+    if context.method_name != "__call__" or y is x or not isinstance(y, jax.Array):
         return y
-    kind = "norm" if norm else "noise"
-    return tracing.mark_p.bind(y, x, kind=kind, name=registry.name_of(context.module), times=1)
+    kinds = {"norm": registry.norm_of(module), "noise": registry.of(module, registry.NOISES)}
+    kind, leaves = next((kind for kind, switch in kinds.items() if switch), ""), []
+    if not kind and isinstance(x, jax.Array):
+        own = module.variables.get("batch_stats", {})
+        leaves = [leaf for leaf in own.values() if isinstance(leaf, jax.Array)]
+        kind = "state" if leaves else ""
+    if not kind:
+        return y
+    return tracing.mark_p.bind(y, x, *leaves, kind=kind, name=registry.name_of(module), times=1)
 
 
 def _uses(train, test):

@@ -14,9 +14,8 @@ import jax.extend.core
 
 from dropbn.diagnose import tracing
 
-# The primitives that make random numbers from a key.
-DRAWING = frozenset(("random_bits", "random_gamma", "rng_bit_generator", "threefry2x32"))
-_LIBRARIES = ("/jax/", "/jaxlib/", "/flax/", "/dropbn/", "/functools.py", "/contextlib.py")
+# Running state that is marked is followed as a draw of this name, and the module's.
+STATE = "state of "
 
 
 class _Depends(NamedTuple):
@@ -81,11 +80,13 @@ class _Follower:
         everything = functools.reduce(_union, values, _NOTHING)
         if name == "dropbn_mark" and params["kind"] == "noise":
             return [values[1]]
+        if name == "dropbn_mark" and params["kind"] == "state":
+            return [values[0]._replace(draws=values[0].draws | {STATE + params["name"]})]
         if name == "dropbn_mark":
             self.met |= dict.fromkeys((where, params["name"]) for where in sorted(values[1].draws))
             y = values[0]
             return [_Depends(y.key, y.draws - values[1].draws, y.behind | values[1].draws)]
-        if name in DRAWING and everything.key:
+        if name in tracing.DRAWING and everything.key:
             drawn = everything.draws | {where(self.calls)}
             return [everything._replace(draws=drawn)] * len(eqn.outvars)
         if name in ("scan", "while"):
@@ -124,16 +125,8 @@ def where(calls: list) -> str:
             break
     stack = [part for eqn in around for part in str(eqn.source_info.name_stack).split("/")]
     path = "/".join(part for part in stack[1:] if part and "(" not in part)
-    frames = [frame for eqn in reversed(around) for frame in _frames(eqn)]
-    line = next((f"{file.rpartition('/')[2]}:{number}" for file, number in frames), "")
+    line = tracing.line_of(*reversed(around))
     return " ".join(filter(None, (path, line))) or "?"
-
-
-def _frames(eqn):
-    """(file, line) of the user's frames, the innermost first."""
-    frames = getattr(eqn.source_info.traceback, "frames", ())
-    found = ((frame.file_name, frame.line_num) for frame in frames)
-    return [(file, line) for file, line in found if not any(part in file for part in _LIBRARIES)]
 
 
 def _union(a, b):

@@ -1,5 +1,7 @@
 """Traces of a model that compute nothing: arrays are shapes, and random streams are found on the way."""
 
+import functools
+import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,9 +9,11 @@ import flax
 import jax
 import jax.extend.core
 import jax.numpy as jnp
+import jaxlib
 from flax.traverse_util import flatten_dict
 from jax.interpreters import batching
 
+import dropbn
 from dropbn.errors import DropbnError
 
 Path = tuple[str, ...]
@@ -31,6 +35,30 @@ def _batch(args, dims, times, **params):
 
 
 batching.primitive_batchers[mark_p] = _batch
+
+# The primitives that make random numbers from a key.
+DRAWING = frozenset({"random_bits", "random_gamma", "rng_bit_generator", "threefry2x32"})
+_LIBRARIES = tuple(os.path.join(*module.__path__, "") for module in (jax, jaxlib, flax, dropbn))
+_PYTHON = os.path.join(os.path.dirname(os.__file__), "")
+
+
+def user_frames(eqn: Any) -> list[tuple[str, int]]:
+    """(file, line) of the user's frames from which an equation was traced, the innermost first."""
+    frames = getattr(eqn.source_info.traceback, "frames", ())
+    return [(frame.file_name, frame.line_num) for frame in frames if _is_users(frame.file_name)]
+
+
+@functools.cache
+def _is_users(file):
+    # What is installed beside Python may be the user's.
+    is_python = file.startswith(_PYTHON) and "-packages" not in file
+    return not file.startswith(_LIBRARIES) and not is_python
+
+
+def line_of(*eqns: Any) -> str:
+    """The innermost line of the user's that led to the first of the equations that has one: "net.py:41"."""
+    frames = (frame for eqn in eqns for frame in user_frames(eqn))
+    return next((f"{os.path.basename(file)}:{line}" for file, line in frames), "")
 
 
 def loop_operands(eqn: Any) -> tuple[Any, slice, slice, slice]:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import io
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import rich.console
 from jax import lax
 from linen_models import BREADTH
 from lint_models import CASES, SHARED
@@ -185,6 +187,76 @@ def test_two_noises_in_one_branch():
     assert row["noise"] == "first" and "first, second" in row["advice"]
     for rates in ((0.1, 0.0), (0.0, 0.2)):
         assert "DBN201" not in {row["code"] for row in lint.check(Block(rates), jnp.ones((4, 5))).rows}
+
+
+def test_no_advice_contradicts_drop_path():
+    """Its place is the end of a branch, and its purpose to drop the branch with whatever it holds."""
+    path = nn.Dropout(0.1, broadcast_dims=(1, 2, 3))
+    conv, norm = nn.Conv(4, (3, 3), use_bias=False), nn.BatchNorm()
+    pool = lambda x: nn.max_pool(x, (2, 2))  # noqa: E731
+    mean = lambda x: x.mean((1, 2), keepdims=True)  # noqa: E731
+    assert _codes(conv, norm, path, pool) == _codes(conv, norm, mean, path, nn.Dense(2)) == set()
+    for layers in ((path, norm), (path, conv, norm)):  # Directly and through weights.
+        [row] = lint.check(Chain(layers), jnp.ones((4, 6, 6, 3))).errors()
+        assert "Put it at the end of its branch" in row["advice"] and "Uout" not in row["advice"]
+        assert row["ratio"] == pytest.approx(0.9) and "a rate up to 0.05." in row["advice"]
+
+    class Block(nn.Module):
+        trunk: bool
+        inner: float = 0.0
+
+        @nn.compact
+        def __call__(self, x, train=False):
+            drop = functools.partial(nn.Dropout, deterministic=not train)
+            if self.trunk:
+                x = drop(0.1, broadcast_dims=(1, 2, 3), name="path")(x)
+            y = nn.BatchNorm()(x, use_running_average=not train)
+            y = nn.Conv(3, (3, 3))(drop(self.inner)(y))
+            x = x + (y if self.trunk else drop(0.1, broadcast_dims=(1, 2, 3), name="path")(y))
+            return nn.BatchNorm()(x, use_running_average=not train)
+
+    rows = {row["code"]: row for row in lint.check(Block(True), jnp.ones((4, 6, 6, 3))).rows}
+    assert rows.keys() == {"DBN101", "DBN203"} and "end of its branch" in rows["DBN203"]["advice"]
+    beside = lint.check(Block(False, inner=0.2), jnp.ones((4, 6, 6, 3)))
+    assert {row["code"] for row in beside.rows} == {"DBN103"}  # No two noises in one branch.
+
+
+def test_one_habit_is_one_row():
+    """Three biases are one finding with all their names; each noise keeps a row of its own."""
+    conv, norm = nn.Conv(4, (3, 3)), nn.BatchNorm()
+    model = Chain((conv, norm, nn.Conv(4, (3, 3)), nn.BatchNorm(), nn.Conv(4, (3, 3)), nn.BatchNorm()))
+    report = lint.check(model, jnp.ones((4, 6, 6, 3)))
+    [row] = report.rows
+    assert (row["code"], row["norm"], row["count"]) == ("DBN206", "layers_1", 3)
+    assert {*row["layers"]} == {f"layers_{i}" for i in range(6)}
+    assert json.loads(report.to_json())[0]["layers"] == row["layers"]
+    assert report.summary()[1:] == ["  DBN206 (info) bias before batch normalization: layers_1 and 2 more"]
+    with io.StringIO() as text:
+        rich.console.Console(file=text, width=200).print(report)
+        assert text.getvalue().count("DBN206") == 2 and "layers_1 and 2 more" in text.getvalue()
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((4, 6, 6, 3)))
+    variables = jax.tree_util.tree_map_with_path(
+        lambda keys, leaf: jnp.full(leaf.shape, float(keys[-1].key == "var")), shapes
+    )
+    [error] = lint.check(model, jnp.ones((4, 6, 6, 3)), variables=variables).errors()
+    assert (error["code"], error["count"]) == ("DBN302", 3)
+    both = Chain((nn.Dropout(0.1), norm, nn.Dropout(0.1), nn.BatchNorm()))
+    assert len(lint.check(both, jnp.ones((4, 3))).errors()) == 2
+
+
+def test_a_noise_that_reaches_many_is_one_line_of_the_table():
+    class Dense(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            y = nn.Dropout(0.5, name="drop")(x, deterministic=not train)
+            return [nn.BatchNorm(name=f"bn{i}")(y, use_running_average=not train) for i in range(4)]
+
+    report = lint.check(Dense(), jnp.ones((4, 3)))
+    assert len(report.rows) == 4
+    with io.StringIO() as text:
+        rich.console.Console(file=text, width=200).print(report)
+        [line] = [line for line in text.getvalue().splitlines() if "directly" in line]
+    assert "drop -> bn0 and 3 more" in line and "test_lint.py:" in line and "0.500" in line
 
 
 def test_rules_of_statistics():
@@ -376,6 +448,7 @@ def test_a_penalty_that_a_layer_adds_is_no_obstacle(mlp_config):
 def test_the_command(tmp_path):
     found = _command(tmp_path, "net:bad", "--input=2,5")
     assert found.returncode == 1 and "DBN101" in found.stdout and "0.700" in found.stdout
+    assert "net.py:6" in found.stdout
     found = _command(tmp_path, "net:bad", "--input=2,5", "--fail_below=0.6", "--format=json")
     assert found.returncode == 0 and json.loads(found.stdout)[0]["norm"] == "bn"
     found = _command(tmp_path, "net:good", "--input=2,5")

@@ -26,22 +26,32 @@ class Report(Result):
     Each row holds:
       code: the rule, a key of `RULES`.
       severity: "error", "warning" or "info".
-      noise, norm: paths of the layers that the finding is about, "" if it is not about one.
+      noise, norm: paths of the layers that the finding is about, "" if it is not about one; the first of them
+        if it is about several.
       way: how the noise reaches the BN, "directly", "through weights" or "into a skip"; "" in other findings.
       amount: rate or beta of the noise; None if unknown.
       ratio: the real / moving variance to expect at the BN; None if unknown.
       assumption: what the ratio supposes.
       advice: what to do.
+      line: the user's line that calls the first layer, such as "net.py:41"; "" if it is not known.
+      count: about how many BNs the same is found; one row stands for them all.
+      layers: every layer of the row, and the line that calls it.
     """
 
     def unseen(self, accepted: Sequence[str] = ()) -> list[dict]:
-        """The random draws that reach a BN and are not understood, without the accepted ones.
+        """What is not understood, and may shift a BN or be one that is shifted, without what is accepted.
 
         Args:
-          accepted: patterns, with the wildcards of `fnmatch`, of where draws stand.
+          accepted: patterns, with the wildcards of `fnmatch`, of where draws stand and of modules that keep
+            running state.
         """
-        rows = [row for row in self.rows if row["code"] == "DBN401" and row["norm"]]
-        return [row for row in rows if not any(fnmatch.fnmatchcase(row["noise"], each) for each in accepted)]
+        draws = [(row, [row["noise"]]) for row in self.rows if row["code"] == "DBN401" and row["norm"]]
+        states = [(row, row["layers"]) for row in self.rows if row["code"] == "DBN403"]
+        return [
+            row
+            for row, names in draws + states
+            if not all(any(fnmatch.fnmatchcase(name, each) for each in accepted) for name in names)
+        ]
 
     def errors(self, below: float | None = None) -> list[dict]:
         """The errors; with `below` only those whose ratio is below it or unknown."""
@@ -52,14 +62,15 @@ class Report(Result):
         if not self.rows:
             return rich.text.Text(f"{self.title}: nothing found")
         table = rich.table.Table(title=self.title, title_justify="left", box=rich.box.SIMPLE_HEAD)
-        for column in ("", "layer", "finding"):
+        for column in ("", "layer", "line", "finding"):
             table.add_column(column, overflow="fold")
         table.add_column("ratio", justify="right", overflow="fold")
-        for row in self.rows:
-            layer = " -> ".join(filter(None, (row["noise"], row["norm"])))
+        for (code, *_), rows in _grouped(self.rows, "code", "noise", "way", "norm"):
+            row, finding = _worst(rows), RULES[code].title
             ratio = "" if row["ratio"] is None else f"{row['ratio']:.3f}"
-            finding = f"{RULES[row['code']].title}{', ' + row['way'] if row['way'] else ''}"
-            table.add_row(*map(rich.text.Text, (f"{row['severity']} {row['code']}", layer, finding, ratio)))
+            finding += f", {row['way']}" if row["way"] else ""
+            cells = f"{row['severity']} {code}", _layers(rows), row["line"], finding, ratio
+            table.add_row(*map(rich.text.Text, cells))
         worst = {row["code"]: row for row in reversed(self.rows)}
         lines = []
         for code in sorted(worst):
@@ -71,14 +82,34 @@ class Report(Result):
     def summary(self) -> list[str]:
         """A heading and a line for every code, with its worst example; no lines if nothing is found."""
         lines = ["Lint's findings about this network:"] if self.rows else []
-        for code in dict.fromkeys(row["code"] for row in self.rows):
-            rows = [row for row in self.rows if row["code"] == code]
-            first = min(rows, key=lambda row: 1.0 if row["ratio"] is None else row["ratio"])
+        for (code,), rows in _grouped(self.rows, "code"):
+            first = _worst(rows)
             ratio = "" if first["ratio"] is None else f", ratio {first['ratio']:.2f}"
-            layers = " -> ".join(filter(None, (first["noise"], first["norm"])))
-            more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-            lines.append(f"  {code} ({first['severity']}) {RULES[code].title}: {layers}{ratio}{more}")
+            lines.append(f"  {code} ({first['severity']}) {RULES[code].title}: {_layers(rows, ratio)}")
         return lines
+
+
+def _grouped(rows, *keys):
+    """(values of the keys, rows that share them), in the order of the rows.
+
+    A noise that reaches several BNs in one way is one group.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for row in rows:
+        values = tuple(row[key] for key in keys if key != "norm" or not row["noise"])
+        groups.setdefault(values, []).append(row)
+    return groups.items()
+
+
+def _worst(rows):
+    return min(rows, key=lambda row: 1.0 if row["ratio"] is None else row["ratio"])
+
+
+def _layers(rows, ratio=""):
+    """The layers of the worst row, its ratio, and how many others there are."""
+    worst, more = _worst(rows), sum(row["count"] for row in rows) - 1
+    layers = " -> ".join(filter(None, (worst["noise"], worst["norm"])))
+    return layers + ratio + (f" and {more} more" if more else "")
 
 
 def check(
@@ -127,14 +158,29 @@ def check(
         for code, rule in RULES.items()
         for finding in rule.find(facts)
     ]
+    rows = _gathered(rows)
     rows.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
     layers, noises = marked.layers, facts.followed.noises
-    drawing = [path for path, use in layers.noises.items() if use.train or use.test]
+    drawing: list = [path for path, use in layers.noises.items() if use.train or use.test]
     drawing += [name for name, noise in noises.items() if noise.is_drawn]
     counts = [_count(drawing, "noise"), _count(layers.norms, "batch normalization")]
     unknown = [where for where in layers.unswitched if where not in facts.followed.understood]
     counts += [f"{_count(unknown, 'random draw')} not understood"] * bool(unknown)
     return Report(rows, f"{called.name}: {', '.join(counts)}")
+
+
+def _gathered(rows):
+    """The rows, those that say the same of several BNs as one."""
+    gathered: dict[tuple, dict] = {}
+    for row in rows:
+        # A noise is moved one by one, so each has a row of its own.
+        alike = (row["code"], row["advice"]) if not row["noise"] else (len(gathered),)
+        if alike in gathered:
+            first = gathered[alike]
+            first |= {"count": first["count"] + 1, "layers": first["layers"] | row["layers"]}
+        else:
+            gathered[alike] = row
+    return [*gathered.values()]
 
 
 def _count(layers, noun):
@@ -148,16 +194,16 @@ def assert_no_shift(
     accept_unseen: Sequence[str] = (),
     **options: Any,
 ) -> None:
-    """For tests: raises AssertionError if noise shifts a BN, or if a draw that may do so is not understood.
+    """For tests: raises AssertionError if noise shifts a BN, or if what may do so is not understood.
 
     Args:
       model, *inputs, **options: see `check`.
       below: the smallest ratio that is accepted; an unknown ratio is not.
-      accept_unseen: patterns of draws that are accepted; see `Report.unseen`.
+      accept_unseen: patterns of draws and of modules that are accepted; see `Report.unseen`.
     """
     report = check(model, *inputs, **options)
     errors, unseen = report.errors(below), report.unseen(accept_unseen)
     lines = [f"{row['noise']} -> {row['norm']}: {row['way']}, ratio {row['ratio']}" for row in errors]
     assert not errors, "Noise shifts the variance of batch normalizations:\n" + "\n".join(lines)
-    lines = [f"{row['noise']} -> {row['norm']}" for row in unseen]
-    assert not unseen, "Random draws that are not understood reach batch normalizations:\n" + "\n".join(lines)
+    lines = [" -> ".join(filter(None, (row["noise"], row["norm"]))) for row in unseen]
+    assert not unseen, "What is not understood may shift batch normalizations:\n" + "\n".join(lines)

@@ -14,6 +14,8 @@ from dropbn.nn import laws
 
 # The ratio that advice aims at.
 _GOOD = 0.95
+# Where drop path belongs, whose purpose is to drop a whole branch.
+_END_OF_BRANCH = "Put it at the end of its branch, behind the last BN, right before the addition"
 
 
 class Facts(NamedTuple):
@@ -22,6 +24,12 @@ class Facts(NamedTuple):
     marked: Marked
     followed: Followed
     num_steps: int | None
+
+    @property
+    def drop_paths(self) -> set[str]:
+        """The noises that draw at most one number for each example."""
+        drawn = {name for name, noise in self.followed.noises.items() if noise.per_example}
+        return drawn | self.marked.layers.per_example
 
 
 _WAYS = {Way.DIRECT: "directly", Way.WEIGHTS: "through weights", Way.SKIP: "into a skip"}
@@ -62,8 +70,12 @@ def into_a_skip(facts: Facts) -> Iterator[dict]:
 
 
 def two_in_one_branch(facts: Facts) -> Iterator[dict]:
-    """A branch holds more than one noise, and their shifts compound (Kim et al. 2023, suppl. G: P6 + P7)."""
-    for group in sorted(facts.followed.together, key=sorted):
+    """A branch holds more than one noise, and their shifts compound (Kim et al. 2023, suppl. G: P6 + P7).
+
+    Drop path drops the branch with whatever it holds, so it does not count.
+    """
+    groups = {group - facts.drop_paths for group in facts.followed.together}
+    for group in sorted((group for group in groups if len(group) > 1), key=sorted):
         first, *others = sorted(group, key=list(facts.followed.noises).index)
         advice = f"Keep one noise in each branch; this one holds {', '.join([first, *others])}."
         yield _finding(facts, first, advice=advice)
@@ -73,9 +85,9 @@ def after_last_weight(facts: Facts) -> Iterator[dict]:
     """Noise stands after the last weight layer of a branch, right before the addition (P7).
 
     Noise before the weights shifts less wherever sum_j sum_{k != j} w_j w_k E[x_j x_k] > 0 (Kim et al. 2023,
-    Proposition 2, from which Guideline 1 prefers P5 and P6).
+    Proposition 2, from which Guideline 1 prefers P5 and P6). Drop path belongs there.
     """
-    for noise in _named(facts, facts.followed.after_last_weight):
+    for noise in _named(facts, facts.followed.after_last_weight - facts.drop_paths):
         yield _finding(facts, noise, advice="Put it before the branch's last weight layer (P5 or P6).")
 
 
@@ -86,16 +98,21 @@ def on_the_trunk(facts: Facts) -> Iterator[dict]:
     Table 1).
     """
     for noise in _named(facts, facts.followed.on_trunk):
-        yield _finding(facts, noise, advice="Put it into the branch, after its last BN (P5 or P6).")
+        if noise in facts.drop_paths:
+            advice = f"{_END_OF_BRANCH}."
+        else:
+            advice = "Put it into the branch, after its last BN (P5 or P6)."
+        yield _finding(facts, noise, advice=advice)
 
 
 def after_pooling(facts: Facts) -> Iterator[dict]:
     """Noise stands after global average pooling (H5).
 
     Before pooling (H3, H4) the same noise averages out over the positions (Kim et al. 2023, Proposition 5 and
-    Guideline 2).
+    Guideline 2). A noise with one draw for each example does not.
     """
-    for noise in (name for name, origin in facts.followed.origins.items() if origin == "pool"):
+    pooled = {name for name, origin in facts.followed.origins.items() if origin == "pool"}
+    for noise in _named(facts, pooled - facts.drop_paths):
         yield _finding(facts, noise, advice="Put it before the pooling, after the last BN (H3 or H4).")
 
 
@@ -103,17 +120,18 @@ def before_max_pooling(facts: Facts) -> Iterator[dict]:
     """Noise stands right before max pooling, which picks what the noise has enlarged.
 
     The maximum of noisy values has a larger mean than that of clean ones, so even the mean differs in test
-    mode (Wu & Gu 2015, arXiv:1512.00242: the noise draws the unit that wins).
+    mode (Wu & Gu 2015, arXiv:1512.00242: the noise draws the unit that wins). One draw for each example
+    enlarges all alike.
     """
-    for noise in _named(facts, facts.followed.max_pooled):
+    for noise in _named(facts, facts.followed.max_pooled - facts.drop_paths):
         yield _finding(facts, noise, advice="Put it after the pooling.")
 
 
 def bias_before_norm(facts: Facts) -> Iterator[dict]:
     """A BN subtracts the bias of the weight layer right before it (Ioffe & Szegedy 2015, section 3.2)."""
     for norm, bias in facts.followed.biased.items():
-        layer = bias.rpartition("/")[0]
-        yield _finding(facts, norm=norm, advice=f"'{layer}' needs no bias: give it use_bias=False.")
+        advice = "The weight layer right before it needs no bias: give it use_bias=False."
+        yield _finding(facts, norm=norm, other=bias.rpartition("/")[0], advice=advice)
 
 
 def momentum_too_long(facts: Facts) -> Iterator[dict]:
@@ -208,9 +226,23 @@ def unknown_draw(facts: Facts) -> Iterator[dict]:
 
 
 def other_state(facts: Facts) -> Iterator[dict]:
-    """A module keeps running state that is not a batch normalization's, and no tool measures it."""
+    """A module keeps running state that is not a batch normalization's, and no tool measures it.
+
+    Spectral normalization is the most common: its state follows from its weights.
+    """
     for name in facts.marked.other_state:
-        yield _finding(facts, norm=name, advice="Register its type if it is a batch normalization.")
+        if name not in facts.marked.layers.unseen_states:
+            yield _finding(facts, norm=name, advice="Register its type if it is a batch normalization.")
+
+
+def unknown_norm(facts: Facts) -> Iterator[dict]:
+    """A module keeps running state that may be a batch normalization's, and lint does not know how it works.
+
+    Its input moves two or more leaves with one number for each channel, as it moves a mean and a variance. A
+    noise may shift it, or it may shift a batch normalization that it reaches.
+    """
+    for name in facts.marked.layers.unseen_states:
+        yield _finding(facts, norm=name, advice="Register its type in dropbn.diagnose.registry.NORMS.")
 
 
 RULES = {
@@ -231,14 +263,22 @@ RULES = {
     "DBN305": Rule("batch normalization uses the batch in test mode", "warning", never_uses_running),
     "DBN401": Rule("random draw that is not understood", "warning", unknown_draw),
     "DBN402": Rule("running state that is not measured", "info", other_state),
+    "DBN403": Rule("running state that may be a batch normalization's", "warning", unknown_norm),
 }
 
 
-def _finding(facts, noise="", norm="", way="", ratio=None, assumption="", advice=""):
+def _finding(facts, noise="", norm="", way="", ratio=None, assumption="", advice="", other=""):
     amount = facts.followed.noises[noise].amount if noise in facts.followed.noises else None
+    marked = facts.marked.layers.marked
+    # A draw has no mark: where it stands says its line.
+    lines = {name: marked[name].line if name in marked else name.partition(" ")[2] for name in (noise, norm)}
+    layers = {name: lines.get(name, "") for name in (noise, norm, other) if name}
     return {"noise": noise, "norm": norm, "way": way, "amount": amount, "ratio": ratio} | {
         "assumption": assumption,
         "advice": advice,
+        "line": next(iter(layers.values()), ""),
+        "count": 1,
+        "layers": layers,
     }
 
 
@@ -250,7 +290,8 @@ def _on_the_way(facts, way):
     for (noise, norm), carried in facts.followed.reached.items():
         if carried.way == way:
             ratio, assumption = _ratio(facts, noise, norm, carried)
-            advice = _advice(facts.followed.noises[noise].s2, ratio, way)
+            is_drop_path = noise in facts.drop_paths
+            advice = _advice(facts.followed.noises[noise].s2, ratio, way, is_drop_path)
             yield _finding(facts, noise, norm, _WAYS[way], ratio, assumption, advice)
 
 
@@ -280,16 +321,17 @@ def _ratio(facts: Facts, noise: str, norm: str, carried: Path) -> tuple[float | 
     return float(v / drawn.affine.train_variance(c, v)), assumption
 
 
-def _advice(s2, ratio, way):
+def _advice(s2, ratio, way, is_drop_path):
     if way == Way.SKIP:
         return "Accepted by the papers; nothing to do unless shift.measure says otherwise."
-    advice = "Move it after the last BN (surgery.move_to_last_bn)"
+    advice = _END_OF_BRANCH if is_drop_path else "Move it after the last BN (surgery.move_to_last_bn)"
     if s2 is None or ratio is None or not 0 < ratio < 1:
         return advice + "."
     largest = theory.largest_s2_from(_GOOD, s2, ratio)
-    rate = laws.Dropout.of_s2(largest).rate
-    beta = laws.Uout.of_s2(min(largest, laws.Uout(1).s2)).beta
-    return f"{advice}, or keep the ratio above {_GOOD} with a rate up to {rate:.2g} or Uout up to {beta:.2g}."
+    limit = f"a rate up to {laws.Dropout.of_s2(largest).rate:.2g}"
+    if not is_drop_path:  # A factor that is near 1 would drop no path.
+        limit += f" or Uout up to {laws.Uout.of_s2(min(largest, laws.Uout(1).s2)).beta:.2g}"
+    return f"{advice}, or keep the ratio above {_GOOD} with {limit}."
 
 
 def _is_untrained(norm):

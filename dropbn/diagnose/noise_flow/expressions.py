@@ -18,7 +18,7 @@ import numpy as np
 import scipy.special
 
 from dropbn.diagnose.noise_flow import arithmetic
-from dropbn.diagnose.random_draws import DRAWING
+from dropbn.diagnose.tracing import DRAWING
 from dropbn.nn import laws
 
 Eqn = Any  # A jax.extend.core.JaxprEqn; its variables have a shape and a dtype.
@@ -67,9 +67,13 @@ class Expression:
         return self.eqn is not None and bool(self.name)
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        return self.eqn.outvars[self.output].aval.shape if self.eqn else np.shape(self.value)
+
+    @property
     def size(self) -> int:
         """The number of elements."""
-        return math.prod(self.eqn.outvars[self.output].aval.shape) if self.eqn else int(np.size(self.value))
+        return math.prod(self.shape)
 
     @property
     def is_elementwise(self) -> bool:

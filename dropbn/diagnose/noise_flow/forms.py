@@ -8,6 +8,7 @@ complete. The same trace in test mode says what the array is there, m_t * base +
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -15,7 +16,7 @@ from dropbn.diagnose.noise_flow import expressions, functions
 from dropbn.diagnose.noise_flow.expressions import ONE, ZERO, Expression
 from dropbn.diagnose.noise_flow.marks import Noise
 from dropbn.diagnose.noise_flow.values import Form, Value
-from dropbn.diagnose.random_draws import DRAWING
+from dropbn.diagnose.tracing import DRAWING
 
 _MOVES = functions.SHAPES - {"pad", "convert_element_type", "dynamic_slice"}
 _numbers = itertools.count()
@@ -116,14 +117,15 @@ def label_of(eqn: Any, values: list[Value]) -> Hashable:
 
 
 def _noise(form, draws, at_test):
-    moments = expressions.affine(form.m, form.n, at_test)
-    size = form.m.size if form.m.draws else form.n.size
+    shape = (form.m if form.m.draws else form.n).shape
+    most, size = max(draw.size for draw in draws), math.prod(shape)
     return Noise(
         amount=None,
-        affine=moments,
+        affine=expressions.affine(form.m, form.n, at_test),
         is_positive=expressions.is_positive(form.m) and not form.n.draws,
         is_shared=any(draw.size < size for draw in draws),
         is_drawn=True,
+        per_example=most <= shape[0] < size if shape else False,
     )
 
 

@@ -30,6 +30,7 @@ class Noise(NamedTuple):
       is_positive: m >= 0 and n = 0, so that it commutes with ReLU (Kim et al. 2023, Proposition 1).
       is_shared: one m serves several positions (`broadcast_dims`).
       is_drawn: the model draws it by hand; no layer is registered.
+      per_example: it is drawn by hand, at most one number for each example, as drop path does.
     """
 
     amount: float | None
@@ -37,6 +38,7 @@ class Noise(NamedTuple):
     is_positive: bool
     is_shared: bool
     is_drawn: bool = False
+    per_example: bool = False
 
     @property
     def s2(self) -> float | None:
