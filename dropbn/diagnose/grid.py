@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dropbn.diagnose import observation
+from dropbn.diagnose import norms, observation
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.interception import Mode
 from dropbn.diagnose.layers import Layers
@@ -103,7 +103,8 @@ def _averages(model, variables, batches, mode):
     """The variables with statistics averaged over batches, by kind."""
     observer = observation.Observer(model, variables, batches, mode)
     by_call = observation.converged_by_call(observer, variables)
-    found = {"converged": observation.with_statistics(variables, observation.averaged(observer, by_call))}
+    averages = observation.averaged(observer, by_call)
+    found = {"converged": norms.with_statistics(observer.known, variables, averages)}
     if any(layer.calls > 1 for layer in observer.layers.values()):
         found[BY_CALL] = observation.with_statistics_by_call(observer, variables, by_call)
     return found

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import inspect
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
@@ -14,14 +15,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from dropbn.diagnose import registry
-from dropbn.diagnose.registry import BY_CALL, MOVED, NOISES, attribute, name_of
+from dropbn.diagnose.norm_search import norm_of
+from dropbn.diagnose.norms import Norm
+from dropbn.diagnose.registry import BY_CALL, MOVED, NOISES, name_of
 from dropbn.diagnose.tracing import MissingKey, Path
 from dropbn.errors import DropbnError, unknown
 from dropbn.nn.kernels import moments
 from dropbn.nn.kernels.moments import Moments
 from dropbn.nn.noise import Noise
 
-Observe = Callable[[nn.Module, jax.Array, jax.Array | None], None]
+Observe = Callable[[nn.Module, Norm, jax.Array, jax.Array | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,8 @@ def interceptor(
     mode: Mode,
     always_on: frozenset[Path] = frozenset(),
     observe: Observe | None = None,
-    note: Callable[[nn.Module, bool, float], None] | None = None,
+    note: Callable[[nn.Module, Norm | None, bool, float], None] | None = None,
+    left_out: frozenset[Path] = frozenset(),
 ) -> Callable:
     """For `flax.linen.intercept_methods`: every registered layer runs as a mode says.
 
@@ -79,9 +83,11 @@ def interceptor(
     Args:
       mode: the three switches.
       always_on: paths of noises that are on in test mode too, and of BNs that use the batch there.
-      observe: called with every BN, bound, its input and its mask or None, before it runs.
-      note: called with every layer, with whether the model has it on (a BN is on if it uses the batch), and
-        with the number of values per channel of a BN.
+      observe: called with every BN, bound, what is known of it, its input and its mask or None, before it
+        runs.
+      note: called with every layer, with what is known of a BN or None, with whether the model has it on (a
+        BN is on if it uses the batch), and with the number of values per channel of a BN.
+      left_out: paths of modules that give their first argument back instead of running.
     """
     active = set()  # Paths being switched: where a subclass calls its parent, both are the same layer.
 
@@ -89,23 +95,23 @@ def interceptor(
         if _hidden.get():
             return run(*args, **kwargs)
         module = context.module
-        norm, noise = registry.norm_of(module), registry.of(module, NOISES)
-        switch = norm or noise
-        if (
-            context.method_name != "__call__"
-            or switch is None
-            or module.path in active
-            # A subclass with a signature of its own: the parent that it calls is switched.
-            or switch.flag not in inspect.signature(context.orig_method).parameters
-        ):
+        if context.method_name != "__call__" or module.path in active:
             return run(*args, **kwargs)
-        bound = inspect.signature(context.orig_method).bind(*args, **kwargs)
+        if module.path in left_out:
+            return next(iter((*args, *kwargs.values())))
+        norm, noise = norm_of(context, args, kwargs), registry.of(module, NOISES)
+        signature = inspect.signature(context.orig_method) if norm or noise else None
+        # A subclass with a signature of its own: the parent that it calls is switched.
+        if signature is None or not (norm or (noise and noise.flag in signature.parameters)):
+            return run(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         active.add(module.path)
         try:
             as_called = mode.is_training or note is not None
+            switch = norm.switch if norm else noise
             layer = _Layer(module, run, bound, switch, mode, module.path in always_on, as_called)
-            return layer.run_norm(observe, note) if norm else layer.run_noise(note)
+            return layer.run_norm(norm, observe, note) if norm else layer.run_noise(note)
         finally:
             active.remove(module.path)
 
@@ -131,20 +137,21 @@ class _Layer(NamedTuple):
     module: nn.Module
     run: Callable
     bound: inspect.BoundArguments
-    switch: registry.Switch
+    switch: registry.Switch | None
     mode: Mode
     always_on: bool
     as_called: bool  # by the model, whatever the mode
 
     def run_noise(self, note):
-        module, mode = self.module, self.mode
+        module, mode, switch = self.module, self.mode, self.switch
+        assert switch is not None  # Only a batch normalization has none.
         off = self._is_off(mode.noise)
         if not self.as_called and not off:
             off = not (mode.noise or self.always_on)
-        if off and mode.noise and getattr(module, self.switch.flag, None) is self.switch.test:
-            _warn_frozen(module, self.switch)
+        if off and mode.noise and getattr(module, switch.flag, None) is switch.test:
+            _warn_frozen(module, switch)
         given_key = self.bound.arguments.get("rng") is not None
-        draws = isinstance(module, (nn.Dropout, Noise)) and not registry.is_identity(module, self.switch)
+        draws = isinstance(module, (nn.Dropout, Noise)) and not registry.is_identity(module, switch)
         if not off and draws and not given_key and not module.has_rng(module.rng_collection):
             # Linen would silently draw from the params stream.
             raise MissingKey(
@@ -153,60 +160,66 @@ class _Layer(NamedTuple):
                 module.rng_collection,
             )
         y = self._with_flag(off)
-        if note and not registry.is_identity(module, self.switch):
-            note(module, not off and y is not self.bound.args[0], 1)  # Surgery may have taken it away.
+        if note and not registry.is_identity(module, switch):
+            note(module, None, not off and y is not self.bound.args[0], 1)  # Surgery may have taken it away.
         return y
 
-    def run_norm(self, observe, note):
+    def run_norm(self, norm, observe, note):
         module, mode = self.module, self.mode
         with _without_unbound_axis(module):
-            x, mask = self._checked()
+            x, mask = self._checked(norm)
             frozen = self._is_off(mode.batch_norm == "batch")
             if note:
-                mean: jax.Array = module.get_variable("batch_stats", "mean")
-                note(module, not frozen, x.size / mean.size if mask is None else float("inf"))
+                number = x.size / max(math.prod(norm.channels), 1)
+                note(module, norm, not frozen, number if mask is None else float("inf"))
             switched_off = mode.batch_norm == "running" and not self.always_on
             uses_running = frozen or (switched_off and not self.as_called)
             if uses_running and module.has_variable("batch_stats", BY_CALL):
-                _take_statistics_of_call(module)
+                _take_statistics_of_call(module, norm)
             if observe is not None:
-                observe(module, x, mask)
+                observe(module, norm, x, mask)
             if frozen and (mode.update or mode.batch_norm == "batch"):
                 _warn_frozen(module, self.switch)
             elif uses_running and mode.update:
-                _move_beside(module, x, mask)
+                _move_beside(module, norm, x, mask)
             return self._with_flag(uses_running)
 
     def _is_off(self, wanted_on: bool) -> bool:
         """Whether the model calls the layer in test mode; if it does not say, what the mode wants."""
+        if self.switch is None:
+            return True
         flag, test = self.switch
         asked = self.bound.arguments.get(flag)
         asked = getattr(self.module, flag, None) if asked is None else asked
         return not wanted_on if asked is None or isinstance(asked, jax.core.Tracer) else bool(asked) == test
 
-    def _checked(self):
+    def _checked(self, norm):
         """A BN's input and mask."""
         module, name, x = self.module, name_of(self.module), self.bound.args[0]
-        axis, mask = attribute(module, "axis"), self.bound.arguments.get("mask")
-        if not module.has_variable("batch_stats", "mean"):
+        if not module.has_variable("batch_stats", norm.mean.name):
             raise DropbnError(f"The variables hold no batch_stats for the batch normalization at '{name}'.")
-        channels = tuple(x.shape[a] for a in ((axis,) if isinstance(axis, int) else axis))
-        mean: jax.Array = module.get_variable("batch_stats", "mean")
-        if mean.shape != channels:
+        channels = tuple(x.shape[a] for a in ((norm.axis,) if isinstance(norm.axis, int) else norm.axis))
+        if norm.channels != channels:
             raise DropbnError(
-                f"The variables do not fit the model: the mean of '{name}' has shape {mean.shape}, the "
+                f"The variables do not fit the model: the mean of '{name}' has shape {norm.channels}, the "
                 f"channels of its input have {channels}."
             )
-        return x, mask
+        return x, norm.mask.of(self.bound.arguments)
 
     def _with_flag(self, test):
         """Runs the layer with its flag set, whether it was given at construction or at the call."""
-        self.bound.arguments[self.switch.flag] = self.switch.test if test else not self.switch.test
-        with _attributes(self.module, **{self.switch.flag: None}):
+        fields = {}
+        if self.switch:
+            flag, value = self.switch.flag, self.switch.test if test else not self.switch.test
+            is_argument = flag in self.bound.signature.parameters
+            fields = {flag: None if is_argument else value}
+            if is_argument:
+                self.bound.arguments[flag] = value
+        with _attributes(self.module, **fields):
             return self.run(*self.bound.args, **self.bound.kwargs)
 
 
-def moments_of(norm: nn.Module, x: jax.Array, mask: jax.Array | None) -> Moments:
+def moments_of(module: nn.Module, norm: Norm, x: jax.Array, mask: jax.Array | None) -> Moments:
     """Moments of the values from which a BN takes its statistics.
 
     These are the values of the batch that the mask keeps, over all devices of an axis that the model binds.
@@ -214,37 +227,39 @@ def moments_of(norm: nn.Module, x: jax.Array, mask: jax.Array | None) -> Moments
     Raises:
       DropbnError: groups of such an axis.
     """
-    found = moments.of(x, attribute(norm, "axis"), mask)
-    if getattr(norm, "axis_name", None) is None:
+    found = moments.of(x, norm.axis, mask)
+    if getattr(module, "axis_name", None) is None:
         return found
-    if getattr(norm, "axis_index_groups", None) is not None:
+    if getattr(module, "axis_index_groups", None) is not None:
         raise DropbnError(
-            f"The batch normalization at '{name_of(norm)}' has axis_index_groups over '{norm.axis_name}', "
-            "which the model itself binds: moments of groups are not measured."
+            f"The batch normalization at '{name_of(module)}' has axis_index_groups over "
+            f"'{module.axis_name}', which the model itself binds: moments of groups are not measured."
         )
-    return moments.over(found, norm.axis_name)
+    return moments.over(found, module.axis_name)
 
 
-def _move_beside(module, x, mask):
+def _move_beside(module, norm, x, mask):
     """Moves statistics towards those of the batch while the layer still uses the given ones."""
-    batch, momentum = moments_of(module, x, mask), attribute(module, "momentum")
-    running = tuple(module.get_variable("batch_stats", key) for key in ("mean", "var"))
-    before = module.get_variable("batch_stats", MOVED, running)
+    running = module.get_variable("batch_stats", MOVED, norm.given(module))
+    batch = norm.remembered(moments_of(module, norm, x, mask))
     moved = (
-        momentum * old + (1 - momentum) * new
-        for old, new in zip(before, (batch.mean, batch.variance), strict=True)
+        norm.momentum * old + (1 - norm.momentum) * new
+        for old, new in zip(norm.split(running), batch, strict=True)
     )
-    module.put_variable("batch_stats", MOVED, tuple(moved))
+    module.put_variable("batch_stats", MOVED, norm.joined(running, tuple(moved)))
 
 
-def _take_statistics_of_call(module):
+def _take_statistics_of_call(module, norm):
     by_call = module.get_variable("batch_stats", BY_CALL)
-    for key, values in zip(("mean", "var"), by_call, strict=True):
-        module.put_variable("batch_stats", key, values[0])
+    norm.put(module, [values[0] for values in by_call])
     module.put_variable("batch_stats", BY_CALL, tuple(jnp.roll(values, -1, 0) for values in by_call))
 
 
 def _warn_frozen(module, switch):
+    if switch is None:
+        message = f"'{name_of(module)}' uses its running statistics in training too and is left alone."
+        warnings.warn(message, stacklevel=2)
+        return
     how = "was constructed" if getattr(module, switch.flag, None) is switch.test else "is called in training"
     message = f"'{name_of(module)}' {how} with {switch.flag}={switch.test} and is left alone."
     warnings.warn(message, stacklevel=2)
@@ -265,7 +280,7 @@ def _without_unbound_axis(module):
 def _attributes(module, **values):
     # Linen refuses a flag that is given at construction and at the call; modules are frozen dataclasses, so
     # attributes are set behind their back and put back after the call.
-    before = {name: getattr(module, name) for name in values if getattr(module, name, None) is not None}
+    before = {name: getattr(module, name) for name in values if hasattr(module, name)}
     for name in before:
         object.__setattr__(module, name, values[name])
     try:

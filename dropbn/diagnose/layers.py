@@ -1,5 +1,7 @@
 """The registered layers of a model, and what the model itself does with them."""
 
+import functools
+import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +12,8 @@ from dropbn.diagnose import interception, layer_marks, random_draws, registry, t
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.interception import TEST, TRAIN
 from dropbn.diagnose.layer_marks import Marked
+from dropbn.diagnose.norm_search import norm_of
+from dropbn.diagnose.norms import Norm
 from dropbn.diagnose.tracing import Path, flat_stats, split
 from dropbn.errors import DropbnError
 
@@ -21,11 +25,13 @@ class Use(NamedTuple):
       train, test: whether, in this mode, a noise is on or a BN normalizes with the statistics of the batch,
         in at least one of its calls; None if the mode does not reach the layer.
       values: the smallest number of values per channel that a call of a BN gets.
+      norm: what is known of a BN.
     """
 
     train: bool | None = None
     test: bool | None = None
     values: float = float("inf")
+    norm: Norm | None = None
 
 
 class Layers(NamedTuple):
@@ -36,6 +42,8 @@ class Layers(NamedTuple):
       streams: the random streams from which the model draws.
       draws, test_draws: the random draws of no registered noise in training and in test mode, and the batch
         normalizations that each reaches first; see `dropbn.diagnose.random_draws.reached`.
+      by_hand: where draws stand -> the module around them that test mode makes an identity. It is a noise
+        without being registered: it is switched off by leaving it out.
       states: modules with running state that is not a batch normalization's, by name, and the batch
         normalizations that each reaches first.
       marked: what else the traces say of each layer, by name; see `dropbn.diagnose.layer_marks`.
@@ -47,6 +55,7 @@ class Layers(NamedTuple):
     streams: tuple[str, ...]
     draws: dict[str, list[str]]
     test_draws: dict[str, list[str]]
+    by_hand: dict[str, Path]
     states: dict[str, list[str]]
     marked: dict[str, Marked]
     epsilon: float
@@ -62,9 +71,14 @@ class Layers(NamedTuple):
         return frozenset(path for path, use in self.norms.items() if use.train is False)
 
     @property
-    def unswitched(self) -> list[str]:
+    def training_draws(self) -> list[str]:
         """The draws that training has and test mode has not."""
         return [where for where in self.draws if where not in self.test_draws]
+
+    @property
+    def unswitched(self) -> list[str]:
+        """Those that no switch reaches."""
+        return [where for where in self.training_draws if where not in self.by_hand]
 
     def other_state(self, variables: Mapping) -> list[str]:
         """Modules with running state that is not a batch normalization's, such as spectral norms, by path."""
@@ -88,6 +102,11 @@ class Layers(NamedTuple):
             for name, marked in self.marked.items()
             if marked.may_be_norm and (has_noise or self.states.get(name))
         }
+
+    @property
+    def known(self) -> dict[Path, Norm]:
+        """What is known of each BN."""
+        return {path: use.norm for path, use in self.norms.items() if use.norm}
 
     def takes_batch(self, path: Path) -> bool:
         """Whether a BN at this path uses the batch in training."""
@@ -123,49 +142,68 @@ class Layers(NamedTuple):
         return [path for path, use in self.noises.items() if use.train and not use.test]
 
 
+class _Trace(NamedTuple):
+    """What one mode of a model does.
+
+    Attributes:
+      noises, norms: path -> (whether it is on, the smallest number of values per channel, what it is).
+      identities: the modules that return their first argument.
+      draws, states: see `Layers`.
+      marked, epsilon: see `Layers`.
+    """
+
+    noises: dict[Path, tuple[bool, float, None]]
+    norms: dict[Path, tuple[bool, float, Norm]]
+    identities: set[Path]
+    draws: dict[str, list[str]]
+    states: dict[str, list[str]]
+    marked: dict[str, Marked]
+    epsilon: float
+
+
 @cached
 def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
     """The layers of a `linen.Model` for (variables, args, kwargs) as `tracing.abstract` gives them."""
     arrays, rebuild = split(jax.tree.unflatten(treedef, leaves))
-    streams, by_mode = list(dict.fromkeys(["dropout", *(model.call.rngs or ())])), []
-    for testing in (False, True):
-        noises: dict[Path, tuple[bool, float]] = {}
-        norms: dict[Path, tuple[bool, float]] = {}
+    streams = list(dict.fromkeys(["dropout", *(model.call.rngs or ())]))
+    train, test = (_trace(model, arrays, rebuild, streams, testing) for testing in (False, True))
+    by_hand = _by_hand([where for where in train.draws if where not in test.draws], test.identities)
+    noises = _uses(train.noises, test.noises) | {path: Use(True, False) for path in by_hand.values()}
+    norms, marked = _uses(train.norms, test.norms), test.marked | train.marked
+    found = train.draws, test.draws, by_hand, train.states, marked, train.epsilon
+    return Layers(noises, norms, tuple(streams), *found)
 
-        def note(module, is_on, values, noises=noises, norms=norms):
-            found = noises if registry.of(module, registry.NOISES) else norms
-            on, fewest = found.get(module.path, (False, values))
-            found[module.path] = on or is_on, min(fewest, values)
 
-        def run(arrays, rngs, testing=testing, note=note):
-            interceptor = interception.interceptor(TEST if testing else TRAIN, note=note)
-            variables, args, kwargs = rebuild(arrays)
-            given = variables, args, kwargs, testing, rngs, interceptor, True, True
-            with nn.intercept_methods(_mark):
-                try:
-                    return model.run_under(*given, keeps_stats=testing)[0]
-                except tracing.MissingKey:
-                    raise
-                except Exception:  # A BN uses the batch in test mode too, or nn.scan carries statistics.
-                    return model.run_under(*given)[0]
+def _trace(model, arrays, rebuild, streams, testing):
+    noises: dict[Path, tuple[bool, float, None]] = {}
+    norms: dict[Path, tuple[bool, float, Norm]] = {}
+    identities: set[Path] = set()
 
-        def trace(run, *given):
-            return jax.make_jaxpr(run)(*given)
+    def note(module, norm, is_on, values):
+        found = norms if norm else noises
+        on, fewest, _ = found.get(module.path, (False, values, norm))
+        found[module.path] = on or is_on, min(fewest, values), norm
 
-        jaxpr = tracing.shapes(model.name, run, arrays, streams, trace)
-        marked = layer_marks.read(jaxpr)
-        # Called as in training, but without a draw: its rate is 0.
-        idle = [path for path in noises if marked.get(tracing.name_of(path), _UNKNOWN).drawn == 0]
-        noises |= {path: (False, noises[path][1]) for path in idle}
-        num_keys = len(streams)
-        is_key = [False] * (len(jaxpr.jaxpr.invars) - num_keys) + [True] * num_keys
-        reached = random_draws.reached(jaxpr, is_key)
-        by_mode.append((noises, norms, reached, marked, layer_marks.coarsest(jaxpr)))
-    train, test = by_mode
-    noises_used, norms_used = (_uses(*both) for both in zip(train[:2], test[:2], strict=True))
-    (draws, states), (test_draws, _) = map(_apart, (train[2], test[2]))
-    marked = test[3] | train[3]
-    return Layers(noises_used, norms_used, tuple(streams), draws, test_draws, states, marked, train[4])
+    def run(arrays, rngs):
+        interceptor = interception.interceptor(TEST if testing else TRAIN, note=note)
+        variables, args, kwargs = rebuild(arrays)
+        given = variables, args, kwargs, testing, rngs, interceptor, True, True
+        with nn.intercept_methods(functools.partial(_mark, identities)):
+            try:
+                return model.run_under(*given, keeps_stats=testing)[0]
+            except tracing.MissingKey:
+                raise
+            except Exception:  # A BN uses the batch in test mode too, or nn.scan carries statistics.
+                return model.run_under(*given)[0]
+
+    jaxpr = tracing.shapes(model.name, run, arrays, streams, lambda run, *given: jax.make_jaxpr(run)(*given))
+    marked = layer_marks.read(jaxpr)
+    # Called as in training, but without a draw: its rate is 0.
+    idle = [path for path in noises if marked.get(tracing.name_of(path), _UNKNOWN).drawn == 0]
+    noises |= {path: (False, noises[path][1], None) for path in idle}
+    is_key = [number >= len(jaxpr.jaxpr.invars) - len(streams) for number in range(len(jaxpr.jaxpr.invars))]
+    draws, states = _apart(random_draws.reached(jaxpr, is_key))
+    return _Trace(noises, norms, identities, draws, states, marked, layer_marks.coarsest(jaxpr))
 
 
 _UNKNOWN = Marked(drawn=float("inf"))
@@ -178,14 +216,26 @@ def _apart(reached):
     return draws, {where.removeprefix(random_draws.STATE): reached[where] for where in states}
 
 
-def _mark(run, args, kwargs, context):
+def _by_hand(draws, identities):
+    """Where draws stand -> the innermost module around that test mode makes an identity."""
+    found = {}
+    for where in draws:
+        inside = where.partition(" ")[0].split("/") if " " in where else []
+        around = (tuple(inside[:number]) for number in range(len(inside), 0, -1))
+        found |= {where: path for path in itertools.islice(filter(identities.__contains__, around), 1)}
+    return found
+
+
+def _mark(identities, run, args, kwargs, context):
     """For `flax.linen.intercept_methods`: marks the outputs of noises, BNs, and others with running state."""
+    norm, noise = norm_of(context, args, kwargs), registry.of(context.module, registry.NOISES)
     y, x = run(*args, **kwargs), next(iter((*args, *kwargs.values())), None)
     module = context.module
+    if context.method_name == "__call__" and y is x:
+        identities.add(module.path)
     if context.method_name != "__call__" or y is x or not isinstance(y, jax.Array):
         return y
-    kinds = {"norm": registry.norm_of(module), "noise": registry.of(module, registry.NOISES)}
-    kind, leaves = next((kind for kind, switch in kinds.items() if switch), ""), []
+    kind, leaves = "norm" if norm else "noise" if noise else "", []
     if not kind and isinstance(x, jax.Array):
         own = module.variables.get("batch_stats", {})
         leaves = [leaf for leaf in own.values() if isinstance(leaf, jax.Array)]
@@ -196,8 +246,10 @@ def _mark(run, args, kwargs, context):
 
 
 def _uses(train, test):
-    unreached, uses = (None, float("inf")), {}
+    unreached, uses = (None, float("inf"), None), {}
     for path in train | test:
-        (in_train, values), (in_test, others) = (found.get(path, unreached) for found in (train, test))
-        uses[path] = Use(in_train, in_test, min(values, others))
+        (in_train, values, norm), (in_test, others, same) = (
+            found.get(path, unreached) for found in (train, test)
+        )
+        uses[path] = Use(in_train, in_test, min(values, others), norm or same)
     return uses

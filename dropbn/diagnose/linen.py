@@ -120,7 +120,7 @@ class Model:
         retrace: bool = False,
     ) -> tuple[Any, dict]:
         """As `apply`, given the positional and keyword arguments without flags."""
-        always_on: frozenset[Path] = frozenset()
+        always_on = left_out = frozenset[Path]()
         if not mode.is_training:
             found = self.layers_of(variables, args, kwargs)
             if any(use.test for use in found.norms.values()):
@@ -128,12 +128,13 @@ class Model:
             if found.unswitched and not mode.noise and mode != TEST:
                 _warn_unswitched(found.unswitched)
             always_on = found.always_on
-        interceptor = interception.interceptor(mode, always_on, observe)
+            left_out = frozenset(found.by_hand.values()) if mode != TEST and not mode.noise else left_out
+        interceptor = interception.interceptor(mode, always_on, observe, left_out=left_out)
         output, updated = self.run_under(variables, args, kwargs, mode == TEST, rngs, interceptor, retrace)
         given = {path: leaf for path, leaf in flat_stats(variables).items() if not _is_ours(path)}
         stats = flat_stats(updated)
-        for path in [path for path in stats if path[-1] == registry.MOVED]:
-            stats[(*path[:-1], "mean")], stats[(*path[:-1], "var")] = stats.pop(path)
+        for path in [path for path in stats if registry.MOVED in path]:
+            stats[*path[:-2], path[-1]] = stats.pop(path)
         return output, unflatten_dict(stats if mode.update else stats | given)
 
     def run_under(
@@ -316,7 +317,7 @@ def _warn_unswitched(draws):
 
 
 def _is_ours(path):
-    return path[-1].startswith(registry.OURS)
+    return any(key.startswith(registry.OURS) for key in path[-2:])
 
 
 class _Unlike(str):

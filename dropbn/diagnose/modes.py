@@ -79,5 +79,5 @@ def apply(
             "update); an argument `mode` of the model goes into kwargs=."
         )
     given = Call.of(call)
-    watch = None if observe is None else lambda norm, x, mask: observe(norm, x)
+    watch = None if observe is None else lambda module, norm, x, mask: observe(module, x)
     return Model.of(model, given).run(variables, args, {}, mode, given.rngs, watch)

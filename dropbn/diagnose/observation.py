@@ -18,12 +18,10 @@ from dropbn.diagnose.call import fold_in, num_examples
 from dropbn.diagnose.interception import Mode
 from dropbn.diagnose.linen import Model
 from dropbn.diagnose.noise_flow import marks
+from dropbn.diagnose.norms import Norm, Statistics
 from dropbn.diagnose.tracing import Path, abstract, flat_stats
 from dropbn.errors import DropbnError
 from dropbn.nn.kernels.moments import Moments
-
-# Mean and variance of a layer.
-Statistics = tuple[np.ndarray, np.ndarray]
 
 # The leaf beside mean and var in which a layer's moments ride: a collection that the model does not know
 # would vanish under nn.scan.
@@ -36,14 +34,13 @@ class Layer(NamedTuple):
     """What tracing tells of a batch normalization.
 
     Attributes:
-      momentum, epsilon: its own.
+      norm: its momentum, where it keeps its statistics, and so on.
       calls: how often a forward pass calls it.
       scan: the number of nn.scans that began before it in the trace.
       stack: the shape in which nn.scan has stacked such layers; () outside of nn.scan.
     """
 
-    momentum: float
-    epsilon: float
+    norm: Norm
     calls: int
     scan: int
     stack: tuple[int, ...]
@@ -54,7 +51,7 @@ class Layer(NamedTuple):
 
         Each call moves the statistics once, by the momentum m. So the last call of a step weighs most.
         """
-        weights = self.momentum ** np.arange(self.calls - 1, -1, -1.0)
+        weights = self.norm.momentum ** np.arange(self.calls - 1, -1, -1.0)
         return weights / weights.sum()
 
 
@@ -92,6 +89,11 @@ class Observer:
         frozen = () if model.has_one_mode(layers) else layers.frozen
         self.moving = [path for path in self.layers if path not in frozen]
         self.num_images = 0
+
+    @property
+    def known(self) -> dict[Path, Norm]:
+        """What is known of each layer."""
+        return {path: layer.norm for path, layer in self.layers.items()}
 
     def __call__(self, variables: dict) -> Iterator[dict[Path, list[Moments]]]:
         """The moments of every layer in float64, call by call, for each batch.
@@ -164,7 +166,7 @@ def converged_by_call(observer: Observer, variables: dict) -> dict[Path, list[St
     number = 0
     for number, found in enumerate(observer(variables), 1):  # noqa: B007
         for path in observer.moving:
-            new = np.array([(call.mean, call.variance) for call in found[path]])
+            new = np.array([observer.layers[path].norm.remembered(call) for call in found[path]])
             sums[path] = sums[path] + new if path in sums else new
     return {path: [(mean, var) for mean, var in total / number] for path, total in sums.items()}
 
@@ -177,15 +179,6 @@ def averaged(observer: Observer, by_call: dict[Path, list[Statistics]]) -> dict[
     }
 
 
-def statistics(variables: dict, path: Path) -> Statistics:
-    """Running (mean, variance) of a layer, in float64."""
-    layer = variables["batch_stats"]
-    for key in path:
-        layer = layer[key]
-    mean, var = (np.asarray(layer[key], np.float64) for key in ("mean", "var"))
-    return mean, var
-
-
 def refuse_untrained(name: str, mean: np.ndarray, var: np.ndarray) -> None:
     """Raises for running statistics that are those of initialisation."""
     if np.all(mean == 0) and np.all(var == 1):
@@ -195,22 +188,14 @@ def refuse_untrained(name: str, mean: np.ndarray, var: np.ndarray) -> None:
         )
 
 
-def with_statistics(variables: dict, statistics: dict[Path, Statistics]) -> dict:
-    """The variables with (mean, var) of the given layers replaced, in the dtypes they had."""
-    stats = flat_stats(variables)
-    for path, found in statistics.items():
-        for key, value in zip(("mean", "var"), found, strict=True):
-            stats[(*path, key)] = jnp.asarray(value, stats[(*path, key)].dtype)
-    return {**variables, "batch_stats": unflatten_dict(stats)}
-
-
 def with_statistics_by_call(
     observer: Observer, variables: dict, by_call: dict[Path, list[Statistics]]
 ) -> dict:
     """The variables with running statistics for each call of a layer; a run uses them in order."""
     stats: dict[Path, Any] = flat_stats(variables)
     for path, calls in by_call.items():
-        axis, dtype = len(observer.layers[path].stack), stats[(*path, "mean")].dtype
+        layer = observer.layers[path]
+        axis, dtype = len(layer.stack), stats[*path, layer.norm.mean.name].dtype
         stats[(*path, registry.BY_CALL)] = tuple(
             jnp.asarray(np.stack(values, axis), dtype) for values in zip(*calls, strict=True)
         )
@@ -225,7 +210,7 @@ def _programs(model, mode, treedef, leaves):
     def apply(variables, x, rngs, index, observe, retrace=False):
         return model.apply(variables, x, mode, fold_in(rngs, index), observe, retrace)
 
-    layers, empty = _trace(apply, variables, x, rngs)
+    layers, empty = _trace(apply, variables, x, rngs, model.layers(variables, x).known)
 
     @jax.jit
     def moments_of(variables, x, rngs, index):
@@ -238,11 +223,12 @@ def _programs(model, mode, treedef, leaves):
     return layers, [part.shape for path in layers for part in empty[(*path, _MOMENTS)]], moments_of
 
 
-def _record(norm, x, mask):
-    seen, new = norm.get_variable("batch_stats", _MOMENTS), interception.moments_of(norm, x, mask)
+def _record(module, norm, x, mask):
+    seen = module.get_variable("batch_stats", _MOMENTS)
+    new = interception.moments_of(module, norm, x, mask)
     # The last ones are kept, as many as there are calls. So no call needs to know its number, even in a loop.
     parts = (jnp.concatenate([old[1:], part[None]]) for old, part in zip(seen, new, strict=True))
-    norm.put_variable("batch_stats", _MOMENTS, Moments(*parts))
+    module.put_variable("batch_stats", _MOMENTS, Moments(*parts))
 
 
 def _by_call(parts, layer):
@@ -250,12 +236,12 @@ def _by_call(parts, layer):
     return [Moments(*(part[*before, call] for part in parts)) for call in range(layer.calls)]
 
 
-def _trace(apply, variables, x, rngs):
+def _trace(apply, variables, x, rngs, known):
     """The model's layers by path, in the order of the trace, and empty moments for each of them."""
     layers: dict[Path, Layer] = {}
     empty, scans = {}, []
     stats = flat_stats(variables)
-    counted = {(*path[:-1], _CALLS): leaf for path, leaf in stats.items() if path[-1] == "mean"}
+    counted = {(*path, _CALLS): stats[*path, norm.mean.name] for path, norm in known.items()}
     variables = {**variables, "batch_stats": unflatten_dict(stats | counted)}
 
     def track(run, args, kwargs, context):
@@ -263,19 +249,19 @@ def _trace(apply, variables, x, rngs):
             scans.append(context.module)
         return run(*args, **kwargs)
 
-    def observe(norm, x, mask):
-        stacked, own = stats[(*norm.path, "mean")].shape, norm.get_variable("batch_stats", "mean").shape
+    def observe(module, norm, x, mask):
+        name = norm.mean.name
+        stacked, own = stats[*module.path, name].shape, module.get_variable("batch_stats", name).shape
         if stacked[len(stacked) - len(own) :] != own:
             raise DropbnError(
-                f"'{'/'.join(norm.path)}' is stacked along another axis than the first; give its "
+                f"'{'/'.join(module.path)}' is stacked along another axis than the first; give its "
                 "transformation variable_axes={'batch_stats': 0} to measure it."
             )
-        momentum, epsilon = (registry.attribute(norm, name) for name in ("momentum", "epsilon"))
         stack = stacked[: len(stacked) - len(own)]
-        layers.setdefault(norm.path, Layer(momentum, epsilon, 0, len(scans), stack))
-        called = norm.get_variable("batch_stats", _CALLS)
-        called = marks.mark_p.bind(called, kind="norm", name=norm.path, times=1)
-        norm.put_variable("batch_stats", _CALLS, called)
+        layers.setdefault(module.path, Layer(norm, 0, len(scans), stack))
+        called = module.get_variable("batch_stats", _CALLS)
+        called = marks.mark_p.bind(called, kind="norm", name=module.path, times=1)
+        module.put_variable("batch_stats", _CALLS, called)
 
     with nn.intercept_methods(track):
         # A block under nn.jit would else pass unseen where another was made alike.
@@ -292,7 +278,7 @@ def _trace(apply, variables, x, rngs):
             )
         layers[path] = layer._replace(calls=int(calls))
         count = np.zeros((*layer.stack, int(calls)), np.float32)
-        zeros = np.zeros((*count.shape, *stats[(*path, "mean")].shape[len(layer.stack) :]), np.float32)
+        zeros = np.zeros((*count.shape, *layer.norm.channels), np.float32)
         empty[(*path, _MOMENTS)] = Moments(count, zeros, zeros, zeros)
     return layers, empty
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dropbn.diagnose import noise_flow, observation
+from dropbn.diagnose import noise_flow, norms, observation
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.linen import Model, ModelOrPair
 from dropbn.diagnose.noise_flow import marks
@@ -188,14 +188,14 @@ def _found(recipe, before, taken):
         if path not in taken.observer.moving:
             continue
         old, new = (
-            [part[index] for part in observation.statistics(given, path)]
+            [part[index] for part in norms.statistics(taken.observer.known, given, path)]
             for given in (before, taken.variables)
         )
         batches = zip(*taken.spreads[path], strict=True) if taken.spreads else ()
         spread = [np.stack(values)[:, *index] for values in batches]
         layer = taken.observer.layers[path]
         name += f"[{layer.calls} calls]" * (layer.calls > 1)
-        rows.append(_row(name, old, new, layer.epsilon, *spread))
+        rows.append(_row(name, old, new, layer.norm.epsilon, *spread))
     title = f"Statistics by {recipe}: {taken.num_images:,} images, {passes} pass{'es' * (passes > 1)}"
     return Recalibration(rows, title, taken.variables["batch_stats"], taken.num_images, passes)
 
@@ -212,7 +212,7 @@ def _closed_form(model, variables, batches):
     rows, new = [], {}
     for name, norm in marked.norms.items():
         path = tuple(name.split("/")) if name != "." else ()
-        mean, old = observation.statistics(variables, path)
+        mean, old = norms.statistics(marked.layers.known, variables, path)
         observation.refuse_untrained(name, mean, old)
         carried = [
             (flows.noises[noise], way) for (noise, layer), way in flows.reached.items() if layer == name
@@ -230,7 +230,7 @@ def _closed_form(model, variables, batches):
         ratio = float(np.mean(variance) / np.mean(old))
         rows.append({"layer": name, "old_var": float(np.mean(old)), "new_var": float(np.mean(variance))})
         rows[-1] |= {"ratio": ratio, "how": how}
-    corrected = observation.with_statistics(variables, new)["batch_stats"]
+    corrected = norms.with_statistics(marked.layers.known, variables, new)["batch_stats"]
     return Recalibration(rows, "Statistics by closed_form, without data", corrected)
 
 

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import jax
 import numpy as np
 
-from dropbn.diagnose import observation
+from dropbn.diagnose import norms
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.call import fold_in, num_examples
@@ -67,7 +67,7 @@ def dropout_off(model: Model, variables: dict, batches: Batches, options: Option
                 f"The statistics diverge in pass {num_passes}, because the old ones lie too far off: begin "
                 f"with recipe='precise_bn', and give its batch_stats to this recipe. ({error})"
             ) from error
-        before, new = new, observation.with_statistics(new, statistics)
+        before, new = new, norms.with_statistics(observer.known, new, statistics)
         if options.passes is None and _distance(observer, before, new) < _CONVERGED:
             break
     return Taken(new, observer, observer.num_images, num_passes, spreads)
@@ -79,7 +79,7 @@ def precise_bn(model: Model, variables: dict, batches: Batches, options: Options
     new, number = variables, None
     for _ in range(options.passes or 1):
         statistics, spreads, number = _population(observer, new, options.tolerance, number)
-        new = observation.with_statistics(new, statistics)
+        new = norms.with_statistics(observer.known, new, statistics)
     return Taken(new, observer, observer.num_images, options.passes or 1, spreads)
 
 
@@ -99,10 +99,10 @@ def moving_average(
         statistics, spreads = _moved(observer, new)
         if keeps_mean:
             statistics = {
-                path: (observation.statistics(new, path)[0], variance)
+                path: (norms.statistics(observer.known, new, path)[0], variance)
                 for path, (_, variance) in statistics.items()
             }
-        new = observation.with_statistics(new, statistics)
+        new = norms.with_statistics(observer.known, new, statistics)
     return Taken(new, observer, observer.num_images, options.passes or 1, spreads)
 
 
@@ -166,17 +166,17 @@ def _population(observer, variables, tolerance, most):
 
 def _moved(observer, variables):
     """Statistics moved by every call of one pass over the batches, and spreads as of `Taken`."""
-    averages = {path: observation.statistics(variables, path) for path in observer.moving}
+    averages = {path: norms.statistics(observer.known, variables, path) for path in observer.moving}
     totals: dict[Path, Moments] = {}
     spreads: dict[Path, list] = {path: [] for path in observer.moving}
     for found in observer(variables):
         _add(totals, spreads, found)
         for path in observer.moving:
-            keep = observer.layers[path].momentum
+            norm = observer.layers[path].norm
             for call in found[path]:
                 averages[path] = tuple(
-                    keep * old + (1 - keep) * now
-                    for old, now in zip(averages[path], (call.mean, call.variance), strict=True)
+                    norm.momentum * old + (1 - norm.momentum) * now
+                    for old, now in zip(averages[path], norm.remembered(call), strict=True)
                 )
     return averages, spreads
 
@@ -194,8 +194,10 @@ def _distance(observer, before, after):
     """How far a pass has moved statistics: the mean in standard deviations, the variance relatively."""
     largest = 0.0
     for path, layer in observer.layers.items():
-        (old_mean, old_var), (mean, var) = (observation.statistics(given, path) for given in (before, after))
-        scale = old_var + layer.epsilon
+        (old_mean, old_var), (mean, var) = (
+            norms.statistics(observer.known, given, path) for given in (before, after)
+        )
+        scale = old_var + layer.norm.epsilon
         largest = max(
             largest, np.max(np.abs(mean - old_mean) / np.sqrt(scale)), np.max(np.abs(var - old_var) / scale)
         )

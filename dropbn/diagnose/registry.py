@@ -1,23 +1,20 @@
 """The types of layers that differ between training and test.
 
-Noises and batch normalizations are found by their class. A batch normalization of another class is also found
-if it keeps its statistics as Flax's does; see `norm_of`. A type of your own is registered in one line:
+Noises are found by their class. So are batch normalizations of a registered class; those of another class are
+found by what they do (`dropbn.diagnose.norm_search`). A type of your own is registered in one line:
 
     registry.NOISES[nn.MultiHeadDotProductAttention] = registry.Switch("deterministic")
     registry.NORMS[MyBatchNorm] = registry.Switch("train", test=False)
 
-A batch normalization keeps `mean` and `var` in `batch_stats`; its attributes `axis`, `momentum` and `epsilon`
-mean what they mean in `flax.linen.BatchNorm`, whose defaults hold where it has none.
+A registered batch normalization keeps `mean` and `var` in `batch_stats`. Its attributes `axis`, `momentum`
+and `epsilon` mean what they mean in `flax.linen.BatchNorm`, whose defaults hold where it has none.
 """
 
-import inspect
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import numpy as np
 
 from dropbn.diagnose import tracing
-from dropbn.diagnose.flags import flags_of
 from dropbn.nn import laws
 from dropbn.nn.noise import Noise
 
@@ -51,24 +48,6 @@ BY_CALL = OURS + "by call"
 def of(module: nn.Module, kinds: dict[type, Switch]) -> Switch | None:
     """The switch of the module's type or of the nearest of its bases; None where none is registered."""
     return next((kinds[base] for base in type(module).__mro__ if base in kinds), None)
-
-
-def norm_of(module: nn.Module) -> Switch | None:
-    """The switch of a batch normalization; None of another module.
-
-    A type that is not registered is one if it keeps a `mean` and a `var` of the same shape in `batch_stats`,
-    and its `__call__` takes a known flag.
-    """
-    if switch := of(module, NORMS):
-        return switch
-    if module.scope is None or not all(module.has_variable("batch_stats", leaf) for leaf in ("mean", "var")):
-        return None
-    shapes = {np.shape(module.get_variable("batch_stats", leaf)) for leaf in ("mean", "var")}
-    flags = flags_of(inspect.signature(type(module).__call__).parameters)
-    if len(shapes) > 1 or not flags:
-        return None
-    flag, (_, test) = next(iter(flags.items()))
-    return Switch(flag, test)
 
 
 def attribute(norm: nn.Module, name: str) -> Any:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dropbn.diagnose import observation
+from dropbn.diagnose import norms, observation
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.interception import TEST, TRAIN
 from dropbn.diagnose.linen import Model, ModelOrPair
@@ -155,7 +155,7 @@ def predict(
     layers = called.layers(variables, data.inputs(data.first))
     called.refuse_one_mode(layers)
     training = observation.Observer(called, variables, data, TRAIN)
-    variables = observation.with_statistics(variables, observation.converged(training, variables))
+    variables = norms.with_statistics(training.known, variables, observation.converged(training, variables))
     testing = observation.Observer(called, variables, data, TEST)
     has_noise = layers.switched_noises or layers.unswitched
     lacking = "" if has_noise else " (the model has no noise that training alone has)"
@@ -167,15 +167,15 @@ def _against_running(observer, variables, estimator, title):
     for found in observer(variables):
         for path, calls in found.items():
             # Between two moves by one call, every other call has made one.
-            momentum = observer.layers[path].momentum ** len(calls)
+            momentum = observer.layers[path].norm.momentum ** len(calls)
             estimate = functools.partial(ESTIMATORS[estimator], momentum=momentum)
             totals[path] = [*map(estimate, totals[path], calls)] if path in totals else calls
     rows = [
         _row(
             name + f"[call {call}]" * (len(totals[path]) > 1),
-            observer.layers[path].epsilon,
+            observer.layers[path].norm.epsilon,
             Moments(*(part[index] for part in total)),
-            [statistic[index] for statistic in observation.statistics(variables, path)],
+            [statistic[index] for statistic in norms.statistics(observer.known, variables, path)],
             path in observer.moving,
         )
         for name, path, index in observer.each()

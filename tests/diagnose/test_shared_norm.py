@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from linen_models import Body, Jitted, SharedNorm
 
-from dropbn.diagnose import gap, lint, modes, observation, recalibrate, shift
+from dropbn.diagnose import gap, lint, modes, norms, observation, recalibrate, shift
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.linen import Model
 from dropbn.diagnose.predictor import Predictor
@@ -244,7 +244,7 @@ def test_calls_are_counted_and_normalized_each_by_its_own(model, flag, calls):
     wanted, _ = modes.apply(model, variables, X, mode=OFF_BATCH)
     found, _ = modes.apply(model, own, X, mode=modes.TEST)
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
-    averaged = observation.with_statistics(variables, observation.averaged(observer, by_call))
+    averaged = norms.with_statistics(observer.known, variables, observation.averaged(observer, by_call))
     once, _ = modes.apply(model, averaged, X, mode=modes.TEST)
     assert np.allclose(once, wanted, 1e-3, 1e-3) == (max(calls.values()) == 1)
 

@@ -161,10 +161,11 @@ def check(
     rows = _gathered(rows)
     rows.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
     layers, noises = marked.layers, facts.followed.noises
-    drawing: list = [path for path, use in layers.noises.items() if use.train or use.test]
+    registered = layers.noises.keys() - layers.by_hand.values()
+    drawing: list = [path for path in registered if layers.noises[path].train or layers.noises[path].test]
     drawing += [name for name, noise in noises.items() if noise.is_drawn]
     counts = [_count(drawing, "noise"), _count(layers.norms, "batch normalization")]
-    unknown = [where for where in layers.unswitched if where not in facts.followed.understood]
+    unknown = [where for where in layers.training_draws if where not in facts.followed.understood]
     counts += [f"{_count(unknown, 'random draw')} not understood"] * bool(unknown)
     return Report(rows, f"{called.name}: {', '.join(counts)}")
 

@@ -75,7 +75,7 @@ def follow(marked: Marked, probe_norms: bool = False) -> Followed:
     if marked.at_test is not None:
         at_test = Forms()
         _Follower(marked.at_test, at_test).follow()
-        found = Forms(frozenset(marked.layers.unswitched), at_test)
+        found = Forms(frozenset(marked.layers.training_draws), at_test)
     return _Follower(marked, found, probe_norms).follow()
 
 

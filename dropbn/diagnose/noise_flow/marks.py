@@ -117,7 +117,7 @@ def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None
     layers = model.layers_of(variables, args, kwargs)
     model.refuse_one_mode(layers)
     in_mode = functools.partial(_trace, model, args, kwargs, variables, known, layers)
-    return in_mode(TRAIN.frozen)._replace(at_test=in_mode(TEST) if layers.unswitched else None)
+    return in_mode(TRAIN.frozen)._replace(at_test=in_mode(TEST) if layers.training_draws else None)
 
 
 def _trace(model, args, kwargs, variables, known, layers, mode):
@@ -180,7 +180,8 @@ class _Marker:
         y, x = run(*arguments, **named), next(iter((*arguments, *named.values())), None)
         # A BN that training freezes never sees the noise, and a noise that is always on shifts nothing.
         is_norm = self.layers.takes_batch(module.path)
-        is_noise = module.path in self.layers.switched_noises
+        is_registered = module.path not in self.layers.by_hand.values()
+        is_noise = module.path in self.layers.switched_noises and is_registered
         if context.method_name != "__call__" or not (is_norm or is_noise) or not isinstance(y, jax.Array):
             return y
         # Marked already (a subclass has called its parent, surgery another noise), or nothing was done.
@@ -190,9 +191,11 @@ class _Marker:
         return self._mark_norm(name, module, y, x) if is_norm else self._mark_noise(name, module, y, x)
 
     def _mark_norm(self, name, module, y, x):
-        mean = module.get_variable("batch_stats", "mean")
-        self.stacked[name] = math.prod(self.leaves["batch_stats", *module.path, "mean"].shape) // mean.size
-        self.norms[name] = _norm(module, self.leaves if self.known else {})
+        norm = self.layers.norms[module.path].norm
+        mean = module.get_variable("batch_stats", norm.mean.name)
+        whole = self.leaves["batch_stats", *module.path, norm.mean.name]
+        self.stacked[name] = math.prod(whole.shape) // mean.size
+        self.norms[name] = _norm(module, norm, self.leaves if self.known else {})
         return mark_p.bind(y, x, mean, kind="norm", name=name, times=1)
 
     def _mark_noise(self, name, module, y, x):
@@ -213,13 +216,11 @@ def _noise(module):
     return Noise(amount, affine, positive, bool(getattr(module, "broadcast_dims", ())))
 
 
-def _norm(module, flat):
+def _norm(module, norm, flat):
     """A BN; leaves that nn.scan has stacked, and those of channels that are not last, count as unknown."""
-
-    def find(collection, leaf, absent=None):
-        value = np.asarray(flat.get((collection, *module.path, leaf), absent), np.float64)
-        return value if flat and value.ndim == 1 and registry.attribute(module, "axis") == -1 else None
-
-    momentum, epsilon = (float(registry.attribute(module, key)) for key in ("momentum", "epsilon"))
-    statistics = (find("batch_stats", leaf) for leaf in ("mean", "var"))
-    return Norm(momentum, epsilon, find("params", "scale", [1.0]), find("params", "bias", [0.0]), *statistics)
+    found: list[Any] = [None] * 4
+    if flat and norm.axis == -1:
+        own = {path[-1]: value for path, value in flat.items() if path[1:-1] == module.path}
+        found = [own.get("scale", [1.0]), own.get("bias", [0.0]), *norm.split(own)]
+        found = [value if value.ndim == 1 else None for value in (np.asarray(v, np.float64) for v in found)]
+    return Norm(float(norm.momentum), float(norm.epsilon), *found)

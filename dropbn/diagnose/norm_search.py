@@ -1,0 +1,173 @@
+"""Finds the batch normalizations of a model: by their class, or by what they do."""
+
+import dataclasses
+import functools
+import inspect
+import itertools
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dropbn.diagnose import registry
+from dropbn.diagnose.flags import FLAGS, flags_of
+from dropbn.diagnose.norm_probe import Probe
+from dropbn.diagnose.norms import Leaf, Mask, Norm
+from dropbn.diagnose.registry import Switch
+from dropbn.diagnose.tracing import abstract
+
+
+def norm_of(context: Any, args: tuple, kwargs: Mapping) -> Norm | None:
+    """The batch normalization that is called; None if the module is none.
+
+    A module of an unknown class that keeps arrays of its own in `batch_stats` is run on random values, once
+    for each class, fields and shapes; see `dropbn.diagnose.norm_probe`.
+
+    Args:
+      context, args, kwargs: as `flax.linen.intercept_methods` gives them.
+    """
+    module = context.module
+    if context.method_name != "__call__" or module.scope is None:
+        return None
+    if switch := registry.of(module, registry.NORMS):
+        # Of a subclass with a signature of its own, the parent that it calls is the batch normalization.
+        if switch.flag not in inspect.signature(context.orig_method).parameters:
+            return None
+        shape = np.shape(module.get_variable("batch_stats", "mean"))
+        axis, momentum, epsilon = (
+            registry.attribute(module, name) for name in ("axis", "momentum", "epsilon")
+        )
+        return Norm(switch, axis, momentum, epsilon, shape, shape)
+    variables = {
+        collection: {name: leaf for name, leaf in leaves.items() if not name.startswith(registry.OURS)}
+        for collection, leaves in module.variables.items()
+    }
+    if not any(True for _ in _pairs(variables.get("batch_stats", {}))):
+        return None
+    signature = inspect.signature(context.orig_method)
+    bound = signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    arguments, fields = _in_test_mode(module, dict(bound.arguments))
+    try:
+        unbound = module.clone(parent=None, name=None, **fields)
+        return _search(unbound, signature, next(iter(arguments), ""), variables, arguments)
+    except TypeError:  # A field, or an argument, has no hash.
+        return None
+
+
+def _in_test_mode(module, arguments):
+    """The arguments and some fields, with known flags set to test and without an axis of devices."""
+    fields: dict[str, Any] = {
+        name: None for name in ("axis_name", "axis_index_groups") if hasattr(module, name)
+    }
+    for flag in flags_of(inspect.signature(module.__call__).parameters):
+        if arguments[flag] is None or isinstance(arguments[flag], bool):
+            arguments = {**arguments, flag: FLAGS[flag][1]}
+            fields |= {flag: None} if hasattr(module, flag) else {}
+    fields |= {flag: FLAGS[flag][1] for flag in _flag_fields(module) if flag not in arguments}
+    return arguments, fields
+
+
+def _flag_fields(module):
+    """The known flags among the fields of a module."""
+    return [flag for flag in FLAGS if isinstance(getattr(module, flag, None), bool)]
+
+
+def _switches(module: nn.Module, arguments: Mapping[str, Any]) -> Iterator[Switch]:
+    """The known flags among the arguments and fields of a module; if there is none, each that is a bool."""
+    known = [flag for flag in FLAGS if isinstance(arguments.get(flag), bool)] + _flag_fields(module)
+    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
+    if known:
+        yield from (Switch(flag, bool(FLAGS[flag][1])) for flag in dict.fromkeys(known))
+    else:
+        bools = [name for name, value in {**fields, **arguments}.items() if isinstance(value, bool)]
+        yield from itertools.starmap(Switch, itertools.product(bools, (False, True)))
+
+
+def _pairs(leaves: Mapping[str, Any]) -> Iterator[tuple[Leaf, Leaf, tuple[int, ...]]]:
+    """The pairs of statistics that leaves may hold, with their shape: two leaves, or two halves of one."""
+    shapes = {name: leaf.shape for name, leaf in leaves.items() if _is_float(leaf) and leaf.ndim}
+    for (mean, shape), (var, other) in itertools.permutations(shapes.items(), 2):
+        if shape == other:
+            yield Leaf(mean), Leaf(var), shape
+    for name, shape in shapes.items():
+        if len(shape) > 1 and shape[0] == 2:
+            yield Leaf(name, 0), Leaf(name, 1), shape[1:]
+            yield Leaf(name, 1), Leaf(name, 0), shape[1:]
+
+
+def _axes(module: nn.Module, x: tuple[int, ...], shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """The axes of an input along which a statistic of a given shape may lie, counted from the last."""
+    number = len(x)
+    if shape == x or len(shape) > number:
+        return []
+    if len(shape) == number:
+        if any(size not in (1, length) for size, length in zip(shape, x, strict=True)):
+            return []
+        return [tuple(a - number for a, size in enumerate(shape) if size > 1) or (-1,)]
+    named = getattr(module, "axis", ())
+    named = (named,) if isinstance(named, int) else tuple(named)
+    found = [tuple(sorted(axis % number - number for axis in named)), tuple(range(-len(shape), 0))]
+    found += [(axis - number,) for axis in range(number)]
+    return [axes for axes in dict.fromkeys(found) if axes and tuple(x[axis] for axis in axes) == shape]
+
+
+def _is_float(leaf):
+    return hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+
+def _search(module, signature, name, variables, arguments):
+    """The batch normalization that an unbound module is; None if it is none."""
+    x, frozen = arguments.get(name), None
+    if not _is_float(x) or len(x.shape) < 2:
+        return None
+    for mean, var, shape in _pairs(variables["batch_stats"]):
+        for axes in _axes(module, x.shape, shape):
+            channels = tuple(x.shape[axis] for axis in axes)
+            axis = axes[0] if len(axes) == 1 else axes
+            momentum, epsilon = nn.BatchNorm.momentum, nn.BatchNorm.epsilon
+            norm = Norm(None, axis, momentum, epsilon, channels, shape, mean, var, Mask(""))
+            few = _few(arguments, x.shape, axes)
+            found = _probed(module, signature, name, norm, *abstract((variables, few)))
+            if found and found.switch:
+                return found
+            frozen = frozen or found
+    return frozen
+
+
+@functools.lru_cache(maxsize=256)
+def _probed(module, signature, name, norm, treedef, leaves):
+    """The batch normalization that a module is if it is `norm`, for the shapes of (variables, arguments)."""
+    variables, arguments = treedef.unflatten(leaves)
+    probe = Probe.of(module, signature, name, variables, arguments, norm)
+    switches = (*_switches(module, arguments), None)
+    # A thread of its own has no interceptors, and none of the traces in which the module is called.
+    with ThreadPoolExecutor(1) as thread:
+        frozen = None
+        for switch in switches:
+            try:
+                found = thread.submit(probe.found, switch).result()
+            except Exception:  # It does not run like this.
+                continue
+            if found and found.switch:
+                return found
+            frozen = frozen or found
+    return frozen
+
+
+def _few(arguments, x, axes):
+    """The arguments with fewer examples and positions, where they share these with an input of shape `x`."""
+    free = [a for a in range(len(x)) if a - len(x) not in axes]
+    sizes = {a: 4 if a == free[0] else min(x[a], 2) for a in free}
+
+    def shrunk(leaf):
+        if not hasattr(leaf, "shape"):
+            return leaf
+        shape = [sizes[a] if a in sizes and size == x[a] else size for a, size in enumerate(leaf.shape)]
+        return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype)
+
+    return jax.tree.map(shrunk, arguments)
