@@ -106,7 +106,7 @@ class Probe(NamedTuple):
                 {**self.variables, "batch_stats": stats},
                 *bound.args,
                 **bound.kwargs,
-                mutable=[] if testing else ["batch_stats"],
+                mutable=["batch_stats"],
             )
             after = self.norm.split({**stats, **updated.get("batch_stats", {})})
             return y, *(value.reshape(self.norm.channels) for value in after)
@@ -121,8 +121,15 @@ class Probe(NamedTuple):
         given = [(x, mean, var), (x, mean, small), (x, mean, large), (x, mean + step, var)]
         given += [(x + along, mean + step, var)]
         given += [(zero, mean, each) for each in (var, small, large)]
-        (y, y_small, y_large, shifted, moved, *bias), *_ = self._run(switch, True, *given)
-        if y.shape != x.shape or not _close(moved, y) or np.ptp(bias, 0).max() > 1e-3 * np.abs(y).max():
+        (y, y_small, y_large, shifted, moved, *bias), *after = self._run(switch, True, *given)
+        _, *before = zip(*given, strict=True)
+        stay = all(_close(new, old, 1e-6) for new, old in zip(after, before, strict=True))
+        if (
+            not stay
+            or y.shape != x.shape
+            or not _close(moved, y)
+            or np.ptp(bias, 0).max() > 1e-3 * np.abs(y).max()
+        ):
             return None
         y, y_small, y_large, shifted = (each - bias[0] for each in (y, y_small, y_large, shifted))
         size, size_small, size_large = (np.abs(each).sum(self._others) for each in (y, y_small, y_large))

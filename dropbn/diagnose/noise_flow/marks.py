@@ -220,7 +220,9 @@ def _norm(module, norm, flat):
     """A BN; leaves that nn.scan has stacked, and those of channels that are not last, count as unknown."""
     found: list[Any] = [None] * 4
     if flat and norm.axis == -1:
-        own = {path[-1]: value for path, value in flat.items() if path[1:-1] == module.path}
-        found = [own.get("scale", [1.0]), own.get("bias", [0.0]), *norm.split(own)]
-        found = [value if value.ndim == 1 else None for value in (np.asarray(v, np.float64) for v in found)]
+        own = {path[-1]: np.asarray(leaf) for path, leaf in flat.items() if path[1:-1] == module.path}
+        found = [own.get("scale", np.ones(1)), own.get("bias", np.zeros(1)), *norm.split(own)]
+        if not registry.of(module, registry.NORMS):  # Nobody knows what its parameters mean.
+            found[:2] = [None, None]
+        found = [None if value is None or value.ndim != 1 else np.float64(value) for value in found]
     return Norm(float(norm.momentum), float(norm.epsilon), *found)
