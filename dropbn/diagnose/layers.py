@@ -1,7 +1,6 @@
 """The registered layers of a model, and what the model itself does with them."""
 
 import functools
-import itertools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -218,11 +217,12 @@ def _apart(reached):
 
 def _by_hand(draws, identities):
     """Where draws stand -> the innermost module around that test mode makes an identity."""
-    found = {}
+    found: dict[str, Path] = {}
     for where in draws:
         inside = where.partition(" ")[0].split("/") if " " in where else []
         around = (tuple(inside[:number]) for number in range(len(inside), 0, -1))
-        found |= {where: path for path in itertools.islice(filter(identities.__contains__, around), 1)}
+        if (path := next(filter(identities.__contains__, around), None)) is not None:
+            found[where] = path
     return found
 
 

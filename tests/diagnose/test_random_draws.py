@@ -3,12 +3,14 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from lint_models import CASES
 
-from dropbn.diagnose import gap, lint, shift
+from dropbn.diagnose import gap, lint, modes, recalibrate, shift, surgery
 from dropbn.diagnose.linen import Model
 from dropbn.errors import DropbnError
+from dropbn.nn.noise import Dropout
 
 X = jax.random.normal(jax.random.key(0), (64, 8))
 
@@ -202,3 +204,72 @@ def test_statistics_of_which_nothing_is_known_are_refused():
     variables = Odd().init(jax.random.key(0), X)
     with pytest.raises(DropbnError, match="registry knows: register its type"):
         gap.explain(Odd(), variables, [(X, X[:, 0] > 0)], [(X, X[:, 0] > 0)])
+
+
+class DropRows(nn.Module):
+    """Drop path of somebody else: its flag has an unknown name, and test mode gives the input back."""
+
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, active):
+        if not active:
+            return x
+        return (
+            x * jax.random.bernoulli(self.make_rng("dropout"), 1 - self.rate, (len(x), 1)) / (1 - self.rate)
+        )
+
+
+class ByHand(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = DropRows(name="rows")(nn.Dense(8)(x), train)
+        return nn.Dense(2)(nn.BatchNorm(name="bn")(x, use_running_average=not train))
+
+
+def test_a_noise_drawn_by_hand_is_switched_where_test_mode_leaves_it_out():
+    net, keys = ByHand(), {"params": jax.random.key(1), "dropout": jax.random.key(2)}
+    variables = net.init(keys, X)
+    run = modes.apply(net, variables, X, mode=modes.Mode(False, "batch", False), rngs=keys)[0]
+    again = modes.apply(
+        net, variables, X, mode=modes.Mode(False, "batch", False), rngs={"dropout": jax.random.key(3)}
+    )[0]
+    np.testing.assert_array_equal(run, again)
+    trained = {
+        **variables,
+        "batch_stats": recalibrate.recalibrate(net, variables, [X], "precise_bn", noise=True).batch_stats,
+    }
+    labelled = [(X, (X[:, 0] > 0).astype(int))]
+    assert "no registered noise" not in gap.explain(net, trained, labelled, labelled).advice
+
+
+def _outputs(model, variables, key):
+    return model.apply(
+        variables, X, train=True, rngs={"dropout": jax.random.key(key)}, mutable=["batch_stats"]
+    )[0]
+
+
+def test_surgery_of_a_noise_drawn_by_hand():
+    net, keys = ByHand(), {"params": jax.random.key(1), "dropout": jax.random.key(2)}
+    variables = net.init(keys, X)
+    plain = net.apply(variables, X, train=False)
+    off = surgery.without_noise(net)
+    np.testing.assert_array_equal(_outputs(off, variables, 0), _outputs(off, variables, 1))
+    # The keys differ by the path, so the swapped noise is compared by its mean: Var of a mean of 64 rows.
+    swapped = surgery.swap_noise(net, Dropout(1.0))
+    np.testing.assert_array_equal(_outputs(swapped, variables, 0), _outputs(swapped, variables, 1))
+    rates = surgery.with_rates(net, {"rows": 0.0})
+    np.testing.assert_allclose(_outputs(rates, variables, 0), _outputs(off, variables, 1), atol=1e-6)
+    moved = surgery.move_to_last_bn(net, X)
+    assert not np.array_equal(_outputs(moved, variables, 0), _outputs(moved, variables, 1))
+    assert lint.check(moved, X).errors() == []
+    for model in (off, swapped, rates, moved):
+        np.testing.assert_array_equal(model.apply(variables, X, train=False), plain)
+
+
+def test_surgery_names_the_draws_that_it_does_not_reach():
+    net = _model(FOUND["by hand"][0])
+    keys = {name: jax.random.key(0) for name in ("params", "noise")}
+    variables = net.init(keys, X)
+    with pytest.warns(UserWarning, match="belong to no noise of their own stay: test_random_draws.py:"):
+        surgery.without_noise(net).apply(variables, X, train=True, rngs=keys, mutable=["batch_stats"])

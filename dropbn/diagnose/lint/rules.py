@@ -219,7 +219,9 @@ def unknown_draw(facts: Facts) -> Iterator[dict]:
     They end in indices, a sort or a choice, for example. So there is no ratio. `shift.predict` runs the
     model's own modes and counts them in.
     """
-    for where in (each for each in facts.marked.layers.training_draws if each not in facts.followed.understood):
+    for where in (
+        each for each in facts.marked.layers.training_draws if each not in facts.followed.understood
+    ):
         advice = "Ask shift.predict for the ratio, or use a noise of dropbn.nn.noise."
         for norm in facts.marked.layers.draws[where] or [""]:
             yield _finding(facts, where, norm, advice=advice)

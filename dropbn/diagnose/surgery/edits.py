@@ -14,6 +14,7 @@ from dropbn.diagnose.linen import Model, ModelOrPair
 from dropbn.diagnose.noise_flow import marks
 from dropbn.diagnose.registry import amount_field
 from dropbn.diagnose.surgery.operated import Hidden, Operated, turned_off
+from dropbn.diagnose.tracing import name_of
 from dropbn.errors import DropbnError
 from dropbn.nn import laws
 from dropbn.nn.noise import Dropout
@@ -44,9 +45,10 @@ def swap_noise(
         )
 
     def swap(call, x):
-        if call.amount is None:
+        if call.amount is None and (matched or not call.by_hand):
             warnings.warn(f"'{call.name}' has neither rate nor beta and is not swapped.", stacklevel=2)
-        if call.amount is None or (laws.is_number(call.amount) and call.amount == 0):
+            return call.run(x)
+        if laws.is_number(call.amount) and call.amount == 0:
             return call.run(x)
         return call.run(x, to or _match(call, matched))
 
@@ -142,9 +144,16 @@ def move_to_last_bn(
         if carried.way != noise_flow.Way.SKIP:
             harmed.setdefault(source, []).append(norm)
     moves = {}
-    for noise in marked.noises:
-        if noise in harmed:
-            target = next((norm for norm in followed.behind[noise] if norm not in harmed), None)
+    for source, drawn in followed.noises.items():
+        if source in harmed:
+            paths = (
+                {marked.layers.by_hand.get(where) for where in source.split("; ")} if drawn.is_drawn else {}
+            )
+            noise = name_of(paths.pop() or ()) if len(paths) == 1 else source
+            if drawn.is_drawn and noise in (source, "."):
+                warnings.warn(f"The noise at '{source}' is no module's and is not moved.", stacklevel=2)
+                continue
+            target = next((norm for norm in followed.behind[source] if norm not in harmed), None)
             if target is None:
                 raise DropbnError(
                     f"Every batch normalization behind '{noise}' leads to another that noise there would "

@@ -6,7 +6,9 @@ import fnmatch
 import functools
 import inspect
 import itertools
+import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
@@ -15,8 +17,9 @@ import flax.linen as nn
 import jax
 from flax.core import Scope
 
-from dropbn.diagnose import interception, registry
+from dropbn.diagnose import interception, registry, tracing
 from dropbn.diagnose.flags import flags_of
+from dropbn.diagnose.linen import Model
 from dropbn.errors import DropbnError, unknown
 
 
@@ -27,8 +30,9 @@ class NoiseCall(NamedTuple):
       name: of the noise.
       module: the noise.
       built_off, called_off: whether its flag was off at construction and at the call; None if not given.
-      others: its other arguments.
+      others: its other arguments, flags included if it is drawn by hand.
       trace: the trace of JAX in which it is called.
+      by_hand: whether it is no registered noise; see `dropbn.diagnose.layers.Layers.by_hand`.
     """
 
     name: str
@@ -37,6 +41,7 @@ class NoiseCall(NamedTuple):
     called_off: bool | None
     others: dict
     trace: Any
+    by_hand: bool = False
 
     @property
     def amount_argument(self) -> str | None:
@@ -61,12 +66,18 @@ class NoiseCall(NamedTuple):
 
     def run(self, x: jax.Array, noise: nn.Module | None = None, scope: Scope | None = None) -> jax.Array:
         """Calls the noise, or another in its place, with the flags of this call."""
-        noise = noise or self.module
+        noise, off = noise or self.module, self.called_off
+        if self.by_hand:
+            same = noise if type(noise) is type(self.module) else self.module
+            same = same.clone(parent=scope or self.module.scope, name=self.module.name)
+            y = type(same).__call__(same, x, **self.others)
+            if y is x or type(noise) is type(self.module):
+                return y
+            off = False
         switch = registry.of(noise, registry.NOISES)
-        assert switch is not None  # Only registered noises are called or put in their place.
+        assert switch is not None  # Only registered noises are put in the place of another.
         flag, test = switch
         built: dict[str, Any] = {}
-        off = self.called_off
         if hasattr(noise, flag):
             built = {flag: None if self.built_off is None else test == self.built_off}
         elif off is None:
@@ -77,12 +88,15 @@ class NoiseCall(NamedTuple):
         function = next(takes).__call__
         others = self.others
         if type(noise) is not type(self.module):  # The other's own arguments, such as an amount.
-            others = {name: others[name] for name in others.keys() & inspect.signature(function).parameters}
+            taken = inspect.signature(function).parameters.keys() - {flag}
+            others = {name: others[name] for name in others.keys() & taken}
         return function(noise, x, **others, **({} if off is None else {flag: test == off}))
 
 
 def turned_off(call: NoiseCall, x: jax.Array) -> jax.Array:
     """The operation that calls a noise in test mode."""
+    if call.by_hand:
+        return x
     return call._replace(built_off=True, called_off=None).run(x)
 
 
@@ -151,7 +165,12 @@ class Operated(nn.Module):
                     y = _put(call, y, name, target, (*root, *noise.split("/")))
             return y
 
-        with _operating(self.operation, calls, root, put):
+        # The noises that are drawn by hand, and the draws that nothing here reaches.
+        by_hand, unswitched = _by_hand(*model.unbind(), args, kwargs, self.is_initializing())
+        if unswitched and not (self.noises or self.moves):
+            message = f"Random draws that belong to no noise of their own stay: {'; '.join(unswitched)}."
+            warnings.warn(message, stacklevel=2)
+        with _operating(self.operation, calls, root, put, by_hand):
             output = model(*args, **kwargs)
         if self._refusal(calls):
             # Perhaps only training reaches the name. If training needs more arguments, that is no error here.
@@ -185,6 +204,26 @@ def _survey(model, variables, streams, args, kwargs):
     return calls
 
 
+def _by_hand(model, variables, args, kwargs, initializing):
+    """The names of the noises that are drawn by hand, and where draws stand that belong to none."""
+    signature = inspect.signature(type(inspect.unwrap(model)).__call__)
+
+    def found():
+        bound = signature.bind(model, *args, **kwargs)
+        for flag in flags_of(signature.parameters):
+            bound.arguments.pop(flag, None)
+        called, given = Model.of(model), (bound.args[1:], bound.kwargs)
+        layers = called.layers_of(called.shapes(*given) if initializing else variables, *given)
+        return {tracing.name_of(path) for path in layers.by_hand.values()}, layers.unswitched
+
+    # A thread of its own has no interceptors, and none of the traces in which the model is called.
+    with ThreadPoolExecutor(1) as thread:
+        try:
+            return thread.submit(found).result()
+        except Exception:  # It cannot be traced in both modes, so only registered noises are known.
+            return set(), []
+
+
 def _fresh(numbers=itertools.count()):
     return f"{registry.OURS}surgery {next(numbers)}"
 
@@ -212,7 +251,7 @@ def _turn(surgeries):
 
 
 @contextlib.contextmanager
-def _operating(operation, calls, root=(), put=lambda name, module, y: y):
+def _operating(operation, calls, root=(), put=lambda name, module, y: y, by_hand=frozenset()):
     """Hands noises to `operation` and outputs to `put`; notes in `calls` the call of each noise, or None."""
     me, running = object(), set()
 
@@ -226,7 +265,9 @@ def _operating(operation, calls, root=(), put=lambda name, module, y: y):
         inner = name in running
         running.add(name)
         try:
-            call, x = _noise_call(name, context, args, kwargs) if turns[-1] is me else (None, None)
+            call, x = None, None
+            if turns[-1] is me:
+                call, x = _noise_call(name, context, args, kwargs, name in by_hand)
             if call:
                 calls[name] = call._replace(module=module.clone(parent=None))
             with _turn(turns[:-1] if call else turns):
@@ -241,17 +282,20 @@ def _operating(operation, calls, root=(), put=lambda name, module, y: y):
         yield
 
 
-def _noise_call(name, context, args, kwargs):
+def _noise_call(name, context, args, kwargs, by_hand):
     """The `NoiseCall` of a noise and its input; None for both if the layer is no noise."""
     switch = registry.of(context.module, registry.NOISES)
     signature = inspect.signature(context.orig_method)
-    if switch is None or switch.flag not in signature.parameters:
+    is_registered = switch is not None and switch.flag in signature.parameters
+    if not (by_hand or is_registered):
         return None, None
     (_, x), *rest = signature.bind(*args, **kwargs).arguments.items()
-    others = dict(rest)
+    others, trace = dict(rest), context.module.scope.trace_level
+    if switch is None:
+        return NoiseCall(name, context.module, None, None, others, trace, by_hand=True), x
     flags = getattr(context.module, switch.flag, None), others.pop(switch.flag, None)
     built_off, called_off = (None if flag is None else flag == switch.test for flag in flags)
-    return NoiseCall(name, context.module, built_off, called_off, others, context.module.scope.trace_level), x
+    return NoiseCall(name, context.module, built_off, called_off, others, trace), x
 
 
 def _unseen(noise, target):
