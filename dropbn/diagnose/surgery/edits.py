@@ -146,11 +146,8 @@ def move_to_last_bn(
     moves = {}
     for source, drawn in followed.noises.items():
         if source in harmed:
-            paths = (
-                {marked.layers.by_hand.get(where) for where in source.split("; ")} if drawn.is_drawn else {}
-            )
-            noise = name_of(paths.pop() or ()) if len(paths) == 1 else source
-            if drawn.is_drawn and noise in (source, "."):
+            noise = _module_of(source, marked.layers) if drawn.is_drawn else source
+            if not noise:
                 warnings.warn(f"The noise at '{source}' is no module's and is not moved.", stacklevel=2)
                 continue
             target = next((norm for norm in followed.behind[source] if norm not in harmed), None)
@@ -168,6 +165,13 @@ def move_to_last_bn(
         return move(module, {noise: target for target, noise in kept.items()}) if kept else module
 
     return tuple(map(edited, model)) if isinstance(model, tuple) else edited(model)
+
+
+def _module_of(source, layers):
+    """The name of the module whose noise is drawn at `source`; "" if it is not that of one module."""
+    paths = {layers.by_hand.get(where) for where in source.split("; ")}
+    path = paths.pop() if len(paths) == 1 else None
+    return name_of(path) if path else ""
 
 
 def _match(call, kind):
