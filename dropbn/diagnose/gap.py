@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rich.console
 
-from dropbn.diagnose import flips, grid, remedies, shares, tasks
+from dropbn.diagnose import flips, grid, remedies, shares, tasks, witness
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.flips import Flips
 from dropbn.diagnose.linen import Model, ModelOrPair
@@ -46,6 +46,7 @@ class Gap(Result):
       flips: the training images that are right in train mode and wrong in test mode.
       draws: where training draws random numbers that belong to no registered noise.
       other_state: modules with running state that is not a batch normalization's.
+      unseen: what training does besides the known noises and BN, a sentence; see `dropbn.diagnose.witness`.
     """
 
     shares: Shares
@@ -53,6 +54,7 @@ class Gap(Result):
     flips: Flips
     draws: tuple[str, ...]
     other_state: tuple[str, ...]
+    unseen: str
 
     @property
     def advice(self) -> str:
@@ -68,7 +70,9 @@ class Gap(Result):
                 "Running state that is not a batch normalization's is neither switched nor measured: "
                 f"{'; '.join(self.other_state)}."
             )
-        if not self.draws and "dropout noise" not in causes:
+        if self.unseen:
+            sentences.append(f"{self.unseen} No share separates what it does.")
+        elif not self.draws and "dropout noise" not in causes:
             sentences.append("No noise was found, so no share of the gap is attributed to it.")
         if "lagging statistics" not in causes:
             sentences.append(
@@ -188,6 +192,7 @@ def explain(
         ),
         draws=tuple(layers.unswitched),
         other_state=tuple(layers.other_state(variables)),
+        unseen=witness.unseen(called, variables, x, layers),
     )
 
 

@@ -1,6 +1,6 @@
 """Outputs of a model for batches."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ class Predictor:
 
     def __init__(self, model: Model, mode: Mode) -> None:
         """Statistics are frozen in any mode."""
-        self.model, self._mode, self._outputs = model, mode.frozen, _outputs(model, mode.frozen)
+        self.model, self._mode, self._outputs = model, mode.frozen, program(model, mode.frozen)
 
     def __call__(self, variables: dict, batches: Batches, rngs: dict | None = None) -> Iterator[tuple]:
         """(batch, float32 outputs) of every batch.
@@ -56,7 +56,9 @@ class Predictor:
 
 
 @cached
-def _outputs(model, mode):
+def program(model: Model, mode: Mode) -> Callable:
+    """The compiled function from (variables, inputs of a batch, rngs) to float32 outputs."""
+
     @jax.jit
     def outputs(variables, x, rngs):
         returned, _ = model.apply(variables, x, mode, rngs)

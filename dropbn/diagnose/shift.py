@@ -158,7 +158,7 @@ def predict(
     variables = norms.with_statistics(training.known, variables, observation.converged(training, variables))
     testing = observation.Observer(called, variables, data, TEST)
     has_noise = layers.switched_noises or layers.unswitched
-    lacking = "" if has_noise else " (the model has no noise that training alone has)"
+    lacking = "" if has_noise else " (no noise was found that training alone has)"
     return _against_running(testing, variables, "pooled", f"Predicted variance shift{lacking}")
 
 
