@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -458,6 +459,16 @@ def test_the_command(tmp_path):
     found = _command(tmp_path, "--help")
     assert found.returncode == 0 and "package.module:name --input=2,32,32,3" in found.stdout
     assert {"--input:", "--format:", "--fail_below:", "--num_steps:"} <= {*found.stdout.split()}
+
+
+def test_shapes_are_checked_where_they_are_given():
+    """Without variables the check of Flax is left out, and put back."""
+    checked, model = flax.core.Scope.param, Chain((nn.Dense(3), nn.BatchNorm()))
+    lint.check(model, jnp.ones((4, 5)))
+    assert flax.core.Scope.param is checked
+    other = jax.eval_shape(model.init, jax.random.key(0), jnp.ones((4, 6)))
+    with pytest.raises(DropbnError, match="do not fit the model"):
+        lint.check(model, jnp.ones((4, 5)), variables=jax.tree.map(lambda leaf: jnp.ones(leaf.shape), other))
 
 
 def test_refusals():

@@ -72,20 +72,22 @@ def elementwise(eqn: Eqn, values: list[Value]) -> Value:
     """Applies a function to each element; finds its distribution and whether m is still a factor."""
     data = [value for value in values if value.data]
     result = _apply(eqn, values, [1] * len(values))
+
+    @functools.cache  # Many noises of one network come by the same arguments.
+    def degree_of(carries, is_positive):
+        # Functions of degree 1 in m keep the factor m; those of degree 0, such as sign, lose the noise.
+        factors = (2,) if is_positive else (2, -1)
+        scaled = [(k, _apply(eqn, values, [k if c else 1 for c in carries])) for k in factors]
+        fits = (d for d in (1, 0) if all(np.allclose(y, result * k**d, rtol=1e-3) for k, y in scaled))
+        return next(fits, None)
+
     merged = {}
     for noise, path in union(values).items():
         carriers = [value.paths.get(noise) for value in values]
         degree = None
-        if (
-            result is not None
-            and path.is_factor
-            and all(carrier is None or carrier.degree == 1 for carrier in carriers)
-        ):
-            # Functions of degree 1 in m keep the factor m; those of degree 0, such as sign, lose the noise.
-            factors = (2,) if path.is_positive else (2, -1)
-            scaled = [(k, _apply(eqn, values, [1 if c is None else k for c in carriers])) for k in factors]
-            fits = (d for d in (1, 0) if all(np.allclose(y, result * k**d, rtol=1e-3) for k, y in scaled))
-            degree = next(fits, None)
+        is_factor = result is not None and path.is_factor
+        if is_factor and all(carrier is None or carrier.degree == 1 for carrier in carriers):
+            degree = degree_of(tuple(carrier is not None for carrier in carriers), path.is_positive)
         if degree == 0:
             continue
         keeps = eqn.primitive.name in ("add", "sub", "neg") and len(data) == 1

@@ -1,6 +1,7 @@
 """A model as a jaxpr in which its noises and batch normalizations are marked; nothing is computed."""
 
 import collections
+import contextlib
 import functools
 import itertools
 import math
@@ -12,7 +13,7 @@ import jax
 import jax.extend.core
 import numpy as np
 
-from dropbn.diagnose import registry
+from dropbn.diagnose import registry, tracing
 from dropbn.diagnose.interception import TEST, TRAIN
 from dropbn.diagnose.layers import Layers
 from dropbn.diagnose.linen import Model
@@ -114,10 +115,11 @@ def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None
     """
     known = variables is not None
     variables = flax.core.unfreeze(model.shapes(args, kwargs) if variables is None else variables)
-    layers = model.layers_of(variables, args, kwargs)
-    model.refuse_one_mode(layers)
-    in_mode = functools.partial(_trace, model, args, kwargs, variables, known, layers)
-    return in_mode(TRAIN.frozen)._replace(at_test=in_mode(TEST) if layers.training_draws else None)
+    with contextlib.nullcontext() if known else tracing.unchecked_parameters():
+        layers = model.layers_of(variables, args, kwargs)
+        model.refuse_one_mode(layers)
+        in_mode = functools.partial(_trace, model, args, kwargs, variables, known, layers)
+        return in_mode(TRAIN.frozen)._replace(at_test=in_mode(TEST) if layers.training_draws else None)
 
 
 def _trace(model, args, kwargs, variables, known, layers, mode):
