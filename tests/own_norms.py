@@ -1,6 +1,6 @@
 """Batch normalizations in the styles of public code that are not Flax's, and modules that look like them."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -213,3 +213,62 @@ class Whitening(nn.Module):
         if self.is_mutable_collection("batch_stats") and not self.is_initializing():
             mean.value, var.value = 0.9 * mean.value + 0.1 * x.mean(0), 0.9 * var.value + 0.1 * x.var(0)
         return y
+
+
+class Call(NamedTuple):
+    """A call of a batch normalization, as the tests know it.
+
+    Attributes:
+      momentum, epsilon: of the layer.
+      tests: whether it is in test mode.
+      scale, bias: by which the normalized input is multiplied, and what is added.
+      padding: (examples, positions), or None.
+    """
+
+    momentum: float
+    epsilon: float
+    tests: bool
+    scale: Any
+    bias: Any
+    padding: Any = None
+
+    @classmethod
+    def of(cls, norm, args, kwargs):
+        """The call of a module; None if it is no batch normalization of this file, and none of Flax's."""
+        params = norm.variables.get("params", {})
+        scale, bias = (params.get(a, params.get(b)) for a, b in (("scale", "gamma"), ("bias", "beta")))
+        match norm:
+            case nn.BatchNorm():
+                given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
+                tests = nn.merge_param("use_running_average", norm.use_running_average, given)
+                return cls(norm.momentum, norm.epsilon, tests, scale, bias)
+            case BatchRenorm():
+                return cls(norm.momentum, norm.epsilon, kwargs["use_running_average"], scale, bias)
+            case Padded(config=config):
+                padding, tests = args[1], not kwargs["train"]
+                return cls(config["momentum"], config["epsilon"], tests, 1 + scale, bias, padding)
+            case KeptAxes():
+                return cls(0.9, 1e-5, norm.deterministic, scale, bias)
+            case Unbiased():
+                return cls(1 - norm.update_rate, 1e-4, not kwargs["training"], scale, bias)
+            case OneLeaf():
+                return cls(0.95, 1e-5, not kwargs["learning"], scale, bias)
+            case FrozenNorm():
+                return cls(0.99, 1e-5, True, scale, bias)
+
+
+# The names of the leaves with means and with variances; in `OneLeaf`, one leaf has both.
+LEAVES = {"mean": ("mean", "moving_mean", "running_mean"), "var": ("var", "moving_var", "running_variance")}
+
+
+def statistic(stats, key):
+    """The "mean" or "var" of a layer with these leaves, (channels,) or stacked by nn.scan."""
+    if "moments" in stats:
+        return stats["moments"][("mean", "var").index(key)]
+    leaf = next(stats[name] for name in LEAVES[key] if name in stats)
+    return leaf.reshape(leaf.shape[-1]) if leaf.ndim > 2 else leaf
+
+
+def is_statistic(name):
+    """Whether a leaf holds a statistic."""
+    return name == "moments" or name in LEAVES["mean"] + LEAVES["var"]

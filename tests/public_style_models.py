@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_norms
 from linen_models import Body, HalfPrecision, Jitted, Rematted
 
 NUMBER = 10  # Examples in a batch.
@@ -442,6 +443,55 @@ class Loose(nn.Module):
         return nn.Dense(3)(Trunk(kwargs["train"])(jnp.concatenate(inputs, -1)))
 
 
+class Renormalized(nn.Module):
+    """A critic with batch renormalization, as CrossQ's."""
+
+    @nn.compact
+    def __call__(self, observation, action, train=False):
+        x = jnp.concatenate([observation, action], -1)
+        x = own_norms.BatchRenorm(name="first")(x, use_running_average=not train)
+        x = nn.Dropout(0.2)(nn.Dense(6)(x), deterministic=not train)
+        x = nn.relu(own_norms.BatchRenorm(name="second")(x, use_running_average=not train))
+        return nn.Dense(1)(x).squeeze(-1)
+
+
+class PaddedConformer(nn.Module):
+    """The convolution module of a conformer whose BN takes the padding."""
+
+    @nn.compact
+    def __call__(self, x, padding, train):
+        y = nn.glu(nn.Dense(2 * x.shape[-1])(nn.LayerNorm()(x)))
+        y = nn.Dropout(0.2)(y, deterministic=not train) * (1 - padding[..., None])
+        y = nn.Conv(x.shape[-1], (3,), feature_group_count=x.shape[-1])(y)
+        config = flax.core.freeze({"dim": x.shape[-1], "momentum": 0.9, "epsilon": 0.001})
+        y = own_norms.Padded(config, name="norm")(y, padding, train=train)
+        return nn.Dense(3)(x + nn.Dense(x.shape[-1])(nn.swish(y)))
+
+
+class Textbook(nn.Module):
+    """A network for images whose BN is written by hand, its flag a field."""
+
+    training: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        for features in (4, 5):
+            x = nn.Dropout(0.2, deterministic=not self.training)(nn.Conv(features, (3, 3))(x))
+            x = nn.sigmoid(own_norms.KeptAxes(features, 4, deterministic=not self.training)(x))
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+class Teacher(nn.Module):
+    """A frozen BN without a flag, one that remembers unbiased variances, and one of one leaf."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dropout(0.2)(nn.Dense(6)(x), deterministic=not train)
+        x = nn.relu(own_norms.FrozenNorm(name="frozen")(x))
+        x = nn.relu(own_norms.Unbiased(name="unbiased")(nn.Dense(6)(x), training=train))
+        return nn.Dense(3)(own_norms.OneLeaf(name="one")(nn.Dense(6)(x), learning=train))
+
+
 def _pairs(labels):
     """Batches ((observations, actions), labels)."""
     return [((_draw((NUMBER, 4), i), _draw((NUMBER, 2), 5 + i)), label) for i, label in enumerate(labels)]
@@ -651,5 +701,30 @@ CASES = {
         },
     ),
     "jitted": Case(Jitted(), _IMAGES, findings={"DBN101": {("JitBody_0/Dropout_0", "JitBody_0/second")}}),
+    "renormalized": Case(
+        Renormalized(),
+        _pairs(_VALUES),
+        arguments=lambda batch: batch[0],
+        task="regress",
+        findings={"DBN101": {("Dropout_0", "second")}},
+    ),
+    "padded conformer": Case(
+        PaddedConformer(),
+        [((x, np.float32(np.arange(6) >= length[:, None])), y) for (x, length), y in _SPEECH],
+        arguments=lambda batch: batch[0],
+        findings={"DBN102": {("Dropout_0", "norm")}},
+    ),
+    "textbook": Case(
+        Textbook(),
+        _IMAGES,
+        **_NONE,
+        built=(Textbook(True), Textbook(False)),
+        findings={"DBN101": {(f"Dropout_{i}", f"KeptAxes_{i}") for i in range(2)}},
+    ),
+    "teacher": Case(
+        Teacher(),
+        _FLAT,
+        findings={"DBN102": {("Dropout_0", "unbiased")}, "DBN304": {("", "frozen")}},
+    ),
     "half precision": Case(HalfPrecision(), _IMAGES, findings={"DBN101": {("Dropout_0", "BatchNorm_0")}}),
 }

@@ -251,5 +251,7 @@ def _uses(train, test):
         (in_train, values, norm), (in_test, others, same) = (
             found.get(path, unreached) for found in (train, test)
         )
+        if same and same.switch is None and not norm:
+            continue  # It is frozen in test mode alone, and nobody knows what switches it.
         uses[path] = Use(in_train, in_test, min(values, others), norm or same)
     return uses

@@ -224,6 +224,8 @@ def _programs(model, mode, treedef, leaves):
 
 
 def _record(module, norm, x, mask):
+    if not module.has_variable("batch_stats", _MOMENTS):
+        return
     seen = module.get_variable("batch_stats", _MOMENTS)
     new = interception.moments_of(module, norm, x, mask)
     # The last ones are kept, as many as there are calls. So no call needs to know its number, even in a loop.
@@ -250,6 +252,8 @@ def _trace(apply, variables, x, rngs, known):
         return run(*args, **kwargs)
 
     def observe(module, norm, x, mask):
+        if not module.has_variable("batch_stats", _CALLS):
+            return
         name = norm.mean.name
         stacked, own = stats[*module.path, name].shape, module.get_variable("batch_stats", name).shape
         if stacked[len(stacked) - len(own) :] != own:

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import own_norms
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from public_style_models import CASES
@@ -35,6 +36,7 @@ def _variables(name):
     variables = dict(CASES[name].init())
     leaves, tree = jax.tree.flatten(variables.get("batch_stats", {}))
     drawn = np.random.default_rng(0)
+    leaves = [jnp.asarray(leaf) for leaf in leaves]
     leaves = [leaf + jnp.asarray(drawn.uniform(0.1, 0.5, leaf.shape), leaf.dtype) for leaf in leaves]
     return variables | ({"batch_stats": jax.tree.unflatten(tree, leaves)} if leaves else {})
 
@@ -47,7 +49,7 @@ class _Norms:
     """A plain call that sows the input and the mask of every BN, and notes what the model does with it."""
 
     def __init__(self, case, training, by_hand=False):
-        self.momentum, self.frozen, self.case = {}, {}, case
+        self.momentum, self.epsilon, self.frozen, self.case = {}, {}, {}, case
         always = {norm for _, norm in case.findings.get("DBN305", ())}
         self.by_hand = lambda name: by_hand and name not in always
 
@@ -61,16 +63,16 @@ class _Norms:
 
     def _intercept(self, run, args, kwargs, context):
         norm = context.module
-        if not isinstance(norm, nn.BatchNorm) or context.method_name != "__call__":
+        told = own_norms.Call.of(norm, args, kwargs) if context.method_name == "__call__" else None
+        if told is None:
             return run(*args, **kwargs)
-        given = args[1] if len(args) > 1 else kwargs.get("use_running_average")
-        frozen = nn.merge_param("use_running_average", norm.use_running_average, given)
         name = "/".join(norm.path)
-        self.momentum[name], self.frozen[name] = norm.momentum, frozen
+        self.momentum[name], self.epsilon[name], self.frozen[name] = told[:3]
         norm.sow("intermediates", "input", args[0])
-        if kwargs.get("mask") is not None:
-            norm.sow("intermediates", "mask", jnp.broadcast_to(kwargs["mask"], args[0].shape))
-        return _with_running(norm, args[0]) if self.by_hand(name) else run(*args, **kwargs)
+        mask = kwargs.get("mask") if told.padding is None else told.padding[..., None] == 0
+        if mask is not None:
+            norm.sow("intermediates", "mask", jnp.broadcast_to(mask, args[0].shape))
+        return _with_running(norm, args[0], told) if self.by_hand(name) else run(*args, **kwargs)
 
     def inputs(self, variables, rngs):
         """{layer: [values (values, channels) of each call]} of all batches, in float64."""
@@ -80,17 +82,17 @@ class _Norms:
             sown = flatten_dict(updated["intermediates"])
             for path in (path[:-1] for path in sown if path[-1] == "input"):
                 calls = [_selected(sown, path, call) for call in range(len(sown[*path, "input"]))]
-                is_stacked = flatten_dict(variables["batch_stats"])[*path, "mean"].ndim > 1
+                is_stacked = own_norms.statistic(_layer(variables, "/".join(path)), "mean").ndim > 1
                 for label, values in _layers("/".join(path), calls, is_stacked):
                     found.setdefault(label, []).append(values)
         return {label: np.concatenate(values) for label, values in found.items()}
 
 
-def _with_running(norm, x):
+def _with_running(norm, x, told):
     """Normalizes by the formula, with the running statistics."""
-    mean, var = (norm.get_variable("batch_stats", key) for key in ("mean", "var"))
-    y = (x - mean) / jnp.sqrt(var + norm.epsilon) * norm.get_variable("params", "scale")
-    return (y + norm.get_variable("params", "bias")).astype(x.dtype)
+    mean, var = (own_norms.statistic(norm.variables["batch_stats"], key) for key in ("mean", "var"))
+    y = (x - mean) / jnp.sqrt(var + told.epsilon) * told.scale + told.bias
+    return (y if told.padding is None else y * (1 - told.padding[..., None])).astype(x.dtype)
 
 
 def _selected(sown, path, call):
@@ -122,17 +124,18 @@ def _layer(variables, name):
 def _running(variables, row, key):
     """A running statistic of a row's layer, in float64."""
     name, bracket, rest = row["layer"].partition("[")
-    leaf = np.asarray(_flat(variables["batch_stats"])[f"{name}/{key}"], np.float64)
+    leaf = np.asarray(own_norms.statistic(_layer(variables, name), key), np.float64)
     return leaf[int(rest[:-1])] if bracket and not rest.startswith("call") else leaf
 
 
-def _check(rows, inputs, variables, tolerance):
+def _check(rows, norms, case, variables, tolerance):
     """Rows of a shift against values (values, channels) of test mode."""
+    inputs = norms.inputs(variables, case.keys)
     assert {row["layer"] for row in rows} == set(inputs)
     for row in rows:
         values = inputs[row["layer"]]
         mean, var = (_running(variables, row, key) for key in ("mean", "var"))
-        distance = (values.mean(0) - mean) / np.sqrt(var + 1e-5)
+        distance = (values.mean(0) - mean) / np.sqrt(var + norms.epsilon[row["layer"].partition("[")[0]])
         assert row["count"] == len(values)
         assert row["moving_var"] == pytest.approx(var.mean(), rel=tolerance)
         assert row["real_var"] == pytest.approx(values.var(0).mean(), rel=tolerance)
@@ -150,8 +153,7 @@ def _loose(name, tolerance):
 def test_measure_is_numpy_on_captured_inputs(name):
     case, variables = CASES[name], _variables(name)
     found = shift.measure(case.model, variables, case.batches, **case.call)
-    inputs = _Norms(case, training=False).inputs(variables, case.keys)
-    _check(found.rows, inputs, variables, _loose(name, 1e-6))
+    _check(found.rows, _Norms(case, training=False), case, variables, _loose(name, 1e-6))
 
 
 @functools.cache
@@ -163,7 +165,11 @@ def _trained(name):
     case, variables = CASES[name], _variables(name)
     norms, total = _Norms(case, training=True), {}
     norms.call(variables, case.batches[0], case.keys)  # Notes which layers are frozen.
-    live = {f"{name}/{key}" for name, frozen in norms.frozen.items() if not frozen for key in ("mean", "var")}
+    live = {
+        path
+        for path in _flat(variables["batch_stats"])
+        if not norms.frozen[path.rpartition("/")[0]] and own_norms.is_statistic(path.rpartition("/")[2])
+    }
     flat = {path: leaf * (path not in live) for path, leaf in _flat(variables["batch_stats"]).items()}
     zero = {**variables, "batch_stats": unflatten_dict(flat, sep="/")}
     for index, batch in enumerate(case.batches):
@@ -182,8 +188,7 @@ def test_predict_is_plain_training_and_then_plain_test_mode(name):
     case, variables = CASES[name], _variables(name)
     found = shift.predict(case.model, variables, case.batches, **case.call)
     trained = _trained(name)
-    inputs = _Norms(case, training=False).inputs(trained, case.keys)
-    _check(found.rows, inputs, trained, _loose(name, 1e-5))
+    _check(found.rows, _Norms(case, training=False), case, trained, _loose(name, 1e-5))
 
 
 @_with_norm
@@ -335,7 +340,11 @@ def test_lint_finds_what_is_there(name):
 
 
 def _layer_names(name):
-    return {path[:-1] for path in flatten_dict(_variables(name).get("batch_stats", {})) if path[-1] == "var"}
+    return {
+        path[:-1]
+        for path in flatten_dict(_variables(name).get("batch_stats", {}))
+        if own_norms.is_statistic(path[-1])
+    }
 
 
 @_each([name for name, case in CASES.items() if not case.method])

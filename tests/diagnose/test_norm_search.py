@@ -253,3 +253,24 @@ def test_lint_sees_the_noise_before_it(name):
     own = OWN[name]
     rows = lint.check(Net(own.call), own.x, variables=_variables(Net(own.call), own.x)).rows
     assert [(row["code"], row["noise"], row["norm"]) for row in rows] == [("DBN101", "Dropout_0", "norm")]
+
+
+def test_one_that_reads_its_mode_elsewhere_is_named():
+    class Phased(nn.Module):
+        @nn.compact
+        def __call__(self, x, phase):
+            mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
+            var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:])
+            used = mean.value, var.value
+            if phase == "fit":
+                used = x.mean(0), x.var(0)
+                mean.value, var.value = 0.9 * mean.value + 0.1 * used[0], 0.9 * var.value + 0.1 * used[1]
+            return (x - used[0]) / jnp.sqrt(used[1] + 1e-5)
+
+    own = lambda x, train: Phased(name="own")(x, "fit" if train else "score")  # noqa: E731
+    both = Net(lambda x, train: own(OWN["unbiased"].call(x, train), train))
+    assert [(row["code"], row["norm"]) for row in lint.check(both, FLAT).rows] == [
+        ("DBN101", "norm"),
+        ("DBN402", "own"),
+    ]
+    assert [row["layer"] for row in shift.measure(both, _variables(both, FLAT), [FLAT]).rows] == ["norm"]

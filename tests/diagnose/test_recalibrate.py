@@ -353,7 +353,7 @@ def _quiet():
 
 
 def test_a_registered_norm():
-    """A BN of another class, registered in one line, is switched, measured and recalibrated."""
+    """A BN whose flag is no bool, registered in one line, is switched, measured and recalibrated."""
     from dropbn.diagnose import registry
 
     class RunningNorm(nn.Module):
@@ -369,7 +369,7 @@ def test_a_registered_norm():
     class Model(nn.Module):
         @nn.compact
         def __call__(self, x, train=False):
-            return RunningNorm(name="own")(nn.Dropout(0.5)(x, deterministic=not train), train)
+            return RunningNorm(name="own")(nn.Dropout(0.5)(x, deterministic=not train), int(train))
 
     variables = Model().init(jax.random.key(0), X)
     with pytest.raises(DropbnError, match="no batch normalization"):
