@@ -104,6 +104,10 @@ def interceptor(
         # A subclass with a signature of its own: the parent that it calls is switched.
         if signature is None or not (norm or (noise and noise.flag in signature.parameters)):
             return run(*args, **kwargs)
+        if norm and not norm.is_measured:
+            if note:
+                note(module, norm, False, float("inf"))
+            return run(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
         active.add(module.path)

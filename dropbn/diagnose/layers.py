@@ -38,6 +38,7 @@ class Layers(NamedTuple):
 
     Attributes:
       noises, norms: by path, in the order of the trace in training, then in test mode.
+      elsewhere: BNs whose statistics are in another collection than `batch_stats`, and that collection.
       streams: the random streams from which the model draws.
       draws, test_draws: the random draws of no registered noise in training and in test mode, and the batch
         normalizations that each reaches first; see `dropbn.diagnose.random_draws.reached`.
@@ -51,6 +52,7 @@ class Layers(NamedTuple):
 
     noises: dict[Path, Use]
     norms: dict[Path, Use]
+    elsewhere: dict[Path, str]
     streams: tuple[str, ...]
     draws: dict[str, list[str]]
     test_draws: dict[str, list[str]]
@@ -80,9 +82,13 @@ class Layers(NamedTuple):
         return [where for where in self.training_draws if where not in self.by_hand]
 
     def other_state(self, variables: Mapping) -> list[str]:
-        """Modules with running state that is not a batch normalization's, such as spectral norms, by path."""
+        """Modules whose running state is not measured, such as spectral norms.
+
+        They are no batch normalizations, or keep their statistics in another collection, which is named.
+        """
         paths = dict.fromkeys(path[:-1] for path in flat_stats(variables))
-        return [tracing.name_of(path) for path in paths if path not in self.norms]
+        named = [tracing.name_of(path) for path in paths if path not in self.norms]
+        return named + [_name_elsewhere(*each) for each in self.elsewhere.items()]
 
     @property
     def per_example(self) -> frozenset[str]:
@@ -96,11 +102,9 @@ class Layers(NamedTuple):
         One that no noise can shift, and that can shift no batch normalization, is left out.
         """
         has_noise = self.switched_noises or self.unswitched
-        return {
-            name: self.states.get(name, [])
-            for name, marked in self.marked.items()
-            if marked.may_be_norm and (has_noise or self.states.get(name))
-        }
+        found = [name for name, marked in self.marked.items() if marked.may_be_norm]
+        found += [_name_elsewhere(*each) for each in self.elsewhere.items()]
+        return {name: self.states.get(name, []) for name in found if has_noise or self.states.get(name)}
 
     @property
     def known(self) -> dict[Path, Norm]:
@@ -147,13 +151,13 @@ class _Trace(NamedTuple):
     Attributes:
       noises, norms: path -> (whether it is on, the smallest number of values per channel, what it is).
       identities: the modules that return their first argument.
-      draws, states: see `Layers`.
-      marked, epsilon: see `Layers`.
+      elsewhere, draws, states, marked, epsilon: see `Layers`.
     """
 
     noises: dict[Path, tuple[bool, float, None]]
     norms: dict[Path, tuple[bool, float, Norm]]
     identities: set[Path]
+    elsewhere: dict[Path, str]
     draws: dict[str, list[str]]
     states: dict[str, list[str]]
     marked: dict[str, Marked]
@@ -170,15 +174,19 @@ def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
     noises = _uses(train.noises, test.noises) | {path: Use(True, False) for path in by_hand.values()}
     norms, marked = _uses(train.norms, test.norms), test.marked | train.marked
     found = train.draws, test.draws, by_hand, train.states, marked, train.epsilon
-    return Layers(noises, norms, tuple(streams), *found)
+    return Layers(noises, norms, train.elsewhere | test.elsewhere, tuple(streams), *found)
 
 
 def _trace(model, arrays, rebuild, streams, testing):
     noises: dict[Path, tuple[bool, float, None]] = {}
     norms: dict[Path, tuple[bool, float, Norm]] = {}
     identities: set[Path] = set()
+    elsewhere: dict[Path, str] = {}
 
     def note(module, norm, is_on, values):
+        if norm and not norm.is_measured:
+            elsewhere[module.path] = norm.collection
+            return
         found = norms if norm else noises
         on, fewest, _ = found.get(module.path, (False, values, norm))
         found[module.path] = on or is_on, min(fewest, values), norm
@@ -202,10 +210,14 @@ def _trace(model, arrays, rebuild, streams, testing):
     noises |= {path: (False, noises[path][1], None) for path in idle}
     is_key = [number >= len(jaxpr.jaxpr.invars) - len(streams) for number in range(len(jaxpr.jaxpr.invars))]
     draws, states = _apart(random_draws.reached(jaxpr, is_key))
-    return _Trace(noises, norms, identities, draws, states, marked, layer_marks.coarsest(jaxpr))
+    return _Trace(noises, norms, identities, elsewhere, draws, states, marked, layer_marks.coarsest(jaxpr))
 
 
 _UNKNOWN = Marked(drawn=float("inf"))
+
+
+def _name_elsewhere(path, collection):
+    return f"{tracing.name_of(path)} in '{collection}'"
 
 
 def _apart(reached):

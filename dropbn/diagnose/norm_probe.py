@@ -91,7 +91,7 @@ class Probe(NamedTuple):
     def _run(self, switch, testing, *cases):
         """(outputs, means, variances after the call), in float64, for cases (x, mean, var)."""
         fields: dict[str, Any] = {}
-        given, before = dict(self.arguments), self.variables["batch_stats"]
+        given, before = dict(self.arguments), self.variables[self.norm.collection]
         if switch:
             value = switch.test if testing else not switch.test
             (given if switch.flag in given else fields)[switch.flag] = value
@@ -103,12 +103,12 @@ class Probe(NamedTuple):
             bound = inspect.BoundArguments(self.signature, collections.OrderedDict(ordered))
             stats = {**before, **self.norm.joined(before, (mean, var))}
             y, updated = module.apply(
-                {**self.variables, "batch_stats": stats},
+                {**self.variables, self.norm.collection: stats},
                 *bound.args,
                 **bound.kwargs,
-                mutable=["batch_stats"],
+                mutable=[self.norm.collection],
             )
-            after = self.norm.split({**stats, **updated.get("batch_stats", {})})
+            after = self.norm.split({**stats, **updated.get(self.norm.collection, {})})
             return y, *(value.reshape(self.norm.channels) for value in after)
 
         found = jax.jit(jax.vmap(call))(*map(np.stack, zip(*cases, strict=True)))

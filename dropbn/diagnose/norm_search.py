@@ -24,7 +24,7 @@ from dropbn.diagnose.tracing import abstract
 def norm_of(context: Any, args: tuple, kwargs: Mapping) -> Norm | None:
     """The batch normalization that is called; None if the module is none.
 
-    A module of an unknown class that keeps arrays of its own in `batch_stats` is run on random values, once
+    A module of an unknown class that keeps arrays of its own besides parameters is run on random values, once
     for each class, fields and shapes; see `dropbn.diagnose.norm_probe`.
 
     Args:
@@ -46,7 +46,7 @@ def norm_of(context: Any, args: tuple, kwargs: Mapping) -> Norm | None:
         collection: {name: leaf for name, leaf in leaves.items() if not name.startswith(registry.OURS)}
         for collection, leaves in module.variables.items()
     }
-    if not any(True for _ in _pairs(variables.get("batch_stats", {}))):
+    if not any(True for leaves in _states(variables).values() for _ in _pairs(leaves)):
         return None
     signature = inspect.signature(context.orig_method)
     bound = signature.bind(*args, **kwargs)
@@ -88,6 +88,11 @@ def _switches(module: nn.Module, arguments: Mapping[str, Any]) -> Iterator[Switc
         yield from itertools.starmap(Switch, itertools.product(bools, (False, True)))
 
 
+def _states(variables):
+    """The collections of a module that may hold statistics, by name."""
+    return {name: leaves for name, leaves in sorted(variables.items()) if name != "params"}
+
+
 def _pairs(leaves: Mapping[str, Any]) -> Iterator[tuple[Leaf, Leaf, tuple[int, ...]]]:
     """The pairs of statistics that leaves may hold, with their shape: two leaves, or two halves of one."""
     shapes = {name: leaf.shape for name, leaf in leaves.items() if _is_float(leaf) and leaf.ndim}
@@ -125,12 +130,14 @@ def _search(module, signature, name, variables, arguments):
     x, frozen = arguments.get(name), None
     if not _is_float(x) or len(x.shape) < 2:
         return None
-    for mean, var, shape in _pairs(variables["batch_stats"]):
+    pairs = ((name, *pair) for name, leaves in _states(variables).items() for pair in _pairs(leaves))
+    for collection, mean, var, shape in pairs:
         for axes in _axes(module, x.shape, shape):
             channels = tuple(x.shape[axis] for axis in axes)
             axis = axes[0] if len(axes) == 1 else axes
             momentum, epsilon = nn.BatchNorm.momentum, nn.BatchNorm.epsilon
             norm = Norm(None, axis, momentum, epsilon, channels, shape, mean, var, Mask(""))
+            norm = norm._replace(collection=collection)
             few = _few(arguments, x.shape, axes)
             found = _probed(module, signature, name, norm, *abstract((variables, few)))
             if found and found.switch:

@@ -65,6 +65,7 @@ class Norm(NamedTuple):
       mean, var: where it keeps them.
       mask: the argument that says which values count.
       is_unbiased: whether it remembers m / (m - 1) times the variance of m values.
+      collection: in which the leaves are.
     """
 
     switch: Switch | None
@@ -77,6 +78,12 @@ class Norm(NamedTuple):
     var: Leaf = Leaf("var")
     mask: Mask = Mask("mask")
     is_unbiased: bool = False
+    collection: str = "batch_stats"
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether its statistics are where the tools read and write them."""
+        return self.collection == "batch_stats"
 
     @property
     def leaves(self) -> list[str]:

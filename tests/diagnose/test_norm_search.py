@@ -274,3 +274,20 @@ def test_one_that_reads_its_mode_elsewhere_is_named():
         ("DBN402", "own"),
     ]
     assert [row["layer"] for row in shift.measure(both, _variables(both, FLAT), [FLAT]).rows] == ["norm"]
+
+
+def test_one_in_another_collection_is_named():
+    class Stateful(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            mean = self.variable("state", "mean", jnp.zeros, x.shape[-1:])
+            var = self.variable("state", "var", jnp.ones, x.shape[-1:])
+            used = (x.mean(0), x.var(0)) if train else (mean.value, var.value)
+            if train:
+                mean.value, var.value = 0.9 * mean.value + 0.1 * used[0], 0.9 * var.value + 0.1 * used[1]
+            return (x - used[0]) / jnp.sqrt(used[1] + 1e-5)
+
+    net = Net(lambda x, train: Stateful(name="own")(x, train))
+    assert [(row["code"], row["norm"]) for row in lint.check(net, FLAT).rows] == [
+        ("DBN402", "own in 'state'")
+    ]

@@ -228,13 +228,17 @@ def unknown_draw(facts: Facts) -> Iterator[dict]:
 
 
 def other_state(facts: Facts) -> Iterator[dict]:
-    """A module keeps running state that is not a batch normalization's, and no tool measures it.
+    """A module keeps running state that no tool measures.
 
-    Spectral normalization is the most common: its state follows from its weights.
+    It is no batch normalization by what it does, or it keeps its statistics outside `batch_stats`. Spectral
+    normalization is the most common: its state follows from its weights.
     """
     for name in facts.marked.other_state:
         if name not in facts.marked.layers.unseen_states:
-            yield _finding(facts, norm=name, advice="Register its type if it is a batch normalization.")
+            advice = (
+                "If it is a batch normalization, register its type, or keep its statistics in batch_stats."
+            )
+            yield _finding(facts, norm=name, advice=advice)
 
 
 def unknown_norm(facts: Facts) -> Iterator[dict]:
