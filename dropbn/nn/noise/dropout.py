@@ -1,0 +1,95 @@
+"""Dropout, with the masks of `flax.linen.Dropout`."""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from dropbn.errors import DropbnError, unknown
+from dropbn.nn import laws
+from dropbn.nn.kernels import draws
+from dropbn.nn.noise.base import Multiplicative
+
+
+class Dropout(Multiplicative):
+    """Dropout: m = mask / keep with P(mask = 1) = keep = 1 - rate (Srivastava et al. 2014).
+
+    s2 = rate / (1 - rate). It draws exactly the masks of `flax.linen.Dropout` for the same key and module
+    path, for keys of any generator and in any configuration of JAX. At rate 1 the output is zero and its
+    gradient is zero, not NaN. A traced rate below 0 drops nothing and still divides by 1 - rate; one above 1
+    drops everything, and the output is 0, or NaN if `restore` is "sqrt_keep".
+
+    Attributes:
+      rate: probability of dropping a unit, in [0, 1]; a Python number or a traced scalar.
+      broadcast_dims: dimensions that share one draw; (1, 2) drops whole channels of NHWC images.
+      deterministic: True switches the noise off.
+      rng_collection: name of the random stream.
+      scale_at: "train" divides kept units by keep in training (inverted dropout). "test" leaves them
+        unscaled in training and multiplies by keep in test mode, as the original dropout did. Both give
+        batch normalization the same shift ratio, because BN is blind to a constant factor.
+      restore: a factor in training that restores the input's variance. "sqrt_keep" multiplies by sqrt(keep),
+        which is right if the mean c is 0; then E[m] = sqrt(keep). "exact" shrinks around each channel's mean,
+        c + (y - c) sqrt(v / (v + s2 (c^2 + v))), with c and v of the device's batch.
+
+    Raises:
+      DropbnError: a rate outside [0, 1], an unknown `scale_at` or `restore`, `restore` with scale_at="test".
+    """
+
+    rate: float
+    broadcast_dims: Sequence[int] = ()
+    deterministic: bool | None = None
+    rng_collection: str = "dropout"
+    scale_at: str = "train"
+    restore: str = ""
+
+    def __post_init__(self) -> None:
+        if self.scale_at not in ("train", "test"):
+            raise unknown("scale_at", self.scale_at, ("train", "test"))
+        if self.restore not in ("", "sqrt_keep", "exact"):
+            raise unknown("restore", self.restore, ("sqrt_keep", "exact"))
+        if self.restore and self.scale_at == "test":
+            raise DropbnError("Dropout: restore is defined for scale_at='train'; give one of them.")
+        super().__post_init__()
+
+    @property
+    def law(self) -> laws.Dropout:
+        return laws.Dropout(self.rate)
+
+    @property
+    def keep(self) -> jax.Array:
+        # Not in a bfloat16 input's dtype, where 0.9 would round to 0.8984 and change the mask. A Python rate
+        # is float64 under jax_enable_x64, as in Flax.
+        return jnp.asarray(self.law.keep)
+
+    def at_test(self, inputs: jax.Array) -> jax.Array:
+        return inputs if self.scale_at == "train" else inputs * self.keep.astype(inputs.dtype)
+
+    def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        y = _drop(inputs, rng, self.keep, shape, self.scale_at == "train")
+        if self.restore == "sqrt_keep":
+            return y * jnp.sqrt(self.keep).astype(inputs.dtype)
+        return self._restored(inputs, y) if self.restore else y
+
+    def _restored(self, inputs, y):
+        inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
+        channels = tuple(range(inputs.ndim - 1))
+        c, v = inputs.mean(channels), inputs.var(channels)
+        # v / (v + s2 (c^2 + v)) without s2, which is infinite at rate 1. There, and in a constant channel,
+        # the factor and its gradient are 0, not NaN.
+        varies = v > 1e-18
+        v = jnp.where(varies, v, 1)
+        kept = self.keep * v / (v + (1 - self.keep) * jnp.square(c))
+        positive = varies & (kept > 0)
+        factor = jnp.where(positive, jnp.sqrt(jnp.where(positive, kept, 1)), 0)
+        return (c + (y - c) * factor).astype(y.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(3, 4))  # Traced once for all layers of a shape.
+def _drop(inputs, key, keep, shape, scaled):
+    """`inputs` where a mask of `shape` keeps them, else 0; `scaled` divides them by `keep`."""
+    mask = draws.bernoulli(key, keep, shape).astype(jnp.float32) > 0
+    if scaled:
+        # The inner `where` keeps the gradient finite at keep = 0, where every unit is dropped.
+        inputs = inputs / jnp.where(keep > 0, keep, 1).astype(inputs.dtype)
+    return jnp.where(mask, inputs, jnp.zeros_like(inputs))
