@@ -60,9 +60,12 @@ def get_config() -> ConfigDict:
     model.dtype = "float32"  # or "bfloat16": computation only; parameters and statistics stay float32
 
     model.noise = noise = ConfigDict()
-    noise.kind = "dropout"  # "dropout", "gaussian" or "uout"
-    noise.rate = 0.0  # drop probability; for dropout and gaussian
+    # "dropout", "gaussian", "uout", "spatial" (drops channels), "stochastic_depth" (drops a branch of an
+    # example), "dropblock" or "alpha" (dropbn/nn/noise).
+    noise.kind = "dropout"
+    noise.rate = 0.0  # drop probability; gaussian has the variance of dropout with it; for all but uout
     noise.beta = 0.0  # half width; for uout
+    noise.block_size = 0  # side in pixels of a dropped block; for dropblock; 0: 7, as published
     noise.scale_at = "train"  # or "test", as the original dropout; for dropout
     noise.restore = ""  # "sqrt_keep" or "exact" restores the variance in training; for dropout
 

@@ -138,17 +138,17 @@ def resolve(config: Config) -> Architecture:
         amount=law.amount,
         group_size=config.bn.group_size,
         init=config.init,
-        parts=_parts(config, block, law.s2),
+        parts=_parts(config, block, law),
     )
 
 
-def _parts(config, block, s2):
+def _parts(config, block, law):
     """What the layers are made of, without what `create` adds."""
     dtype, constant = DTYPES[config.dtype], nn.initializers.constant
     conv_init, dense_init = initializers.create(
         config.init,
         config.activation or _activation(block),
-        keep=laws.keep_of_s2(s2),
+        keep=1 / law.affine.train_variance(0, 1),  # keep of dropout, 1 / (1 + s2)
     )
     return Parts(
         norm=functools.partial(

@@ -111,12 +111,19 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
         raise DropbnError(f"{file} is not valid JSON: {error}.") from error
     if not isinstance(config, dict) or not {"data", "model", "optimizer"} <= config.keys():
         raise DropbnError(f"{workdir} holds no run of dropbn: its config.json is something else.")
+    _noise(config).setdefault("block_size", 0)  # Runs may be older than this field.
     return ml_collections.ConfigDict(config)
 
 
 def digest(config: ml_collections.ConfigDict) -> str:
-    """A config as 16 hexadecimal digits, which change with any field."""
-    text = json.dumps(config.to_dict(), sort_keys=True)
+    """A config as 16 hexadecimal digits, which change with any field.
+
+    A block_size of 0 does not count, so that runs that are older than the field keep their digests.
+    """
+    fields = config.to_dict()
+    if _noise(fields).get("block_size") == 0:
+        del fields["model"]["noise"]["block_size"]
+    text = json.dumps(fields, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
@@ -213,6 +220,10 @@ def replace(path: pathlib.Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _noise(config):
+    return config["model"].get("noise", {})
 
 
 def _flat(tree, prefix=""):

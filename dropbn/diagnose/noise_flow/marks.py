@@ -29,7 +29,7 @@ class Noise(NamedTuple):
       amount: its rate or beta; None if that is traced or the type has none.
       affine: the moments of y = m x + n; None if they are unknown or infinite.
       is_positive: m >= 0 and n = 0, so that it commutes with ReLU (Kim et al. 2023, Proposition 1).
-      is_shared: one m serves several positions (`broadcast_dims`).
+      is_shared: one m serves several positions, as with `broadcast_dims`.
       is_drawn: the model draws it by hand; no layer is registered.
       per_example: it is drawn by hand, at most one number for each example, as drop path does.
     """
@@ -213,9 +213,10 @@ def _noise(module):
     s2 = None
     if amount is not None and not getattr(module, "restore", ""):
         s2 = getattr(laws.Dropout(amount) if isinstance(module, nn.Dropout) else module, "s2", None)
-    positive = isinstance(module, (nn.Dropout, noise_kinds.Dropout, noise_kinds.Uout))
+    positive = (nn.Dropout, noise_kinds.Dropout, noise_kinds.SharedDropout, noise_kinds.Uout)
     affine = laws.Affine(var_m=float(s2)) if s2 is not None and np.isfinite(s2) else None
-    return Noise(amount, affine, positive, bool(getattr(module, "broadcast_dims", ())))
+    shared = bool(getattr(module, "is_shared", getattr(module, "broadcast_dims", ())))
+    return Noise(amount, affine, isinstance(module, positive), shared)
 
 
 def _norm(module, norm, flat):

@@ -17,7 +17,7 @@ from dropbn.diagnose.surgery.operated import Hidden, Operated, turned_off
 from dropbn.diagnose.tracing import name_of
 from dropbn.errors import DropbnError
 from dropbn.nn import laws
-from dropbn.nn.noise import Dropout
+from dropbn.nn.noise import AlphaDropout, Dropout
 
 
 def swap_noise(
@@ -33,7 +33,8 @@ def swap_noise(
 
     Raises:
       DropbnError: both or neither of `to` and `matched` were given, or what was given is no noise with an
-        amount. At the call: the class does not reach the s2 of a layer, such as `Uout` beyond 1/3.
+        amount; `matched` is `AlphaDropout`, which has no s2. At the call: a layer has no s2, or one that the
+        class does not reach, such as `Uout` beyond 1/3.
     """
     if (to is None) == (matched is None):
         raise DropbnError("swap_noise takes a noise, to=Uout(0.1), or a class of noises, matched=Uout.")
@@ -43,6 +44,8 @@ def swap_noise(
         raise DropbnError(
             f"swap_noise takes a noise with an amount, to=Uout(0.1) or matched=Uout; got {given}."
         )
+    if matched is not None and issubclass(matched, AlphaDropout):
+        raise DropbnError("AlphaDropout has no s2 to match: give swap_noise a noise, to=AlphaDropout(0.1).")
 
     def swap(call, x):
         if call.amount is None and (matched or not call.by_hand):
@@ -178,6 +181,10 @@ def _match(call, kind):
     """A noise of class `kind` with the s2 of the noise that is called."""
     module = call.module
     s2 = module.s2 if hasattr(module, "s2") else laws.Dropout(call.amount).s2
+    if s2 is None:
+        raise DropbnError(
+            f"'{call.name}', {type(module).__name__}, has no s2 to match: give swap_noise a noise, to=Uout(0.1)."
+        )
     field = str(amount_field(kind))
     law = laws.Uout if field == "beta" else laws.Dropout
     shared = {"broadcast_dims", "rng_collection"} & kind.__dataclass_fields__.keys()

@@ -1,5 +1,7 @@
 """When noise is drawn, and from which key: the base classes of every noise."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 
@@ -50,16 +52,25 @@ class Noise(nn.Module):
                 )
             rng = self.make_rng(self.rng_collection)
         shape = list(inputs.shape)
-        for dim in self.broadcast_dims:
+        for dim in self.shared_dims(inputs.ndim):
             shape[dim] = 1
         return self.apply_noise(inputs, rng, tuple(shape))
 
     def at_test(self, inputs: jax.Array) -> jax.Array:
         return inputs
 
+    def shared_dims(self, ndim: int) -> Sequence[int]:
+        """The dimensions of an input with `ndim` of them that share one draw."""
+        return self.broadcast_dims
 
-class Multiplicative(Noise):
-    """`inputs * m` by a law. A subclass defines `law` and `multiplier(key, shape) -> float32 m`."""
+    @property
+    def is_shared(self) -> bool:
+        """Whether one draw may serve several positions."""
+        return bool(self.broadcast_dims)
+
+
+class OfLaw(Noise):
+    """A noise of `dropbn.nn.laws`. A subclass defines `law`."""
 
     def __post_init__(self) -> None:
         _ = self.law  # Refuses an amount outside its range.
@@ -76,6 +87,10 @@ class Multiplicative(Noise):
     @property
     def is_identity(self) -> bool:
         return laws.is_number(self.amount) and self.amount == 0
+
+
+class Multiplicative(OfLaw):
+    """`inputs * m`. A subclass defines `multiplier(key, shape) -> float32 m`."""
 
     def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return (inputs * self.multiplier(rng, shape)).astype(inputs.dtype)

@@ -66,7 +66,7 @@ class Dropout(Multiplicative):
         return inputs if self.scale_at == "train" else inputs * self.keep.astype(inputs.dtype)
 
     def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        y = _drop(inputs, rng, self.keep, shape, self.scale_at == "train")
+        y = dropped(inputs, rng, self.keep, shape, self.scale_at == "train")
         if self.restore == "sqrt_keep":
             return y * jnp.sqrt(self.keep).astype(inputs.dtype)
         return self._restored(inputs, y) if self.restore else y
@@ -86,10 +86,16 @@ class Dropout(Multiplicative):
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))  # Traced once for all layers of a shape.
-def _drop(inputs, key, keep, shape, scaled):
+def dropped(
+    inputs: jax.Array, key: jax.Array, keep: jax.Array, shape: tuple[int, ...], scaled: bool
+) -> jax.Array:
     """`inputs` where a mask of `shape` keeps them, else 0; `scaled` divides them by `keep`."""
     mask = draws.bernoulli(key, keep, shape).astype(jnp.float32) > 0
     if scaled:
-        # The inner `where` keeps the gradient finite at keep = 0, where every unit is dropped.
-        inputs = inputs / jnp.where(keep > 0, keep, 1).astype(inputs.dtype)
+        inputs = divided(inputs, keep)
     return jnp.where(mask, inputs, jnp.zeros_like(inputs))
+
+
+def divided(inputs: jax.Array, keep: jax.Array) -> jax.Array:
+    """`inputs / keep`; at keep = 0, where every unit is dropped, `inputs`, so that gradients stay finite."""
+    return inputs / jnp.where(keep > 0, keep, 1).astype(inputs.dtype)
