@@ -73,7 +73,12 @@ class Claim(NamedTuple):
 # How claims name the words of a cell; other words are named by key and value.
 PHRASES = {
     "rate": "dropout {}",
-    "Gaussian rate": "Gaussian dropout {}",
+    "gaussian rate": "Gaussian dropout {}",
+    "spatial rate": "spatial dropout {}",
+    "stochastic_depth rate": "stochastic depth {}",
+    "dropblock rate": "DropBlock {}",
+    "block_size": "blocks of {}",
+    "alpha rate": "alpha dropout {}",
     "beta": "Uout {}",
     "bn": "BN {}",
     "affine": "scale and bias",
@@ -104,8 +109,8 @@ def label(column: str, plain: str = "no dropout") -> str:
     """A column in words: ",place=a,rate=0.5" is "dropout 0.5 at (a)", and "" is `plain`."""
     words = dict(word.partition("=")[::2] for word in column.split(",") if word)
     place, kind = words.pop("place", ""), words.pop("kind", "")
-    if kind == "gaussian":
-        words = {f"Gaussian {key}" if key == "rate" else key: value for key, value in words.items()}
+    if kind:
+        words = {f"{kind} {key}" if key == "rate" else key: value for key, value in words.items()}
     noise = ", ".join(PHRASES.get(key, f"{key} {{}}").format(value) for key, value in words.items())
     return " at ".join(part for part in (noise, PLACES.get(place, place)) if part) or plain
 

@@ -70,7 +70,7 @@ def test_the_ends_of_the_range():
         assert kind(0).s2 == kind.of_s2(0.0).amount == 0
     with pytest.raises(DropbnError, match=r"GaussianDropout: rate must lie in \[0, 1\), got 1"):
         laws.GaussianDropout.of_s2(math.inf)
-    with pytest.raises(DropbnError, match=r"Uout: beta must lie in \[0, 1\], got 1.22"):
+    with pytest.raises(DropbnError, match=r"Uout: s2 must lie in \[0, 1/3\], .* got 0.5"):
         laws.Uout.of_s2(0.5)
     assert laws.Uout.of_s2(min(0.5, laws.Uout(1).s2)).beta == 1.0
 

@@ -183,7 +183,8 @@ def _match(call, kind):
     s2 = module.s2 if hasattr(module, "s2") else laws.Dropout(call.amount).s2
     if s2 is None:
         raise DropbnError(
-            f"'{call.name}', {type(module).__name__}, has no s2 to match: give swap_noise a noise, to=Uout(0.1)."
+            f"'{call.name}' is {type(module).__name__}, which has no s2 to match: give swap_noise a noise, "
+            "to=Uout(0.1)."
         )
     field = str(amount_field(kind))
     law = laws.Uout if field == "beta" else laws.Dropout
