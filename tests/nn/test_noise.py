@@ -17,6 +17,9 @@ FAMILY = [
     (noise.Dropout(0.9), 9.0),
     (noise.GaussianDropout(0.3), 0.3 / 0.7),
     (noise.GaussianDropout(0.7), 0.7 / 0.3),
+    (noise.SpatialDropout(0.3), 0.3 / 0.7),
+    (noise.StochasticDepth(0.3), 0.3 / 0.7),
+    (noise.DropBlock(0.3), 0.3 / 0.7),
     (noise.Uout(0.5), 0.25 / 3),
     (noise.Uout(1.0), 1 / 3),
 ]
