@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base, caffenet, chen2019, hendrycks2016, kim2023, li2018, open_questions, small
+from configs import noises as noises_study
 from dropbn import data, models
 from dropbn.data import sampling
 from dropbn.errors import DropbnError
@@ -18,7 +19,7 @@ from dropbn.nn import laws, places
 from dropbn.train import loop, steps, workdir
 from dropbn.train.plan import make_plan
 
-STUDIES = (li2018, kim2023, caffenet, chen2019, hendrycks2016, open_questions, small)
+STUDIES = (li2018, kim2023, caffenet, chen2019, hendrycks2016, open_questions, small, noises_study)
 
 
 CELLS = [
@@ -48,6 +49,7 @@ def test_sweeps_are_the_papers_tables():
     assert all(number >= 2 for number in sizes["open_questions"].values())
     assert sizes["open_questions"]["all"] == 44
     assert sizes["small"] == {"digits": 17, "digits_few": 25, "cifar10": 12}
+    assert sizes["noises"] == {"digits": 1 + 6 * 7}
     # The bars of Fig. 4 at drop 0.5 are Table 3 within 0.01.
     bars = {cell["arg"]: cell["paper"] for cell in li2018.sweep("figure4")}
     for cell in li2018.sweep("table3"):
@@ -72,6 +74,8 @@ def test_every_cell_says_where_its_noise_is(study):
             assert block.count("drop") == sum(part in places.BRANCH_PLACES for part in parts), arg
             assert head.count("drop") == sum(part in places.HEAD_PLACES for part in parts), arg
             assert (noises > 0) == ("place" in arg), arg
+        if study is noises_study and noises:
+            assert laws.of_config(config.model.noise).s2 in (None, pytest.approx(0.25, rel=1e-7)), arg
         assert noises or not laws.of_config(config.model.noise).amount, arg
         if study is caffenet:
             norms = sum(section.order.count("bn") for section in sections)

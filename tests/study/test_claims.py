@@ -2,10 +2,10 @@
 
 import pytest
 
-from configs import caffenet, chen2019, hendrycks2016, kim2023, li2018, open_questions, small
+from configs import caffenet, chen2019, hendrycks2016, kim2023, li2018, noises, open_questions, small
 from dropbn.study import claims
 
-STUDIES = (li2018, kim2023, caffenet, chen2019, hendrycks2016, open_questions, small)
+STUDIES = (li2018, kim2023, caffenet, chen2019, hendrycks2016, open_questions, small, noises)
 
 
 def test_every_claim_is_about_cells_of_its_table():
@@ -65,6 +65,7 @@ def test_claims_are_counted():
         + 18,  # accuracies, losses, Li's and Kim's others, noises of one variance
         "cifar10": 6 + 8 + 4 + 6,
     }
+    assert sizes["noises"] == {"digits": 6 * 6}
     # The questions in their order; the three of `restore` have three pairs and two metrics each.
     numbers = [4, 4, 13, 2, 4, 6, 6, 6, 2, 4, 2, 1, 4, 4, 2]
     assert list(sizes["open_questions"].values()) == [*numbers, sum(numbers)]

@@ -7,6 +7,7 @@ import pytest
 from configs import open_questions, small
 from dropbn.results import Result
 from dropbn.study import finished_runs, provenance, table, table_text, verdicts
+from dropbn.train import workdir
 
 RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
 
@@ -40,3 +41,11 @@ def test_committed_members_give_the_committed_table(module, name, directory):
     text = (RESULTS / directory / "table.md").read_text()
     for row in table_text.formatted(table_text.claim_rows(judged)):
         assert f"| {' | '.join(value.replace('|', chr(92) + '|') for value in row.values())} |" in text
+
+
+@pytest.mark.parametrize("name", ["digits", "digits_few"])
+def test_configs_keep_the_digests_of_committed_members(name):
+    for arg, of_cell in finished_runs.published(RESULTS / name).items():
+        config = small.get_config(f"{arg},seed={of_cell[-1].seed}")
+        config.model.num_classes = 10  # That of the data.
+        assert workdir.digest(config) == of_cell[-1].provenance["config"], arg

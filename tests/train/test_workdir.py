@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from ml_collections import ConfigDict
 from tensorboardX.proto import event_pb2
 
 from configs import digits
@@ -28,6 +29,21 @@ def test_a_workdir_is_claimed_once(tmp_path):
     )
     assert "batch_size" not in str(error.value)
     assert _files(path) == before
+
+
+def test_a_run_that_is_older_than_a_field_goes_on(tmp_path):
+    config = digits.get_config()
+    path, before = workdir.claim(tmp_path, config), workdir.digest(config)
+    older = config.to_dict()
+    assert older["model"]["noise"].pop("block_size") == 0
+    (path / "config.json").write_text(json.dumps(older))
+    assert workdir.claim(path, config) == path
+    assert workdir.read_config(path).model.noise.block_size == 0
+    assert workdir.digest(ConfigDict(older)) == before
+    config.model.noise.block_size = 3
+    assert workdir.digest(config) != before
+    with pytest.raises(DropbnError, match="block_size: 0 there, 3 now"):
+        workdir.claim(path, config)
 
 
 def test_what_is_no_run_is_left_alone(tmp_path):
