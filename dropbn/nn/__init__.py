@@ -1,7 +1,8 @@
 """Layers for dropout and batch normalization, for whoever builds a network.
 
 - `laws`: the noises as plain mathematics, their variances s2 = Var[m] and the amounts that have a given s2.
-- `noise`: Dropout, GaussianDropout and Uout, drop-in replacements for `flax.linen.Dropout`.
+- `noise`: dropout, Gaussian dropout, Uout, spatial dropout, stochastic depth, DropBlock and alpha dropout as
+  drop-in replacements for `flax.linen.Dropout`.
 - `norm`: BatchNorm whose statistics cover a stated number of images on any machine.
 - `order`, `places`, `layers`: a block as a string, the papers' positions in it, the module that runs it.
 - `activations`, `initializers`: functions and modules by name.

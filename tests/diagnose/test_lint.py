@@ -485,3 +485,34 @@ def test_refusals():
     ):
         with pytest.raises(DropbnError, match=match):
             _load(target)
+
+
+class BehindWeights(nn.Module):
+    """A noise on the output of a BN, before a convolution and another BN."""
+
+    noise: nn.Module
+
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.BatchNorm(use_running_average=not train, name="first")(x)
+        x = self.noise(x, deterministic=not train)
+        return nn.BatchNorm(use_running_average=not train, name="second")(nn.Conv(3, (3, 3))(x))
+
+
+@pytest.mark.parametrize("kind", noise.KINDS)
+def test_the_weights_tell_a_ratio_only_where_every_position_has_its_draw(kind):
+    model, x = BehindWeights(noise.KINDS[kind](0.2)), jnp.ones((2, 4, 4, 3))
+    variables = model.init(jax.random.key(0), x, False)
+    second = {"mean": jnp.ones(3), "var": jnp.full(3, 9.0)}  # Trained, so that lint takes them.
+    variables = {**variables, "batch_stats": {**variables["batch_stats"], "second": second}}
+    [row] = [r for r in lint.check(model, x, variables=variables).rows if r["code"] == "DBN102"]
+    assert row["amount"] == 0.2
+    kernel, s2 = variables["params"]["Conv_0"]["kernel"], model.noise.s2
+    if kind == "alpha":
+        assert row["ratio"] is None and "unknown" in row["assumption"]
+    elif kind in ("dropout", "gaussian", "uout"):
+        wanted = (9 - s2 * jnp.square(kernel).sum((0, 1, 2))).mean() / 9
+        assert row["ratio"] == pytest.approx(wanted, rel=1e-5)
+        assert "running statistics and weights" in row["assumption"]
+    else:
+        assert row["ratio"] == pytest.approx(0.8) and "weights of mean 0" in row["assumption"]

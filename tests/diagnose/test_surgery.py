@@ -222,6 +222,17 @@ def test_matched_noises_have_the_same_s2(kind):
     assert {rest for _, *rest in seen for rest in [tuple(rest)]} == {((1,), "mask")}
 
 
+@pytest.mark.parametrize("kind", [noise.SpatialDropout, noise.StochasticDepth, noise.DropBlock])
+def test_noises_that_share_draws_are_matched_too(kind):
+    """Beyond the given `broadcast_dims`, which these classes do not take."""
+    model = nn.Sequential([nn.Dropout(0.2, broadcast_dims=(1,), deterministic=False)])
+    y = swap_noise(model, matched=kind).apply({}, jnp.ones((4000, 2, 2, 3)), rngs=RNGS)
+    np.testing.assert_array_equal(np.unique(y), np.float32([0, 1.25]))
+    wanted = kind(0.2).apply({}, jnp.ones((4000, 2, 2, 3)), False, jax.random.key(0))
+    across = [np.corrcoef(np.asarray(m).reshape(4000, -1).T) for m in (y, wanted)]
+    np.testing.assert_allclose(*across, atol=0.12)  # Six standard errors of a correlation's difference.
+
+
 def test_with_rates_is_the_model_built_with_those_rates():
     variables = Net().init(jax.random.key(0), FLAT)
     flags = {"train": True, "rngs": RNGS, "mutable": ["batch_stats"]}
@@ -545,10 +556,14 @@ def test_refusals():
     calls = {
         r"^swap_noise takes a noise, to=Uout\(0.1\), or a class": lambda: swap_noise(Model()),
         "got <class .*Dense": lambda: swap_noise(Model(), matched=nn.Dense),
+        "AlphaDropout has no s2 to match": lambda: swap_noise(Model(), matched=noise.AlphaDropout),
+        "'layers_0' is AlphaDropout, which has no s2 to match": lambda: run(
+            swap_noise(nn.Sequential([noise.AlphaDropout(0.1, deterministic=False)]), matched=noise.Uout)
+        ),
         "got .*RReLU": lambda: swap_noise(Model(), to=RReLU()),
         r"got <class .*Uout": lambda: swap_noise(Model(), to=noise.Uout),
         r"rate must lie in \[0, 1\], got 1.5": lambda: with_rates(Model(), {"*": 1.5}),
-        r"'drop' has s2 = 1.5, which Uout does not reach. Uout: beta must lie": lambda: run(
+        r"'drop' has s2 = 1.5, which Uout does not reach. Uout: s2 must lie": lambda: run(
             swap_noise(Model(), matched=noise.Uout)
         ),
         "Unknown noise 'block.*Known: drop, ": lambda: run(with_rates(Model(), {"block*": 0.1})),
