@@ -210,11 +210,11 @@ class _Marker:
 def _noise(module):
     amount = registry.amount_of(module)
     amount = float(amount) if laws.is_number(amount) else None
-    s2 = None
+    affine = None
     if amount is not None and not getattr(module, "restore", ""):
-        s2 = getattr(laws.Dropout(amount) if isinstance(module, nn.Dropout) else module, "s2", None)
+        law = laws.Dropout(amount) if isinstance(module, nn.Dropout) else getattr(module, "law", None)
+        affine = laws.Affine(*map(float, law.affine)) if law and np.all(np.isfinite(law.affine)) else None
     positive = (nn.Dropout, noise_kinds.Dropout, noise_kinds.SharedDropout, noise_kinds.Uout)
-    affine = laws.Affine(var_m=float(s2)) if s2 is not None and np.isfinite(s2) else None
     shared = bool(getattr(module, "is_shared", getattr(module, "broadcast_dims", ())))
     return Noise(amount, affine, isinstance(module, positive), shared)
 
