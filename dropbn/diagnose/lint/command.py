@@ -3,8 +3,8 @@
     python -m dropbn lint package.module:name --input=2,32,32,3
 
 `name` is a Linen module or a function that returns one, imported from the current directory. Nothing is
-computed. The exit status is 0 without errors, 1 with errors, and 2 if the model cannot be analysed, or if a
-random draw that is not understood reaches a batch normalization.
+computed. The exit status is 0 without errors, 1 with errors, and 2 if the model cannot be analysed, or if
+something that is not understood may shift a batch normalization or be one.
 """
 
 import importlib
@@ -76,7 +76,7 @@ def run() -> None:
     flags.DEFINE_enum("format", "table", ["table", "json"], "How findings are printed.")
     flags.DEFINE_float("fail_below", None, "Only errors whose ratio is below this count for the exit status.")
     flags.DEFINE_multi_string(
-        "accept_unseen", [], "Accept random draws that are not understood and fit this pattern"
+        "accept_unseen", [], "Accept draws and modules that are not understood and fit this pattern"
     )
     flags.DEFINE_integer(
         "num_steps", None, "Steps that the model will be trained, for DBN301.", lower_bound=1
