@@ -212,3 +212,19 @@ def test_state_that_nothing_shifts_and_that_shifts_nothing_does_not_count():
     for rate, codes in ((0.0, {"DBN402"}), (0.5, {"DBN403", "DBN101"} - {"DBN101"})):
         report = lint.check(Stateful("batch normalization", rate, last=True), X)
         assert {row["code"] for row in report.rows} == codes
+
+
+@pytest.mark.parametrize("file", ["/home/somebody/jax/net.py", "/home/somebody/dropbn/net.py"])
+def test_a_users_folder_may_be_called_as_a_library(file):
+    source = (
+        "import flax.linen as nn\n"
+        "class Net(nn.Module):\n"
+        "    @nn.compact\n"
+        "    def __call__(self, x, train=False):\n"
+        "        x = nn.Dropout(0.5)(x, deterministic=not train)\n"
+        "        return nn.BatchNorm()(x, use_running_average=not train)\n"
+    )
+    names = {"__name__": __name__}
+    exec(compile(source, file, "exec"), names)
+    [row] = lint.check(names["Net"](), X).errors()
+    assert row["layers"] == {"Dropout_0": "net.py:5", "BatchNorm_0": "net.py:6"}
