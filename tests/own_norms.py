@@ -159,6 +159,22 @@ class FrozenNorm(nn.Module):
         return _normalized(self, x, mean.value, var.value, 1e-5)
 
 
+class Ghost(nn.Module):
+    """Takes its statistics from two halves of the batch."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
+        var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:])
+        if not train:
+            return (x - mean.value) / jnp.sqrt(var.value + 1e-5)
+        halves = x.reshape(2, -1, x.shape[-1])
+        used = halves.mean(1, keepdims=True), halves.var(1, keepdims=True)
+        mean.value = 0.9 * mean.value + 0.1 * used[0].mean((0, 1))
+        var.value = 0.9 * var.value + 0.1 * used[1].mean((0, 1))
+        return ((halves - used[0]) / jnp.sqrt(used[1] + 1e-5)).reshape(x.shape)
+
+
 class ActNorm(nn.Module):
     """Shift and scale that initialization takes from the data."""
 

@@ -12,8 +12,9 @@ mode         noise  BN uses     running statistics
 ===========  =====  ==========  ======
 
 The switches work by interception, on models that know nothing of this package: `flax.linen.Dropout`,
-`dropbn.nn.noise` and `flax.linen.BatchNorm` (subclasses included) are reached wherever they stand, also
-inside `nn.scan`, `nn.remat` and `nn.jit`; `dropbn.diagnose.registry` says how other types are registered.
+`dropbn.nn.noise`, `flax.linen.BatchNorm` (subclasses included) and other classes of batch normalizations are
+reached wherever they stand, also inside `nn.scan`, `nn.remat` and `nn.jit`; `dropbn.diagnose.registry` says
+how other types are registered.
 Noise that a model draws outside such a module cannot be switched: it is on in every mode but `TEST`.
 `lint` names it.
 

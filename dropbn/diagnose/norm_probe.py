@@ -23,6 +23,10 @@ from dropbn.diagnose.norms import Mask, Norm
 from dropbn.diagnose.registry import Switch
 
 
+class Unlike(Exception):
+    """Training moves the statistics of a module, but not as that of a batch normalization does."""
+
+
 class Probe(NamedTuple):
     """A module on random values, and the batch normalization that it may be.
 
@@ -59,7 +63,10 @@ class Probe(NamedTuple):
     def found(self, switch: Switch | None) -> Norm | None:
         """The batch normalization that the module is with a flag; None if it is none.
 
-        Without a flag, it is one only if it is frozen, which is to say always in test mode.
+        It has no switch if the flag makes no difference, and the module is always in test mode.
+
+        Raises:
+          Unlike: it is none with any flag.
         """
         drawn = np.random.default_rng(1)
         x = _rounded(1 + drawn.normal(size=self.arguments[self.name].shape))
@@ -76,7 +83,7 @@ class Probe(NamedTuple):
         kept = np.stack([(means[1] - means[0]) / step, (variances[2] - variances[0]) / (2 * var)])
         momentum = kept.mean()
         if switch is None or np.abs(kept - momentum).max() > 1e-3 or momentum > 1 - 1e-6:
-            return None
+            raise Unlike
         taken = self._taken(
             x,
             (means[0] - momentum * mean) / (1 - momentum),
@@ -84,7 +91,7 @@ class Probe(NamedTuple):
             1e-2 + 1e-6 / (1 - momentum),
         )
         if taken is None:
-            return None
+            raise Unlike
         momentum = _of_field(self.module, momentum, 1e-5, 6)
         return norm._replace(switch=switch, momentum=momentum, mask=taken[0], is_unbiased=taken[1])
 

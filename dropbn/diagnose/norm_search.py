@@ -15,7 +15,7 @@ import numpy as np
 
 from dropbn.diagnose import registry
 from dropbn.diagnose.flags import FLAGS, flags_of
-from dropbn.diagnose.norm_probe import Probe
+from dropbn.diagnose.norm_probe import Probe, Unlike
 from dropbn.diagnose.norms import Leaf, Mask, Norm
 from dropbn.diagnose.registry import Switch
 from dropbn.diagnose.tracing import abstract
@@ -77,8 +77,8 @@ def _flag_fields(module):
     return [flag for flag in FLAGS if isinstance(getattr(module, flag, None), bool)]
 
 
-def _switches(module: nn.Module, arguments: Mapping[str, Any]) -> Iterator[Switch]:
-    """The known flags among the arguments and fields of a module; if there is none, each that is a bool."""
+def _switches(module: nn.Module, arguments: Mapping[str, Any]) -> Iterator[Switch | None]:
+    """The known flags among the arguments and fields of a module; if there is none, each bool, or no flag."""
     known = [flag for flag in FLAGS if isinstance(arguments.get(flag), bool)] + _flag_fields(module)
     fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
     if known:
@@ -86,6 +86,7 @@ def _switches(module: nn.Module, arguments: Mapping[str, Any]) -> Iterator[Switc
     else:
         bools = [name for name, value in {**fields, **arguments}.items() if isinstance(value, bool)]
         yield from itertools.starmap(Switch, itertools.product(bools, (False, True)))
+        yield None
 
 
 def _states(variables):
@@ -151,13 +152,14 @@ def _probed(module, signature, name, norm, treedef, leaves):
     """The batch normalization that a module is if it is `norm`, for the shapes of (variables, arguments)."""
     variables, arguments = treedef.unflatten(leaves)
     probe = Probe.of(module, signature, name, variables, arguments, norm)
-    switches = (*_switches(module, arguments), None)
     # A thread of its own has no interceptors, and none of the traces in which the module is called.
     with ThreadPoolExecutor(1) as thread:
         frozen = None
-        for switch in switches:
+        for switch in _switches(module, arguments):
             try:
                 found = thread.submit(probe.found, switch).result()
+            except Unlike:
+                return None
             except Exception:  # It does not run like this.
                 continue
             if found and found.switch:

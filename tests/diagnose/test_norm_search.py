@@ -136,6 +136,7 @@ def test_it_is_the_same_in_training_and_in_half_precision():
 
 LOOK_ALIKES = {
     "spectral": lambda x, train: nn.SpectralNorm(nn.Dense(6), name="norm")(x, update_stats=train),
+    "ghost": lambda x, train: own_norms.Ghost(name="norm")(x, train),
     "act": lambda x, train: own_norms.ActNorm(name="norm")(x, train),
     "averages": lambda x, train: own_norms.Averages(name="norm")(x, train),
     "codebook": lambda x, train: own_norms.Codebook(name="norm")(x, train),
