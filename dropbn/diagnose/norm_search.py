@@ -52,11 +52,29 @@ def norm_of(context: Any, args: tuple, kwargs: Mapping) -> Norm | None:
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     arguments, fields = _in_test_mode(module, dict(bound.arguments))
+    unbound = _Unbound(module.clone(parent=None, name=None, **fields))
     try:
-        unbound = module.clone(parent=None, name=None, **fields)
         return _search(unbound, signature, next(iter(arguments), ""), variables, arguments)
-    except TypeError:  # A field, or an argument, has no hash.
+    except TypeError:  # An argument has no hash.
         return None
+
+
+class _Unbound:
+    """A module without its place in a model; one whose fields have no hash is known by how it prints."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        try:
+            hash(module)
+            self.key: Any = module
+        except TypeError:
+            self.key = repr(module)
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Unbound) and self.key == other.key
 
 
 def _in_test_mode(module, arguments):
@@ -126,21 +144,21 @@ def _is_float(leaf):
     return hasattr(leaf, "shape") and jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
-def _search(module, signature, name, variables, arguments):
-    """The batch normalization that an unbound module is; None if it is none."""
+def _search(unbound, signature, name, variables, arguments):
+    """The batch normalization that a module is; None if it is none."""
     x, frozen = arguments.get(name), None
     if not _is_float(x) or len(x.shape) < 2:
         return None
     pairs = ((name, *pair) for name, leaves in _states(variables).items() for pair in _pairs(leaves))
     for collection, mean, var, shape in pairs:
-        for axes in _axes(module, x.shape, shape):
+        for axes in _axes(unbound.module, x.shape, shape):
             channels = tuple(x.shape[axis] for axis in axes)
             axis = axes[0] if len(axes) == 1 else axes
             momentum, epsilon = nn.BatchNorm.momentum, nn.BatchNorm.epsilon
             norm = Norm(None, axis, momentum, epsilon, channels, shape, mean, var, Mask(""))
             norm = norm._replace(collection=collection)
             few = _few(arguments, x.shape, axes)
-            found = _probed(module, signature, name, norm, *abstract((variables, few)))
+            found = _probed(unbound, signature, name, norm, *abstract((variables, few)))
             if found and found.switch:
                 return found
             frozen = frozen or found
@@ -148,9 +166,9 @@ def _search(module, signature, name, variables, arguments):
 
 
 @functools.lru_cache(maxsize=256)
-def _probed(module, signature, name, norm, treedef, leaves):
+def _probed(unbound, signature, name, norm, treedef, leaves):
     """The batch normalization that a module is if it is `norm`, for the shapes of (variables, arguments)."""
-    variables, arguments = treedef.unflatten(leaves)
+    module, (variables, arguments) = unbound.module, treedef.unflatten(leaves)
     probe = Probe.of(module, signature, name, variables, arguments, norm)
     # A thread of its own has no interceptors, and none of the traces in which the module is called.
     with ThreadPoolExecutor(1) as thread:

@@ -292,3 +292,23 @@ def test_one_in_another_collection_is_named():
     assert [(row["code"], row["norm"]) for row in lint.check(net, FLAT).rows] == [
         ("DBN402", "own in 'state'")
     ]
+
+
+def test_a_field_without_a_hash_is_no_obstacle():
+    class Configured(nn.Module):
+        config: types.SimpleNamespace
+
+        @nn.compact
+        def __call__(self, x, train):
+            mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:])
+            var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:])
+            used = (x.mean(0), x.var(0)) if train else (mean.value, var.value)
+            if train:
+                mean.value += self.config.rate * (used[0] - mean.value)
+                var.value += self.config.rate * (used[1] - var.value)
+            return (x - used[0]) / jnp.sqrt(used[1] + 1e-5)
+
+    for rate in (0.1, 0.3):
+        config = types.SimpleNamespace(rate=rate)
+        net = Net(lambda x, train, config=config: Configured(config, name="own")(x, train))
+        assert _found(net, FLAT)["own"].momentum == 1 - rate
