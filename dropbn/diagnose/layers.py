@@ -102,7 +102,8 @@ class Layers(NamedTuple):
         One that no noise can shift, and that can shift no batch normalization, is left out.
         """
         has_noise = self.switched_noises or self.unswitched
-        found = [name for name, marked in self.marked.items() if marked.may_be_norm]
+        norms = {*map(tracing.name_of, self.norms)}
+        found = [name for name, mark in self.marked.items() if mark.may_be_norm and name not in norms]
         found += [_name_elsewhere(*each) for each in self.elsewhere.items()]
         return {name: self.states.get(name, []) for name in found if has_noise or self.states.get(name)}
 

@@ -100,7 +100,7 @@ def test_a_draw_is_found_where_it_stands_with_what_it_reaches(name):
     body, wanted = FOUND[name]
     found, layers = _draws(body)
     assert found == wanted
-    assert layers.test_draws == {} and len(layers.unswitched) == 1
+    assert layers.test_draws == {} and len(layers.training_draws) == 1
     assert all("test_random_draws.py:" in where or "attention" in where for where in layers.draws)
 
 

@@ -14,6 +14,8 @@ from dropbn.nn import laws
 
 # The ratio that advice aims at.
 _GOOD = 0.95
+# A ratio so near to 1 is no shift.
+_HARMLESS = 1e-3
 # Where drop path belongs, whose purpose is to drop a whole branch.
 _END_OF_BRANCH = "Put it at the end of its branch, behind the last BN, right before the addition"
 
@@ -298,7 +300,10 @@ def _on_the_way(facts, way):
             ratio, assumption = _ratio(facts, noise, norm, carried)
             is_drop_path = noise in facts.drop_paths
             advice = _advice(facts.followed.noises[noise].s2, ratio, way, is_drop_path)
-            yield _finding(facts, noise, norm, _WAYS[way], ratio, assumption, advice)
+            found = _finding(facts, noise, norm, _WAYS[way], ratio, assumption, advice)
+            # Alpha dropout keeps the variance of its input.
+            is_harmless = ratio is not None and abs(ratio - 1) < _HARMLESS
+            yield found | ({"severity": "info"} if is_harmless else {})
 
 
 def _ratio(facts: Facts, noise: str, norm: str, carried: Path) -> tuple[float | None, str]:
