@@ -10,7 +10,8 @@
 `lint`, `surgery.move_to_last_bn` and the recipe "closed_form" of `recalibrate` are made of these.
 """
 
-from dropbn.diagnose.noise_flow.follower import Followed, follow
+from dropbn.diagnose.noise_flow.by_hand import follow
+from dropbn.diagnose.noise_flow.followed import Followed
 from dropbn.diagnose.noise_flow.values import Path, Way
 from dropbn.diagnose.noise_flow.variance import variance_without_noise
 

@@ -4,15 +4,17 @@ import collections
 import dataclasses
 import functools
 import itertools
+from collections.abc import Hashable
+from typing import Any
 
 import numpy as np
 from jax.extend.core import Literal
 
-from dropbn.diagnose import random_draws, tracing
-from dropbn.diagnose.noise_flow import arithmetic, forms, functions, variance
+from dropbn.diagnose import tracing
+from dropbn.diagnose.noise_flow import arithmetic, functions, variance
 from dropbn.diagnose.noise_flow.expressions import Expression
-from dropbn.diagnose.noise_flow.forms import Forms
-from dropbn.diagnose.noise_flow.marks import Key, Marked, Noise
+from dropbn.diagnose.noise_flow.followed import Followed
+from dropbn.diagnose.noise_flow.marks import Key, Marked, Parameter
 from dropbn.diagnose.noise_flow.values import (
     EARLIER,
     Path,
@@ -29,81 +31,28 @@ from dropbn.diagnose.noise_flow.values import (
 )
 
 
-@dataclasses.dataclass
-class Followed:
-    """Where the noises of a model lead.
-
-    Attributes:
-      noises: those of the trace, and those that are drawn by hand, by where their draws stand.
-      unknown: where draws stand that do something else than scale and shift data.
-      reached: (noise, norm) -> `Path`, in the order of the trace.
-      origins: what computed the input of each noise last; see `Value.origin`.
-      on_trunk: noises on which both operands of an addition depend, one operand being the noisy array itself.
-      after_last_weight: noises that stand between a weight layer and the addition of a skip.
-      together: groups of noises that stand in one branch.
-      max_pooled: noises whose array goes straight into max pooling.
-      biased: BN -> the bias that was added right before it.
-      behind: noise -> every BN that depends on it, in the order of the trace.
-    """
-
-    noises: dict[str, Noise]
-    unknown: set[str] = dataclasses.field(default_factory=set)
-    reached: dict[tuple[str, str], Path] = dataclasses.field(default_factory=dict)
-    origins: dict[str, str] = dataclasses.field(default_factory=dict)
-    on_trunk: set[str] = dataclasses.field(default_factory=set)
-    after_last_weight: set[str] = dataclasses.field(default_factory=set)
-    together: set[frozenset[str]] = dataclasses.field(default_factory=set)
-    max_pooled: set[str] = dataclasses.field(default_factory=set)
-    biased: dict[str, str] = dataclasses.field(default_factory=dict)
-    behind: dict[str, list[str]] = dataclasses.field(default_factory=dict)
-
-    @property
-    def understood(self) -> set[str]:
-        """Where the draws stand of which every use is a noise."""
-        drawn = (name.split("; ") for name, noise in self.noises.items() if noise.is_drawn)
-        return set(itertools.chain.from_iterable(drawn)) - self.unknown
-
-
-def follow(marked: Marked, probe_norms: bool = False) -> Followed:
-    """Follows every noise of a traced model to the first BN on each of its paths.
-
-    Args:
-      marked: the traced model.
-      probe_norms: also follow a supposed noise on the output of each BN, under the BN's name.
-    """
-    found = None
-    if marked.at_test is not None:
-        at_test = Forms()
-        _Follower(marked.at_test, at_test).follow()
-        found = Forms(frozenset(marked.layers.training_draws), at_test)
-    return _Follower(marked, found, probe_norms).follow()
-
-
-class _Follower:
+class Follower:
     """An interpreter of jaxprs; every method takes and returns descriptions of arrays."""
 
-    def __init__(self, marked, found=None, probe_norms=False):
-        self.marked, self.forms, self.probe_norms = marked, found, probe_norms
+    def __init__(self, marked: Marked, probe_norms: bool = False) -> None:
+        self.marked, self.probe_norms = marked, probe_norms
         self.followed = Followed(dict(marked.noises))
-        self.before = collections.defaultdict(set)  # noise -> those on which its input depends
-        self.calls = []  # the equations around the current one
+        self.before: dict[str, set] = collections.defaultdict(set)  # noise -> those that its input has met
+        self.calls: list = []  # the equations around the current one
 
-    def follow(self):
+    def follow(self) -> Followed:
         """Runs the trace."""
-        inputs = []
-        for number, given in enumerate(self.marked.inputs):
-            if isinstance(given, Key):
-                inputs.append(Value(drawn=Expression(value=given.value, is_key=True) if self.forms else None))
-            elif given is None:
-                inputs.append(self._fresh(Value(data=True), ("input", number)))
-            else:
-                inputs.append(functions.known(given.value, given.name))
-        self._whole("output", self.run(self.marked.jaxpr, inputs))
-        if self.forms:
-            self.followed.unknown |= self.forms.unknown
+        inputs = [self.given(number, each) for number, each in enumerate(self.marked.inputs)]
+        self.taken("output", self.run(self.marked.jaxpr, inputs))
         return self.followed
 
-    def run(self, jaxpr, inputs):
+    def given(self, number: int, given: Parameter | Key | None) -> Value:
+        """The description of an input of the jaxpr."""
+        if isinstance(given, Parameter):
+            return functions.known(given.value, given.name)
+        return Value(data=given is None)
+
+    def run(self, jaxpr: Any, inputs: list[Value]) -> list[Value]:
         """Runs a jaxpr, closed or not."""
         consts = [functions.known(const) for const in getattr(jaxpr, "consts", ())]
         jaxpr = getattr(jaxpr, "jaxpr", jaxpr)
@@ -119,61 +68,38 @@ class _Follower:
             values |= dict(zip(eqn.outvars, outputs, strict=True))
         return [read(atom) for atom in jaxpr.outvars]
 
-    def step(self, eqn, values):
+    def step(self, eqn: Any, values: list[Value]) -> list[Value]:
+        """The outputs of an equation; those of a call are the outputs of the called jaxpr."""
         name, params = eqn.primitive.name, eqn.params
         inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
         is_call = inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(values)
-        if is_call and name not in ("scan", "while"):
-            return self.run(inner, values)
-        return self._with_forms(eqn, values) if self.forms else self._described(eqn, values)
+        return (
+            self.run(inner, values) if is_call and name not in ("scan", "while") else self.apply(eqn, values)
+        )
 
-    def _with_forms(self, eqn, values):
-        """The outputs of an equation where draws are followed."""
-        has_data, has_drawn = any(v.data for v in values), any(v.drawn for v in values)
-        if not has_data:
-            return self._drawn(eqn, values) if has_drawn else self._described(eqn, values)
-        form = self.forms.affine(eqn, values)
-        if form is not None:
-            # The description is that of the array without what is drawn.
-            x = next(v for v in values if v.data) if has_drawn else self._described(eqn, values)[0]
-            return [dataclasses.replace(x, form=form)]
-        self.forms.note_unknown(eqn, values)
-        label, is_mark = forms.label_of(eqn, values), eqn.primitive.name == "dropbn_mark"
-        taken = [*values[:is_mark], *self._whole(label, values[is_mark:])]
-        outputs = self._described(eqn, taken)
-        return [
-            self._fresh(each, (label, number) if number else label) for number, each in enumerate(outputs)
-        ]
+    def apply(self, eqn: Any, values: list[Value]) -> list[Value]:
+        """The outputs of an equation that is no call."""
+        return self.described(eqn, values)
 
-    def _drawn(self, eqn, values):
-        where = random_draws.where(self.calls)
-        if eqn.primitive.name in ("scan", "while", "cond"):
-            inside = [output.drawn.draws for output in self._described(eqn, values) if output.drawn]
-            where = "; ".join(sorted({draw.name for draw in frozenset().union(*inside)}))
-        return self.forms.drawn(eqn, values, where)
+    def taken(self, label: Hashable, values: list[Value]) -> list[Value]:
+        """The values that what `label` names takes, as it takes them."""
+        return values
 
-    def _fresh(self, value, label):
-        return forms.fresh(value, label) if self.forms and value.data else value
+    def fresh(self, value: Value, label: Hashable) -> Value:
+        """The value, computed by what `label` names."""
+        return value
 
-    def _whole(self, label, values):
-        """The values that something takes; a noise that is drawn by hand is complete now."""
-        return [self._taken((label, number), value) for number, value in enumerate(values)]
-
-    def _taken(self, key, value):
-        name = self.forms.take(key, value) if self.forms and value.form else ""
-        if not name:
-            return value
-        self.followed.noises[name] = self.forms.noises[name]
-        return forms.fresh(self._noise(name, value, value), value.form.label)
-
-    def _described(self, eqn, values):
+    def described(self, eqn: Any, values: list[Value]) -> list[Value]:
+        """The outputs of an equation without draws."""
         name, params = eqn.primitive.name, eqn.params
         if name == "dropbn_mark":
-            return [getattr(self, "_" + params["kind"])(params["name"], *values)]
+            y, x, *_ = values
+            is_noise = params["kind"] == "noise"
+            return [self.noise(params["name"], x) if is_noise else self._norm(params["name"], y, x)]
         if name in ("scan", "while"):
             return self._loop(eqn, values)
         if name == "cond":
-            branches = [self._whole("branch", self.run(branch, values[1:])) for branch in params["branches"]]
+            branches = [self.taken("branch", self.run(branch, values[1:])) for branch in params["branches"]]
             return [functools.reduce(join, outputs) for outputs in zip(*branches, strict=True)]
         if not any(value.data for value in values):
             return functions.without_data(eqn, values)
@@ -202,8 +128,8 @@ class _Follower:
         ]
         given = ancestors([*consts, *carry, *slices])
         while True:
-            carry = [self._fresh(value, ("carry", number)) for number, value in enumerate(carry)]
-            outputs = self._whole("step", self.run(body, [*consts, *carry, *slices]))
+            carry = [self.fresh(value, ("carry", number)) for number, value in enumerate(carry)]
+            outputs = self.taken("step", self.run(body, [*consts, *carry, *slices]))
             # The next step gets noises that an earlier one has drawn: other draws under the same names.
             earlier = [renamed(v, lambda n: n if n in given else EARLIER + base(n)) for v in outputs]
             joined = [join(*pair) for pair in zip(carry, earlier, strict=False)]
@@ -211,7 +137,8 @@ class _Follower:
                 return [renamed(value, base) for value in [*joined, *outputs[len(carry) :]]]
             carry = joined
 
-    def _noise(self, name, y, x):
+    def noise(self, name: str, x: Value) -> Value:
+        """An array with a noise on it, which `x` describes without the noise."""
         self.followed.origins.setdefault(name, x.origin)
         self.before[name] |= {*map(base, x.ancestors)}
         noise = self.followed.noises[name]
@@ -220,7 +147,7 @@ class _Follower:
         paths = x.paths | {name: functions.with_moments(path, x.gauss)}
         return dataclasses.replace(x, data=True, paths=paths, ancestors=x.ancestors | {name}, bias="")
 
-    def _norm(self, name, y, x, mean):
+    def _norm(self, name, y, x):
         for noise, path in x.paths.items():
             seen = self.followed.reached.get((base(noise), name))
             self.followed.reached[base(noise), name] = worse(seen, path) if seen else path
@@ -230,9 +157,9 @@ class _Follower:
         if x.bias:
             self.followed.biased[name] = x.bias
         norm = self.marked.norms[name]
-        known = norm.scale is not None and norm.bias is not None
-        scale, bias = (norm.scale, norm.bias) if known else (np.ones(1), np.zeros(1))
-        gauss = bias + scale * functions.NODES[:, None]
+        gauss = functions.NODES[:, None]
+        if norm.scale is not None and norm.bias is not None:
+            gauss = norm.bias + norm.scale * gauss
         # A noise that surgery has moved to the output is drawn within the layer.
         inside = {n for n, path in y.paths.items() if n not in x.ancestors or path.degree == 1}
         paths = {

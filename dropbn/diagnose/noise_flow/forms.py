@@ -104,7 +104,7 @@ class Forms:
 
 def fresh(value: Value, label: Hashable) -> Value:
     """The value as the base of forms."""
-    return dataclasses.replace(value, form=Form(next(_numbers), label, ONE, ZERO)) if value.data else value
+    return dataclasses.replace(value, form=Form(next(_numbers), label, ONE, ZERO))
 
 
 def label_of(eqn: Any, values: list[Value]) -> Hashable:
