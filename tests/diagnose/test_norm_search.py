@@ -89,11 +89,10 @@ OWN = {
 }
 
 
-# These run by default with every tool; compilation makes the others slow.
-_DEFAULT = ("padded", "unbiased")
-_each = pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in _DEFAULT else pytest.mark.slow) for name in OWN]
-)
+def _each(names, *default):
+    """A test for each name, of which some run by default; compilation makes the others slow."""
+    marks = {name: () if name in default else pytest.mark.slow for name in names}
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=marks[name]) for name in names])
 
 
 class Net(nn.Module):
@@ -116,12 +115,12 @@ def _found(model, x, **flags):
         return run(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
-        run = types.SimpleNamespace(rngs={"dropout": jax.random.key(1)}, mutable=["batch_stats"])
-        jax.eval_shape(lambda given: model.apply(variables, given, **flags, **vars(run)), x)
+        given = {"rngs": {"dropout": jax.random.key(1)}, "mutable": ["batch_stats"]}
+        jax.eval_shape(lambda x: model.apply(variables, x, **flags, **given), x)
     return {"/".join(path): norm for path, norm in found.items() if norm}
 
 
-@pytest.mark.parametrize("name", OWN)
+@_each(OWN, "renorm", "padded", "one leaf")
 def test_a_batch_normalization_of_another_class_is_known(name):
     own = OWN[name]
     assert _found(Net(own.call), own.x) == {"norm": own.norm}
@@ -144,7 +143,7 @@ LOOK_ALIKES = {
 }
 
 
-@pytest.mark.parametrize("name", LOOK_ALIKES)
+@_each(LOOK_ALIKES, "spectral", "ghost", "averages", "whitening")
 def test_other_moving_state_is_named_and_not_measured(name):
     rows = lint.check(Net(LOOK_ALIKES[name]), FLAT).rows
     assert [(row["code"], row["norm"]) for row in rows] == [
@@ -193,7 +192,7 @@ def _statistics(own, stats):
     return [np.float64(leaf).reshape(-1) for leaf in leaves]
 
 
-@_each
+@_each(OWN, "padded")
 def test_measured_shift_and_new_statistics_are_numpys(name):
     own = OWN[name]
     net, values = Net(own.call), own.values(np.float64(own.x))
@@ -212,7 +211,7 @@ def test_measured_shift_and_new_statistics_are_numpys(name):
         assert new["norm"][leaf] == variables["batch_stats"]["norm"][leaf]
 
 
-@_each
+@_each(OWN, "unbiased")
 def test_predicted_statistics_are_those_of_plain_training(name):
     own = OWN[name]
     net, keys = Net(own.call), {"dropout": jax.random.key(3)}
@@ -226,7 +225,7 @@ def test_predicted_statistics_are_those_of_plain_training(name):
     assert row["moving_var"] == pytest.approx(var.mean(), rel=1e-6 / (1 - kept))
 
 
-@_each
+@_each(OWN, "padded")
 def test_each_switch_does_what_the_layer_itself_does(name):
     own = OWN[name]
     net, quiet, keys = Net(own.call), Net(own.call, 0.0), {"dropout": jax.random.key(3)}
@@ -251,7 +250,7 @@ def test_each_switch_does_what_the_layer_itself_does(name):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
-@_each
+@_each(OWN, "padded")
 def test_lint_sees_the_noise_before_it(name):
     own = OWN[name]
     rows = lint.check(Net(own.call), own.x, variables=_variables(Net(own.call), own.x)).rows
