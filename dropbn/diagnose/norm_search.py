@@ -134,7 +134,7 @@ def _axes(module: nn.Module, x: tuple[int, ...], shape: tuple[int, ...]) -> list
             return []
         return [tuple(a - number for a, size in enumerate(shape) if size > 1) or (-1,)]
     named = getattr(module, "axis", ())
-    named = (named,) if isinstance(named, int) else tuple(named)
+    named = [axis for axis in (named if isinstance(named, tuple) else (named,)) if isinstance(axis, int)]
     found = [tuple(sorted(axis % number - number for axis in named)), tuple(range(-len(shape), 0))]
     found += [(axis - number,) for axis in range(number)]
     return [axes for axes in dict.fromkeys(found) if axes and tuple(x[axis] for axis in axes) == shape]
@@ -149,7 +149,7 @@ def _search(unbound, signature, name, variables, arguments):
     x, frozen = arguments.get(name), None
     if not _is_float(x) or len(x.shape) < 2:
         return None
-    pairs = ((name, *pair) for name, leaves in _states(variables).items() for pair in _pairs(leaves))
+    pairs = ((key, *pair) for key, leaves in _states(variables).items() for pair in _pairs(leaves))
     for collection, mean, var, shape in pairs:
         for axes in _axes(unbound.module, x.shape, shape):
             channels = tuple(x.shape[axis] for axis in axes)
@@ -169,16 +169,19 @@ def _search(unbound, signature, name, variables, arguments):
 def _probed(unbound, signature, name, norm, treedef, leaves):
     """The batch normalization that a module is if it is `norm`, for the shapes of (variables, arguments)."""
     module, (variables, arguments) = unbound.module, treedef.unflatten(leaves)
-    probe = Probe.of(module, signature, name, variables, arguments, norm)
+
+    def probed(switch):
+        return Probe.of(module, signature, name, variables, arguments, norm).found(switch)
+
     # A thread of its own has no interceptors, and none of the traces in which the module is called.
     with ThreadPoolExecutor(1) as thread:
         frozen = None
         for switch in _switches(module, arguments):
             try:
-                found = thread.submit(probe.found, switch).result()
+                found = thread.submit(probed, switch).result()
             except Unlike:
                 return None
-            except Exception:  # It does not run like this.
+            except Exception:  # It does not run like this, or takes a key.
                 continue
             if found and found.switch:
                 return found
