@@ -25,7 +25,16 @@ SHARED = {
     # Blocks that are larger than the image.
     noise.DropBlock(RATE, block_size=6): lambda h, w, c: laws.DropBlock(RATE, 6).covariance(h, w) * (c == 0),
 }
-LAYERS = [*SHARED, noise.AlphaDropout(RATE)]
+# By default DropBlock and alpha dropout, whose code is their own; the others by `pytest -m slow`.
+LAYERS = [
+    noise.DropBlock(RATE, block_size=SIDE),
+    noise.AlphaDropout(RATE),
+    *(
+        pytest.param(layer, marks=pytest.mark.slow)
+        for layer in SHARED
+        if getattr(layer, "block_size", 0) != SIDE
+    ),
+]
 
 
 def named(layer):
