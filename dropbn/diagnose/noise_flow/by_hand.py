@@ -58,8 +58,7 @@ class _ByHand(Follower):
         self.forms.note_unknown(eqn, values)
         label, is_mark = forms.label_of(eqn, values), eqn.primitive.name == "dropbn_mark"
         outputs = self.described(eqn, [*values[:is_mark], *self.taken(label, values[is_mark:])])
-        labels = [label, *((label, number) for number in range(1, len(outputs)))]
-        return [self.fresh(*each) for each in zip(outputs, labels, strict=True)]
+        return [self.fresh(each, (label, number) if number else label) for number, each in enumerate(outputs)]
 
     def taken(self, label: Hashable, values: list[Value]) -> list[Value]:
         return [self._completed((label, number), value) for number, value in enumerate(values)]
