@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from dropbn.diagnose.flags import flags_of
+from dropbn.diagnose.outputs import Chosen
 from dropbn.errors import DropbnError
 
 
@@ -32,7 +33,8 @@ class Call:
       rngs: random keys by stream; the index of the batch is folded in. By default every stream from which the
         model draws gets a key.
       outputs: the part of the returned value that is the model's output: an index, a key, an attribute or a
-        function. It may be left out if the model returns an array.
+        function. It may be left out if the model returns an array, or several of which one is told by the
+        labels; see `dropbn.diagnose.outputs`.
       train_kwargs, test_kwargs: the arguments that say training, and those that say test. By default they are
         the known flags (`flags.FLAGS`) that the model takes.
     """
@@ -71,6 +73,11 @@ class Call:
         mappings = (self.kwargs, self.train_kwargs, self.test_kwargs)
         items = (None if each is None else tuple(sorted(each.items())) for each in mappings)
         return self.args, self.method, self.outputs, *items
+
+    @property
+    def of_output(self) -> str:
+        """Which part of the returned value was chosen, for titles: " of returned.logits"; "" if none was."""
+        return f" of {self.outputs.name}" if isinstance(self.outputs, Chosen) else ""
 
     def output(self, returned: Any) -> jax.Array:
         """The part of the returned value that is the model's output.

@@ -162,9 +162,12 @@ def explain(
     layers.refuse_unregistered_norms(variables)
     if num_samples is None:
         num_samples = 0 if score else 10
+    # A score of the user's own may want another part than the labels tell.
+    its_labels = None if score else train.labels_or_none(train.first)
+    called = called.with_output(layers, lambda y: tasks.fits(task, y, its_labels))
     decided = None
     if num_samples or not score:
-        decided = tasks.find(task, called.outputs(variables, x), train.labels_or_none(train.first))
+        decided = tasks.find(task, called.output_shape(layers), train.labels_or_none(train.first))
     score = score or functools.partial(_score, decided, train)
     scorers = {name: Scorer(called, batches, name, score) for name, batches in data.items()}
 
@@ -181,7 +184,7 @@ def explain(
         )
     return Gap(
         grid.rows(scores),
-        "Evaluation grid: accuracy and loss",
+        f"Evaluation grid: accuracy and loss{called.call.of_output}",
         shares=shares.split(scores, path),
         remedies=remedies.compare(called, variables, train, scorers["test"], layers, num_samples, decided),
         flips=flips.find(

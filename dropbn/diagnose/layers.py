@@ -48,6 +48,7 @@ class Layers(NamedTuple):
         normalizations that each reaches first.
       marked: what else the traces say of each layer, by name; see `dropbn.diagnose.layer_marks`.
       epsilon: the largest machine epsilon of the floats that the model computes.
+      returned: the shapes of what the model returns, in training and in test mode.
     """
 
     noises: dict[Path, Use]
@@ -60,6 +61,7 @@ class Layers(NamedTuple):
     states: dict[str, list[str]]
     marked: dict[str, Marked]
     epsilon: float
+    returned: tuple[Any, Any]
 
     @property
     def always_on(self) -> frozenset[Path]:
@@ -152,7 +154,7 @@ class _Trace(NamedTuple):
     Attributes:
       noises, norms: path -> (whether it is on, the smallest number of values per channel, what it is).
       identities: the modules that return their first argument.
-      elsewhere, draws, states, marked, epsilon: see `Layers`.
+      elsewhere, draws, states, marked, epsilon, returned: see `Layers`.
     """
 
     noises: dict[Path, tuple[bool, float, None]]
@@ -163,6 +165,7 @@ class _Trace(NamedTuple):
     states: dict[str, list[str]]
     marked: dict[str, Marked]
     epsilon: float
+    returned: Any
 
 
 @cached
@@ -175,7 +178,8 @@ def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
     noises = _uses(train.noises, test.noises) | {path: Use(True, False) for path in by_hand.values()}
     norms, marked = _uses(train.norms, test.norms), test.marked | train.marked
     found = train.draws, test.draws, by_hand, train.states, marked, train.epsilon
-    return Layers(noises, norms, train.elsewhere | test.elsewhere, tuple(streams), *found)
+    returned = train.returned, test.returned
+    return Layers(noises, norms, train.elsewhere | test.elsewhere, tuple(streams), *found, returned)
 
 
 def _trace(model, arrays, rebuild, streams, testing):
@@ -204,14 +208,19 @@ def _trace(model, arrays, rebuild, streams, testing):
             except Exception:  # A BN uses the batch in test mode too, or nn.scan carries statistics.
                 return model.run_under(*given)[0]
 
-    jaxpr = tracing.shapes(model.name, run, arrays, streams, lambda run, *given: jax.make_jaxpr(run)(*given))
+    def jaxpr_of(run, *given):
+        return jax.make_jaxpr(run, return_shape=True)(*given)
+
+    jaxpr, returned = tracing.shapes(model.name, run, arrays, streams, jaxpr_of)
     marked = layer_marks.read(jaxpr)
     # Called as in training, but without a draw: its rate is 0.
     idle = [path for path in noises if marked.get(tracing.name_of(path), _UNKNOWN).drawn == 0]
     noises |= {path: (False, noises[path][1], None) for path in idle}
     is_key = [number >= len(jaxpr.jaxpr.invars) - len(streams) for number in range(len(jaxpr.jaxpr.invars))]
     draws, states = _apart(random_draws.reached(jaxpr, is_key))
-    return _Trace(noises, norms, identities, elsewhere, draws, states, marked, layer_marks.coarsest(jaxpr))
+    return _Trace(
+        noises, norms, identities, elsewhere, draws, states, marked, layer_marks.coarsest(jaxpr), returned
+    )
 
 
 _UNKNOWN = Marked(drawn=float("inf"))

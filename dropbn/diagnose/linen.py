@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 from flax.traverse_util import unflatten_dict
 
-from dropbn.diagnose import flags, interception, layers, registry, tracing
+from dropbn.diagnose import flags, interception, layers, outputs, registry, tracing
 from dropbn.diagnose.call import Call
 from dropbn.diagnose.flags import flags_of
 from dropbn.diagnose.interception import TEST, Mode, Observe
@@ -226,19 +226,18 @@ class Model:
             variables = {**variables, "batch_stats": unflatten_dict(stats)}
         return layers.find(self, *abstract((variables, args, kwargs)))
 
-    def outputs(self, variables: dict, x: Any) -> jax.ShapeDtypeStruct:
-        """The shape of the model's output for the inputs of a batch; nothing is computed."""
-        arrays, rebuild = split((variables, x))
+    def with_output(self, layers: Layers, fits: Callable[[Any], bool]) -> "Model":
+        """The same model with the array chosen that is its output; see `outputs.choose`.
 
-        def run(arrays, rngs):
-            variables, x = rebuild(arrays)
-            interceptor = interception.interceptor(TEST)
-            returned, _ = self.run_under(
-                variables, *self.arguments(x), True, rngs, interceptor, replaces_flags=True
-            )
-            return self.call.output(returned)
+        It is this model if the call says which, or if that cannot be told.
+        """
+        if self.call.outputs is not None or (chosen := outputs.choose(*layers.returned, fits)) is None:
+            return self
+        return dataclasses.replace(self, call=dataclasses.replace(self.call, outputs=chosen))
 
-        return tracing.shapes(self.name, run, arrays, [*(self.call.rngs or {})])
+    def output_shape(self, layers: Layers) -> jax.ShapeDtypeStruct:
+        """The shape of the model's output in test mode."""
+        return jax.eval_shape(self.call.output, layers.returned[1])
 
     def rngs(self, layers: Layers) -> dict[str, jax.Array]:
         """The keys of the call, by default one for each stream: key 0 of "dropout" and so on."""

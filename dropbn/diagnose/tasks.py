@@ -63,6 +63,17 @@ def find(name: str | None, outputs: np.ndarray | jax.ShapeDtypeStruct, labels: n
     return TASKS[found]
 
 
+def fits(name: str | None, outputs: jax.ShapeDtypeStruct, labels: np.ndarray | None) -> bool:
+    """Whether outputs of this shape can be scored against the labels, by this task or by the inferred one."""
+    if labels is None or not jax.numpy.issubdtype(outputs.dtype, np.floating):
+        return False
+    task = TASKS.get(name or _inferred(outputs, labels) or "")
+    try:
+        return task is not None and bool(task.score(np.zeros(outputs.shape, np.float32), labels))
+    except DropbnError:
+        return False
+
+
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities over the last axis of (examples, ..., classes), in float64.
 

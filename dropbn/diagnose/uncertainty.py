@@ -121,7 +121,9 @@ def sample(
     called = Model.of(model, call)
     data = Batches(batches, called.call.inputs, labels)
     x = data.inputs(data.first)
-    outputs, its_labels = called.outputs(variables, x), data.labels_or_none(data.first)
+    layers, its_labels = called.layers(variables, x), data.labels_or_none(data.first)
+    called = called.with_output(layers, lambda y: tasks.fits(task, y, its_labels))
+    outputs = called.output_shape(layers)
     if its_labels is None and hasattr(x, "shape") and outputs.shape[:1] != x.shape[:1]:
         raise DropbnError(
             f"Outputs of shape {outputs.shape} for {len(x)} examples: pick by outputs= a part that has the "
@@ -150,7 +152,8 @@ def draw(
     for number in range(num_samples):
         predicted = predictor(variables, batches, fold_in(model.rngs(layers), number))
         draws.add(np.concatenate([outputs for _, outputs in predicted]))
-    return draws.summary(f"Monte Carlo dropout, {num_samples} samples, BN with {batch_norm} statistics")
+    title = f"Monte Carlo dropout, {num_samples} samples{model.call.of_output}"
+    return draws.summary(f"{title}, BN with {batch_norm} statistics")
 
 
 class _Draws:
