@@ -23,9 +23,9 @@ class Call:
     Attributes:
       inputs: the part of a batch that the model gets: a key, an index, an attribute or a function of the
         batch. By default it is the array itself, "image" of a dict, or the first element of a tuple. If the
-        inputs are a tuple and the model requires as many arguments, each gets one element; otherwise the
-        first argument gets the tuple. If they are a dict and the model requires arguments of these names,
-        each gets its value; otherwise the first argument gets the dict.
+        inputs are a tuple, each element goes to one argument, if the model takes as many: those it requires,
+        then those whose default is None. If they are a dict, each value goes to the argument of its name, if
+        the model takes all of these names and requires no others. Otherwise the first argument gets all.
       args: further positional arguments.
       kwargs: further keyword arguments. A keyword whose name is none of these fields may also be given to the
         tool directly.
@@ -103,19 +103,22 @@ class Call:
           parameters: those of the model's method, without the module itself.
         """
         known = {*self.kwargs, *(self.train_kwargs or {}), *(self.test_kwargs or {}), *flags_of(parameters)}
-        required = [
-            name
+        positional = [
+            (name, parameter.default)
             for name, parameter in parameters.items()
-            if parameter.default is parameter.empty
-            and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+            if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
             and name not in known
         ]
-        several = len(required) - len(self.args)
-        if type(x) is tuple and (_takes_any(parameters) or len(x) == several > 1):
+        required = [name for name, default in positional if default is inspect.Parameter.empty]
+        takes_any = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())
+        if type(x) is tuple and (takes_any or self.args):
+            return (x, {}) if takes_any or len(x) == len(required) - len(self.args) > 1 else ((x,), {})
+        # An input that may be left out has the default None; a number or a bool is an option.
+        data = [name for name, default in positional if name in required or default is None]
+        if type(x) is tuple and len(x) > 1 and len(required) <= len(x) <= len(data):
             # A flag may stand between the parameters of which each gets a part.
-            names = () if self.args or _takes_any(parameters) else required
-            return ((), dict(zip(names, x, strict=True))) if names else (x, {})
-        if type(x) is dict and len(required) > 1 and {*required} <= x.keys() <= parameters.keys():
+            return (), dict(zip(data, x, strict=False))
+        if type(x) is dict and {*required} <= x.keys() <= parameters.keys():
             return (), x
         return (x,), {}
 
@@ -150,10 +153,6 @@ def num_examples(x: Any) -> int:
 def fold_in(rngs: Mapping[str, jax.Array], index: int | jax.Array) -> dict[str, jax.Array]:
     """The key of every stream with `index` folded in."""
     return {stream: jax.random.fold_in(key, index) for stream, key in rngs.items()}
-
-
-def _takes_any(parameters):
-    return any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters.values())
 
 
 def _described(tree):

@@ -180,6 +180,40 @@ def test_what_a_batch_gives_the_model():
     assert given(a, two, kwargs={"right": b}) == ((a,), {})
 
 
+def test_an_input_that_the_model_may_do_without():
+    def given(inputs, **call):
+        def padded(self, x, train=False, padding=None, scale=1.0, *, lengths=None):
+            return x
+
+        return Model.of(nn.Dense(1), {"method": padded, **call}).arguments(inputs)
+
+    a, b = X[:, :2], X[:, 2:]
+    for batch in ((a, b), {"x": a, "padding": b}):
+        args, kwargs = given(batch)
+        assert args == () and kwargs["x"] is a and kwargs["padding"] is b and len(kwargs) == 2
+    assert given({"x": a, "lengths": b}) == ((), {"x": a, "lengths": b})
+    # Neither of these is more than one input: a number is an option, and its argument is given already.
+    assert given((a, b, b)) == (((a, b, b),), {})
+    assert given((a, b), padding=b) == (((a, b),), {})
+    assert given((a,)) == (((a,),), {}) and given({"padding": b}) == (({"padding": b},), {})
+
+
+def test_every_tool_gives_an_input_that_the_model_may_do_without():
+    class Weighted(nn.Module):
+        @nn.compact
+        def __call__(self, x, weights=None, train=False):
+            x = nn.Dense(4)(x) if weights is None else nn.Dense(4)(x) * weights[:, None]
+            return nn.BatchNorm()(x, use_running_average=not train)
+
+    weights = np.arange(6, dtype=np.float32)
+    variables = Weighted().init(jax.random.key(0), X)
+    values = X @ np.float64(variables["params"]["Dense_0"]["kernel"]) * weights[:, None]
+    for batch in (((X, weights), None), {"x": X, "weights": weights}):
+        inputs = (lambda batch: batch) if isinstance(batch, dict) else None
+        row = shift.predict(Weighted(), variables, [batch], inputs=inputs).rows[0]
+        assert row["real_var"] == pytest.approx(values.var(0).mean(), rel=1e-6)
+
+
 def test_examples_are_counted_by_the_leading_axis():
     assert num_examples(X) == num_examples({"scale": 2.0, "x": X}) == num_examples((X, X[:3])) == 6
     tokens = np.zeros((40, 7), int)
