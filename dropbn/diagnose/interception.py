@@ -192,7 +192,7 @@ class _Layer(NamedTuple):
         """Whether the model calls the layer in test mode; if it does not say, what the mode wants."""
         if self.switch is None:
             return True
-        flag, test = self.switch
+        flag, test, _ = self.switch
         asked = self.bound.arguments.get(flag)
         asked = getattr(self.module, flag, None) if asked is None else asked
         return not wanted_on if asked is None or isinstance(asked, jax.core.Tracer) else bool(asked) == test

@@ -44,6 +44,7 @@ class Layers(NamedTuple):
         normalizations that each reaches first; see `dropbn.diagnose.random_draws.reached`.
       by_hand: where draws stand -> the module around them that test mode makes an identity. It is a noise
         without being registered: it is switched off by leaving it out.
+      within: where draws stand -> the registered layer around them that does more than add noise.
       states: modules with running state that is not a batch normalization's, by name, and the batch
         normalizations that each reaches first.
       marked: what else the traces say of each layer, by name; see `dropbn.diagnose.layer_marks`.
@@ -58,6 +59,7 @@ class Layers(NamedTuple):
     draws: dict[str, list[str]]
     test_draws: dict[str, list[str]]
     by_hand: dict[str, Path]
+    within: dict[str, Path]
     states: dict[str, list[str]]
     marked: dict[str, Marked]
     epsilon: float
@@ -81,7 +83,7 @@ class Layers(NamedTuple):
     @property
     def unswitched(self) -> list[str]:
         """Those that no switch reaches."""
-        return [where for where in self.training_draws if where not in self.by_hand]
+        return [where for where in self.training_draws if where not in self.by_hand | self.within]
 
     def other_state(self, variables: Mapping) -> list[str]:
         """Modules whose running state is not measured, such as spectral norms.
@@ -154,12 +156,14 @@ class _Trace(NamedTuple):
     Attributes:
       noises, norms: path -> (whether it is on, the smallest number of values per channel, what it is).
       identities: the modules that return their first argument.
+      noisy: the registered layers that do more than add noise.
       elsewhere, draws, states, marked, epsilon, returned: see `Layers`.
     """
 
     noises: dict[Path, tuple[bool, float, None]]
     norms: dict[Path, tuple[bool, float, Norm]]
     identities: set[Path]
+    noisy: set[Path]
     elsewhere: dict[Path, str]
     draws: dict[str, list[str]]
     states: dict[str, list[str]]
@@ -174,10 +178,11 @@ def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
     arrays, rebuild = split(jax.tree.unflatten(treedef, leaves))
     streams = list(dict.fromkeys(["dropout", *(model.call.rngs or ())]))
     train, test = (_trace(model, arrays, rebuild, streams, testing) for testing in (False, True))
-    by_hand = _by_hand([where for where in train.draws if where not in test.draws], test.identities)
+    by_hand = _around([where for where in train.draws if where not in test.draws], test.identities)
+    within = _around(train.draws, train.noisy)
     noises = _uses(train.noises, test.noises) | {path: Use(True, False) for path in by_hand.values()}
     norms, marked = _uses(train.norms, test.norms), test.marked | train.marked
-    found = train.draws, test.draws, by_hand, train.states, marked, train.epsilon
+    found = train.draws, test.draws, by_hand, within, train.states, marked, train.epsilon
     returned = train.returned, test.returned
     return Layers(noises, norms, train.elsewhere | test.elsewhere, tuple(streams), *found, returned)
 
@@ -186,6 +191,7 @@ def _trace(model, arrays, rebuild, streams, testing):
     noises: dict[Path, tuple[bool, float, None]] = {}
     norms: dict[Path, tuple[bool, float, Norm]] = {}
     identities: set[Path] = set()
+    noisy: set[Path] = set()
     elsewhere: dict[Path, str] = {}
 
     def note(module, norm, is_on, values):
@@ -200,7 +206,7 @@ def _trace(model, arrays, rebuild, streams, testing):
         interceptor = interception.interceptor(TEST if testing else TRAIN, note=note)
         variables, args, kwargs = rebuild(arrays)
         given = variables, args, kwargs, testing, rngs, interceptor, True, True
-        with nn.intercept_methods(functools.partial(_mark, identities)):
+        with nn.intercept_methods(functools.partial(_mark, identities, noisy)):
             try:
                 return model.run_under(*given, keeps_stats=testing)[0]
             except tracing.MissingKey:
@@ -218,9 +224,8 @@ def _trace(model, arrays, rebuild, streams, testing):
     noises |= {path: (False, noises[path][1], None) for path in idle}
     is_key = [number >= len(jaxpr.jaxpr.invars) - len(streams) for number in range(len(jaxpr.jaxpr.invars))]
     draws, states = _apart(random_draws.reached(jaxpr, is_key))
-    return _Trace(
-        noises, norms, identities, elsewhere, draws, states, marked, layer_marks.coarsest(jaxpr), returned
-    )
+    others = elsewhere, draws, states, marked, layer_marks.coarsest(jaxpr), returned
+    return _Trace(noises, norms, identities, noisy, *others)
 
 
 _UNKNOWN = Marked(drawn=float("inf"))
@@ -237,24 +242,27 @@ def _apart(reached):
     return draws, {where.removeprefix(random_draws.STATE): reached[where] for where in states}
 
 
-def _by_hand(draws, identities):
-    """Where draws stand -> the innermost module around that test mode makes an identity."""
+def _around(draws, modules):
+    """Where draws stand -> the innermost of the modules around."""
     found: dict[str, Path] = {}
     for where in draws:
         inside = where.partition(" ")[0].split("/") if " " in where else []
         around = (tuple(inside[:number]) for number in range(len(inside), 0, -1))
-        if (path := next(filter(identities.__contains__, around), None)) is not None:
+        if (path := next(filter(modules.__contains__, around), None)) is not None:
             found[where] = path
     return found
 
 
-def _mark(identities, run, args, kwargs, context):
+def _mark(identities, noisy, run, args, kwargs, context):
     """For `flax.linen.intercept_methods`: marks the outputs of noises, BNs, and others with running state."""
     norm, noise = norm_of(context, args, kwargs), registry.of(context.module, registry.NOISES)
     y, x = run(*args, **kwargs), next(iter((*args, *kwargs.values())), None)
     module = context.module
     if context.method_name == "__call__" and y is x:
         identities.add(module.path)
+    if noise and noise.within:
+        noisy.add(module.path)
+        noise = None  # Its draws are followed, as its output is not its input with noise.
     if context.method_name != "__call__" or y is x or not isinstance(y, jax.Array):
         return y
     kind, leaves = "norm" if norm else "noise" if noise else "", []

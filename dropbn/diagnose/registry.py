@@ -3,7 +3,7 @@
 Noises are found by their class. So are batch normalizations of a registered class; those of another class are
 found by what they do (`dropbn.diagnose.norm_search`). A type of your own is registered in one line:
 
-    registry.NOISES[nn.MultiHeadDotProductAttention] = registry.Switch("deterministic")
+    registry.NOISES[MyAttention] = registry.Switch("deterministic", within=True)
     registry.NORMS[MyBatchNorm] = registry.Switch("train", test=False)
 
 A registered batch normalization keeps `mean` and `var` in `batch_stats`. Its attributes `axis`, `momentum`
@@ -25,13 +25,20 @@ class Switch(NamedTuple):
     Attributes:
       flag: the argument of its `__call__`, and perhaps of its constructor, that says so.
       test: the flag's value in test mode; in training it is `not test`.
+      within: whether the layer does more than add noise, as attention with a dropout of its own. Such a noise
+        is switched, but no other is put in its place, and it is not moved.
     """
 
     flag: str
     test: bool = True
+    within: bool = False
 
 
-NOISES: dict[type, Switch] = {nn.Dropout: Switch("deterministic"), Noise: Switch("deterministic")}
+NOISES: dict[type, Switch] = {
+    nn.Dropout: Switch("deterministic"),
+    Noise: Switch("deterministic"),
+    nn.MultiHeadDotProductAttention: Switch("deterministic", within=True),
+}
 NORMS: dict[type, Switch] = {nn.BatchNorm: Switch("use_running_average")}
 
 # The fields and arguments that hold the amount of a noise, a rate unless it is beta; 0 is no noise.

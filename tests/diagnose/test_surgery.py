@@ -635,6 +635,37 @@ def test_a_foreign_noise_is_swapped_by_the_amount_it_has_wherever_it_has_it(monk
     assert variances(without_noise(ForeignNet(amounts))) == [0, 0]
 
 
+class Attended(nn.Module):
+    """Attention, whose weights have a dropout."""
+
+    rate: float = 0.5
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        attention = nn.MultiHeadDotProductAttention(2, dropout_rate=self.rate, name="attention")
+        x = x + attention(x, deterministic=not train)
+        return nn.BatchNorm(name="norm")(x, use_running_average=not train)
+
+
+def test_a_layer_with_noise_within_is_switched_and_neither_swapped_nor_moved():
+    x = X.reshape(12, 4, 8)
+    variables = Attended().init(jax.random.key(1), x)
+
+    def trained(model, train=True):
+        return model.apply(variables, x, train=train, rngs=RNGS, mutable=["batch_stats"])[0]
+
+    noisy, clean = trained(Attended()), trained(Attended(0.0))
+    assert jnp.abs(noisy - clean).max() > 0.1
+    for off in (without_noise(Attended()), with_rates(Attended(), {"*": 0.0})):
+        np.testing.assert_array_equal(trained(off), clean)
+    output, _ = modes.apply(Attended(), variables, x, mode=OFF, rngs=RNGS)
+    np.testing.assert_array_equal(output, clean)
+    with pytest.warns(UserWarning, match="'attention' has noise within it and is not swapped"):
+        np.testing.assert_array_equal(trained(swap_noise(Attended(), to=noise.Uout(0.1))), noisy)
+    with pytest.raises(DropbnError, match="'attention' does more than add noise, so it cannot be moved"):
+        trained(move(Attended(), {"attention": "norm"}))
+
+
 def test_swapping_leaves_a_noise_of_rate_0_off():
     model = Net(rates=(0.0, 0.2))
     variables = model.init(jax.random.key(0), FLAT)

@@ -161,7 +161,7 @@ def check(
     rows = _gathered(rows)
     rows.sort(key=lambda row: _SEVERITIES.index(row["severity"]))
     layers, noises = marked.layers, facts.followed.noises
-    registered = layers.noises.keys() - layers.by_hand.values()
+    registered = layers.noises.keys() - (layers.by_hand | layers.within).values()
     drawing: list = [path for path in registered if layers.noises[path].train or layers.noises[path].test]
     drawing += [name for name, noise in noises.items() if noise.is_drawn]
     counts = [_count(drawing, "noise"), _count(layers.norms, "batch normalization")]

@@ -182,7 +182,8 @@ class _Marker:
         y, x = run(*arguments, **named), next(iter((*arguments, *named.values())), None)
         # A BN that training freezes never sees the noise, and a noise that is always on shifts nothing.
         is_norm = self.layers.takes_batch(module.path)
-        is_registered = module.path not in self.layers.by_hand.values()
+        followed = self.layers.by_hand | self.layers.within
+        is_registered = module.path not in followed.values()
         is_noise = module.path in self.layers.switched_noises and is_registered
         if context.method_name != "__call__" or not (is_norm or is_noise) or not isinstance(y, jax.Array):
             return y

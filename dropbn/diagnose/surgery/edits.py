@@ -48,6 +48,10 @@ def swap_noise(
         raise DropbnError("AlphaDropout has no s2 to match: give swap_noise a noise, to=AlphaDropout(0.1).")
 
     def swap(call, x):
+        if call.within:
+            if call.amount and not call.called_off and not call.built_off:
+                warnings.warn(f"'{call.name}' has noise within it and is not swapped.", stacklevel=2)
+            return call.run(x)
         if call.amount is None and (matched or not call.by_hand):
             warnings.warn(f"'{call.name}' has neither rate nor beta and is not swapped.", stacklevel=2)
             return call.run(x)
@@ -110,11 +114,13 @@ def move(model: nn.Module, moves: Mapping[str, str]) -> nn.Module:
 
     Raises:
       DropbnError: at the call: an unknown name; an output that is not one array; a noise whose amount or key
-        is computed inside the model, where the target cannot see it.
+        is computed inside the model, where the target cannot see it; a layer that does more than add noise.
     """
     moves = dict(moves)
 
     def lift(call, x):
+        if call.within and call.name in moves:
+            raise DropbnError(f"'{call.name}' does more than add noise, so it cannot be moved.")
         return x if call.name in moves else call.run(x)
 
     return Operated(Hidden(model), lift, tuple(map(glob.escape, moves)), tuple(moves.items()))

@@ -33,6 +33,7 @@ class NoiseCall(NamedTuple):
       others: its other arguments, flags included if it is drawn by hand.
       trace: the trace of JAX in which it is called.
       by_hand: whether it is no registered noise; see `dropbn.diagnose.layers.Layers.by_hand`.
+      within: whether the layer does more than add noise; see `dropbn.diagnose.registry.Switch`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class NoiseCall(NamedTuple):
     others: dict
     trace: Any
     by_hand: bool = False
+    within: bool = False
 
     @property
     def amount_argument(self) -> str | None:
@@ -76,7 +78,7 @@ class NoiseCall(NamedTuple):
             off = False
         switch = registry.of(noise, registry.NOISES)
         assert switch is not None  # Only registered noises are put in the place of another.
-        flag, test = switch
+        flag, test, _ = switch
         built: dict[str, Any] = {}
         if hasattr(noise, flag):
             built = {flag: None if self.built_off is None else test == self.built_off}
@@ -295,7 +297,7 @@ def _noise_call(name, context, args, kwargs, by_hand):
         return NoiseCall(name, context.module, None, None, others, trace, by_hand=True), x
     flags = getattr(context.module, switch.flag, None), others.pop(switch.flag, None)
     built_off, called_off = (None if flag is None else flag == switch.test for flag in flags)
-    return NoiseCall(name, context.module, built_off, called_off, others, trace), x
+    return NoiseCall(name, context.module, built_off, called_off, others, trace, within=switch.within), x
 
 
 def _unseen(noise, target):
