@@ -45,6 +45,7 @@ class Gap(Result):
       remedies: what each remedy brings on test images.
       flips: the training images that are right in train mode and wrong in test mode.
       draws: where training draws random numbers that belong to no registered noise.
+      never_off: noises and draws that are on in test mode too.
       other_state: modules with running state that is not a batch normalization's.
       unseen: what training does besides the known noises and BN, a sentence; see `dropbn.diagnose.witness`.
     """
@@ -53,6 +54,7 @@ class Gap(Result):
     remedies: Remedies
     flips: Flips
     draws: tuple[str, ...]
+    never_off: tuple[str, ...]
     other_state: tuple[str, ...]
     unseen: str
 
@@ -65,6 +67,8 @@ class Gap(Result):
                 "Training draws random numbers that belong to no registered noise "
                 f"({'; '.join(self.draws)}): no share separates what they do."
             )
+        if self.never_off:
+            sentences.append(f"Noise that is on in test mode too has no share: {'; '.join(self.never_off)}.")
         if self.other_state:
             sentences.append(
                 "Running state that is not a batch normalization's is neither switched nor measured: "
@@ -72,7 +76,7 @@ class Gap(Result):
             )
         if self.unseen:
             sentences.append(f"{self.unseen} No share separates what it does.")
-        elif not self.draws and "dropout noise" not in causes:
+        elif not (self.draws or self.never_off) and "dropout noise" not in causes:
             sentences.append("No noise was found, so no share of the gap is attributed to it.")
         if "lagging statistics" not in causes:
             sentences.append(
@@ -194,6 +198,7 @@ def explain(
             most_flipped,
         ),
         draws=tuple(layers.unswitched),
+        never_off=tuple(layers.never_off),
         other_state=tuple(layers.other_state(variables)),
         unseen=witness.unseen(called, variables, x, layers),
     )

@@ -81,6 +81,17 @@ class Layers(NamedTuple):
         return [where for where in self.draws if where not in self.test_draws]
 
     @property
+    def draws_in_both(self) -> list[str]:
+        """The draws that both modes have."""
+        return [where for where in self.draws if where in self.test_draws and where not in self.within]
+
+    @property
+    def never_off(self) -> list[str]:
+        """The noises that are on in both modes, and the draws that both have."""
+        noises = [tracing.name_of(path) for path, use in self.noises.items() if use.train and use.test]
+        return noises + self.draws_in_both
+
+    @property
     def unswitched(self) -> list[str]:
         """Those that no switch reaches."""
         return [where for where in self.training_draws if where not in self.by_hand | self.within]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropbn.diagnose import lint, recalibrate
+from dropbn.diagnose import lint, recalibrate, surgery
 from dropbn.diagnose.linen import Model
 from dropbn.diagnose.noise_flow import follow, marks
 
@@ -210,6 +210,10 @@ def test_a_draw_that_does_not_scale_or_shift_is_named(name):
 def test_a_draw_of_test_mode_is_named():
     always = _net(lambda m, x, train: x * (1 + random.normal(m.make_rng("noise"), x.shape)))
     assert [row["code"] for row in lint.check(always, jnp.zeros(SHAPE)).rows] == ["DBN207"]
+    keys = {name: random.key(0) for name in ("params", "noise")}
+    variables = always.init(keys, jnp.ones(SHAPE))
+    with pytest.warns(UserWarning, match="belong to no noise of their own stay: test_drawn_noise.py:"):
+        surgery.without_noise(always).apply(variables, jnp.ones(SHAPE), rngs=keys)
 
 
 def test_the_closed_form_takes_drawn_noise_out_of_the_statistics():

@@ -320,6 +320,20 @@ def test_without_batch_normalization_there_are_two_causes():
     assert [row["remedy"] for row in found.remedies.rows] == ["mean of 10 draws"]
 
 
+def test_noise_that_is_on_in_test_mode_too_is_named():
+    class Sampled(nn.Module):
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.Dropout(0.5, name="drop")(x, deterministic=False)
+            return x + jax.random.normal(self.make_rng("code"), x.shape)
+
+    batches = [(x, np.arange(len(x)) % 3) for x in np.ones((2, 6, 3), np.float32)]
+    found = gap.explain(Sampled(), {}, batches, batches, num_samples=0)
+    assert found.never_off[0] == "drop" and found.never_off[1].startswith("test_gap.py:")
+    assert found.advice.startswith("Noise that is on in test mode too has no share: drop; test_gap.py:")
+    assert "No noise was found" not in found.advice
+
+
 def test_a_scanned_model():
     model = Scanned()
     x = 1 + jax.random.normal(jax.random.key(0), (12, 4, 4, 2))

@@ -189,8 +189,7 @@ def never_switched_off(facts: Facts) -> Iterator[dict]:
         if use.test:
             advice = "Pass it the flag that says training, unless predictions are meant to be random."
             yield _finding(facts, name_of(path), advice=advice)
-    layers = facts.marked.layers
-    for where in (each for each in layers.test_draws if each in layers.draws and each not in layers.within):
+    for where in facts.marked.layers.draws_in_both:
         advice = "Draw in training alone, unless predictions are meant to be random."
         yield _finding(facts, where, advice=advice)
 

@@ -216,7 +216,8 @@ def _by_hand(model, variables, args, kwargs, initializing):
             bound.arguments.pop(flag, None)
         called, given = Model.of(model), (bound.args[1:], bound.kwargs)
         layers = called.layers_of(called.shapes(*given) if initializing else variables, *given)
-        return {tracing.name_of(path) for path in layers.by_hand.values()}, layers.unswitched
+        stay = layers.unswitched + layers.draws_in_both
+        return {tracing.name_of(path) for path in layers.by_hand.values()}, stay
 
     # A thread of its own has no interceptors, and none of the traces in which the model is called.
     with ThreadPoolExecutor(1) as thread:
