@@ -2,11 +2,29 @@
 
 import contextlib
 import difflib
+import os
+import re
 from collections.abc import Iterable, Iterator
+from typing import Any
+
+_MOST_SHOWN = 300  # characters of what was given that a message repeats
 
 
 class DropbnError(ValueError):
-    """A request that dropbn refuses. Its message is a sentence for the user, not for a debugger."""
+    """A request that dropbn refuses. Its message is a sentence for the user, not for a debugger.
+
+    A run of more than 300 characters without a space is cut: nobody reads it, and it may be the content of a
+    file.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(re.sub(rf"(\S{{{_MOST_SHOWN - 3}}})\S{{4,}}", r"\1...", message))
+
+
+def shown(given: Any) -> str:
+    """What was given, as a message repeats it: the start of its text, or of a value's representation."""
+    text = str(given) if isinstance(given, (str, os.PathLike)) else repr(given)
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 3] + "..."
 
 
 class Preempted(SystemExit):
@@ -20,9 +38,9 @@ class Preempted(SystemExit):
 def unknown(what: str, name: str, known: Iterable[str]) -> DropbnError:
     """The error for a `name` that is not one of the `known` names of `what`. It suggests the nearest one."""
     known = list(known)
-    nearest = difflib.get_close_matches(str(name), known, n=1)
+    nearest = difflib.get_close_matches(shown(name), known, n=1)
     hint = f"Did you mean {nearest[0]!r}? " if nearest else ""
-    return DropbnError(f"Unknown {what} {name!r}. {hint}Known: {', '.join(known)}.")
+    return DropbnError(f"Unknown {what} {shown(repr(name))}. {hint}Known: {', '.join(known)}.")
 
 
 @contextlib.contextmanager

@@ -101,7 +101,7 @@ def main(overrides: Sequence[str]) -> int:
         failed |= _train(chosen, todo, failed, console)
     parallel.wait_for_all("the members are trained")
     if parallel.is_first():
-        failed = _errors(chosen) | failed
+        failed = _errors(chosen) | _unreadable(cells, given.workdir) | failed
         command = _command(given, overrides)
         found = _collect(module, name, cells, claimed, published, failed, bool(todo), command)
         table_text.show(found, console)
@@ -126,6 +126,16 @@ def _errors(chosen):
     unfinished = [member for member in chosen if not finished_runs.finished(member.directory)]
     errors = {member.name: finished_runs.error(member.directory) for member in unfinished}
     return {name: error for name, error in errors.items() if error}
+
+
+def _unreadable(cells, workdir):
+    """{name: error} of finished members, chosen or not, that cannot be read and do not count."""
+    found = {
+        f"{cell['arg']}, seed {directory.name.removeprefix('seed')}": finished_runs.unreadable(directory)
+        for cell in cells
+        for directory in sorted(members.directory_of(cell["arg"], workdir).glob("seed*"))
+    }
+    return {name: error for name, error in found.items() if error}
 
 
 def _collect(module, name, cells, claimed, published, failed, is_new, command):

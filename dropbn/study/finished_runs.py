@@ -9,6 +9,7 @@ import base64
 import csv
 import io
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable
@@ -16,9 +17,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dropbn import readers
 from dropbn.errors import DropbnError
 from dropbn.study.numbers import NUMBERS
 from dropbn.train import workdir
+
+# What eval/summary.json must hold for a member to count, and what else may be in it.
+_SUMMARY = dict.fromkeys(("accuracy", "loss", "train_accuracy", "train_accuracy_test_mode"), readers.NUMBER)
+_MORE: dict[str, readers.Kinds] = {
+    "recalibrated": dict,
+    "correct": dict,
+    "provenance": dict,
+    "shift": [dict],
+    "shift_li2018": [dict],
+    "weights": [dict],
+}
 
 
 class Finished(NamedTuple):
@@ -109,7 +122,10 @@ def write_error(directory: str | os.PathLike, error: str) -> pathlib.Path:
 def error(directory: str | os.PathLike) -> str:
     """The error that the run in a workdir has left; "" if there is none."""
     file = pathlib.Path(directory, "error.txt")
-    return file.read_text(encoding="utf-8") if file.exists() else ""
+    try:
+        return readers.read_text(file) if file.exists() else ""
+    except DropbnError as error:
+        return str(error)
 
 
 def finished(directory: str | os.PathLike) -> bool:
@@ -118,9 +134,22 @@ def finished(directory: str | os.PathLike) -> bool:
 
 
 def read(directory: str | os.PathLike) -> Finished:
-    """The finished run in a workdir."""
-    summary = json.loads(pathlib.Path(directory, "eval", "summary.json").read_text())
-    return member(workdir.read_config(directory).seed, workdir.read_metrics(directory), summary)
+    """The finished run in a workdir.
+
+    Raises:
+      DropbnError: its config, records or summary cannot be read, or the summary lacks a number.
+    """
+    file = pathlib.Path(directory, "eval", "summary.json")
+    summary = readers.read_json(file, _SUMMARY)
+    readers.check_fields(summary, {name: _MORE[name] for name in _MORE if name in summary}, str(file))
+    config, records = workdir.read_config(directory), workdir.read_metrics(directory)
+    try:
+        found = member(config.seed, records, summary)
+        if wrong := [name for name, number in found.numbers.items() if not math.isfinite(number)]:
+            raise ValueError(f"{wrong[0]} is not a finite number")
+        return found
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise DropbnError(f"{file} is not a summary of ours: {type(error).__name__}: {error}.") from error
 
 
 def cell(
@@ -129,11 +158,24 @@ def cell(
     directories: Iterable[str | os.PathLike],
     published: Iterable[Finished] = (),
 ) -> Cell:
-    """A cell with its finished runs from workdirs and published files; a workdir's run is preferred."""
-    directories = [directory for directory in directories if finished(directory)]
+    """A cell with its finished runs from workdirs and published files; a workdir's run is preferred.
+
+    A workdir whose run cannot be read does not count; `unreadable` names it.
+    """
+    directories = [each for each in directories if finished(each) and not unreadable(each)]
     members = {found.seed: found for found in (*published, *map(read, directories))}
     config = workdir.read_config(directories[0]).to_dict() if directories else {}
     return Cell(arg, config, paper, [members[seed] for seed in sorted(members)])
+
+
+def unreadable(directory: str | os.PathLike) -> str:
+    """Why the finished run in a workdir cannot be read; "" if it can, or if none is finished there."""
+    try:
+        if finished(directory):
+            read(directory)
+    except DropbnError as error:
+        return str(error)
+    return ""
 
 
 def publish(directory: str | os.PathLike, cells: Iterable[Cell]) -> None:
@@ -167,10 +209,12 @@ def published(directory: str | os.PathLike) -> dict[str, list[Finished]]:
         for row in _rows(directory, "members.csv"):
             arg, seed = row.pop("cell"), int(row.pop("seed"))
             numbers = {name: float(row[name]) for name in NUMBERS if row.get(name)}
+            if not all(map(math.isfinite, numbers.values())):
+                raise ValueError(f"a number of {arg}, seed {seed} is not finite")
             about = {key: text for key, text in row.items() if key not in NUMBERS}
             one = Finished(seed, numbers, correct.get((arg, seed), {}), about, [], {})
             found.setdefault(arg, []).append(one)
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (csv.Error, KeyError, TypeError, ValueError) as error:
         raise DropbnError(
             f"The members.csv and correct.csv in {directory} cannot be read: {error}. Copy them again."
         ) from error
@@ -179,7 +223,7 @@ def published(directory: str | os.PathLike) -> dict[str, list[Finished]]:
 
 def _rows(directory, name):
     file = pathlib.Path(directory, name)
-    return list(csv.DictReader(io.StringIO(file.read_text(encoding="utf-8")))) if file.exists() else []
+    return list(csv.DictReader(io.StringIO(readers.read_text(file)))) if file.exists() else []
 
 
 def _csv(fields, rows):

@@ -6,7 +6,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from dropbn.errors import DropbnError
+from dropbn import readers
+from dropbn.errors import DropbnError, shown
 from dropbn.results import Result
 from dropbn.study import estimates, finished_runs, provenance, verdicts
 from dropbn.study.table_text import markdown
@@ -113,11 +114,14 @@ def collect(
 
 
 def refuse_another(directory: str | os.PathLike, config: str) -> None:
-    """Raises if the workdir of a study holds the table of another study; `config` is FILE:TABLE."""
+    """Raises if the workdir of a study holds the table of another study, or one that cannot be read.
+
+    `config` is FILE:TABLE.
+    """
     file = pathlib.Path(directory, "table.json")
-    there = json.loads(file.read_text())["config"] if file.exists() else config
+    there = readers.read_json(file, {"config": str})["config"] if os.path.exists(file) else config
     if there != config:
-        raise DropbnError(f"{directory} holds the study {there}; choose another --workdir.")
+        raise DropbnError(f"{directory} holds the study {shown(there)}; choose another --workdir.")
 
 
 def _write(directory, found):

@@ -129,6 +129,13 @@ def restore(opened: ocp.CheckpointManager, like: State, which: str | int = "late
       DropbnError: there is no such checkpoint, it is damaged, or it differs from `like`; in the last case
         the message names the paths and shapes that differ.
     """
+    return restore_all(opened, like, which)[0]
+
+
+def restore_all(
+    opened: ocp.CheckpointManager, like: State, which: str | int = "latest"
+) -> tuple[State, dict]:
+    """As `restore`, with what was saved beside the state as `about`."""
     steps, where = sorted(opened.all_steps()), opened.directory
     if not steps:
         raise DropbnError(f"No checkpoint in {where}: train first, or name another workdir.")
@@ -142,7 +149,7 @@ def restore(opened: ocp.CheckpointManager, like: State, which: str | int = "late
         step = int(which)
     else:
         raise DropbnError(f"No checkpoint {which!r} in {where}: it has {steps}, 'latest' and 'best'.")
-    return _read(opened, step, like)[0]
+    return _read(opened, step, like)
 
 
 def resume(opened: ocp.CheckpointManager, like: State, shared: bool = False) -> tuple[State, dict, list[str]]:

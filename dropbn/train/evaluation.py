@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from dropbn import data
+from dropbn import data, readers
 from dropbn.diagnose import gap, recalibrate, shift
 from dropbn.errors import unknown
 from dropbn.results import Result
-from dropbn.train import checkpoint, measurements, workdir
+from dropbn.train import checkpoint, measurements, runs, workdir
 from dropbn.train.plan import abstract_state, make_plan
 
 
@@ -52,8 +52,9 @@ def evaluate(
       mc_samples: draws of Monte Carlo dropout; 0 for none.
 
     Raises:
-      DropbnError: no run in the workdir; no such checkpoint, or one that does not fit its config; a recipe
-        for a network without BN; samples of a network that has no noise or does not classify.
+      DropbnError: no run in the workdir; no such checkpoint, or one that does not fit its config or was
+        trained on other data; a recipe for a network without BN; samples of a network that has no noise or
+        does not classify.
     """
     config = workdir.read_config(directory)
     if recalibration and recalibration not in recalibrate.RECIPE_NAMES:
@@ -62,7 +63,9 @@ def evaluate(
     plan = make_plan(config, dataset)
     directory = pathlib.Path(directory)
     with checkpoint.manager(workdir.checkpoints(directory), read_only=True) as checkpoints:
-        state = checkpoint.restore(checkpoints, abstract_state(plan, dataset), which)
+        state, about = checkpoint.restore_all(checkpoints, abstract_state(plan, dataset), which)
+    expected = {"config": workdir.digest(plan.config), "dataset": dataset.fingerprint}
+    runs.refuse_others(directory, about, expected)
 
     run = config, dataset, state
     recalibrated = sampled = batch_stats = None
@@ -93,8 +96,13 @@ def evaluate(
 
 
 def read_report(directory: str | os.PathLike) -> dict:
-    """What `evaluate` has written to eval/report.json in a workdir."""
-    return json.loads((pathlib.Path(directory) / "eval" / "report.json").read_text())
+    """What `evaluate` has written to eval/report.json in a workdir.
+
+    Raises:
+      DropbnError: it cannot be read, or is something else.
+    """
+    fields: dict[str, readers.Kinds] = {"shift": [dict], "checkpoint_step": int}
+    return readers.read_json(pathlib.Path(directory) / "eval" / "report.json", fields)
 
 
 def _report(found):

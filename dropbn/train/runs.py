@@ -142,7 +142,7 @@ def open_run(
             state, saved, notes = checkpoint.resume(checkpoints, jax.eval_shape(lambda: initial), shared)
             for note in notes:
                 progress.note(note)
-            _refuse_others(directory, saved, about)
+            refuse_others(directory, saved, about)
             totals, step = saved["totals"], int(state.step)
         else:
             _refuse_lost_checkpoints(directory, plan)
@@ -156,9 +156,15 @@ def open_run(
             yield Run(plan, state, totals, step, checkpoints, log, about)
 
 
-def _refuse_others(directory, saved, about):
-    """Raises if a checkpoint was saved by a run of another config or on other data."""
-    if saved["config"] != about["config"]:
+def refuse_others(directory: str | os.PathLike, saved: dict, about: dict) -> None:
+    """Raises if a checkpoint was saved by a run of another config or on other data.
+
+    Args:
+      directory: the workdir.
+      saved: what was saved with the checkpoint.
+      about: what it should be: digests of the config and the data, as `Run.about` has them.
+    """
+    if saved.get("config") != about["config"]:
         raise DropbnError(f"The checkpoints of {directory} are of a run of another config.")
     before, now = saved["dataset"], about["dataset"]
     changed = [

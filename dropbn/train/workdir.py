@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 import ml_collections
 
-from dropbn.errors import DropbnError, extra
+from dropbn import readers
+from dropbn.errors import DropbnError, extra, shown
+from dropbn.train.fields import FIELDS
 
 # A process that was killed early, or a study's member that could not begin, leaves these behind.
 _LEFTOVERS = ("config.json.tmp", "checkpoint_dir", "checkpoint_dir.tmp", "error.txt", ".lock")
@@ -53,7 +55,7 @@ def refuse_another(workdir: str | os.PathLike, config: ml_collections.ConfigDict
     """Raises if the run in `workdir` is of another config; the message names the fields that differ."""
     before, now = (_flat(c.to_dict()) for c in (read_config(workdir), config))
     differing = [
-        f"{key}: {before.get(key, 'missing')!r} there, {now.get(key, 'missing')!r} now"
+        f"{key}: {shown(repr(before.get(key, 'missing')))} there, {shown(repr(now.get(key, 'missing')))} now"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     ]
@@ -74,9 +76,20 @@ def local(workdir: str | os.PathLike) -> pathlib.Path:
 
 
 def checkpoints(workdir: str | os.PathLike) -> str:
-    """The place of the checkpoints of the run in `workdir`."""
+    """The place of the checkpoints of the run in `workdir`.
+
+    Raises:
+      DropbnError: its file checkpoint_dir, where it has one, does not say a place.
+    """
     elsewhere = pathlib.Path(workdir) / "checkpoint_dir"
-    return elsewhere.read_text().strip() if elsewhere.exists() else str(pathlib.Path(workdir) / "checkpoints")
+    if not os.path.exists(elsewhere):
+        return str(pathlib.Path(workdir) / "checkpoints")
+    place = readers.read_text(elsewhere).strip()
+    if not place or "\n" in place or "\0" in place:
+        raise DropbnError(
+            f"{elsewhere} is not one line with the place of the run's checkpoints: write it there."
+        )
+    return place
 
 
 @contextlib.contextmanager
@@ -100,18 +113,17 @@ def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     """The config of the run in `workdir`.
 
     Raises:
-      DropbnError: there is none, or it is not valid JSON.
+      DropbnError: there is none; its config.json cannot be read, or is not a config of ours.
     """
     file = pathlib.Path(workdir) / "config.json"
-    try:
-        config = json.loads(file.read_text())
-    except OSError as error:
-        raise DropbnError(f"{workdir} holds no run: no readable config.json there.") from error
-    except ValueError as error:
-        raise DropbnError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(config, dict) or not {"data", "model", "optimizer"} <= config.keys():
-        raise DropbnError(f"{workdir} holds no run of dropbn: its config.json is something else.")
+    if not os.path.exists(file):  # Unlike pathlib's, False for a name that is too long.
+        raise DropbnError(f"{shown(workdir)} holds no run: no config.json there.")
+    config = readers.read_json(file)
+    if not {"data", "model", "optimizer"} <= config.keys():
+        raise DropbnError(f"{shown(workdir)} holds no run of dropbn: its config.json is something else.")
+    readers.check_fields(config, {"model.noise": dict}, shown(file))
     _noise(config).setdefault("block_size", 0)  # Runs may be older than this field.
+    readers.check_fields(config, FIELDS, shown(file))
     return ml_collections.ConfigDict(config)
 
 
@@ -128,10 +140,16 @@ def digest(config: ml_collections.ConfigDict) -> str:
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict]:
-    """The records of metrics.jsonl, without a last line that a kill has cut short."""
+    """The records of metrics.jsonl, without a last line that a kill has cut short.
+
+    Raises:
+      DropbnError: it cannot be read, or a line is no record {"step", name: number}; the message names it.
+    """
     file = pathlib.Path(workdir) / "metrics.jsonl"
-    text = file.read_text() if file.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+    records = readers.read_json_lines(file, {"step": int})
+    for number, record in enumerate(records, 1):
+        readers.check_fields(record, dict.fromkeys(record, readers.NUMBER), f"{shown(file)}, line {number}")
+    return records
 
 
 class Log(NamedTuple):

@@ -278,6 +278,9 @@ def test_data_that_changed_under_a_run_is_refused_with_the_difference(mlp_config
         loop.train_and_evaluate(mlp_config, tmp_path / "run")
     message = str(error.value)
     assert "train: 64 images 4x4x1, digest" in message and "test:" not in message
+    with pytest.raises(DropbnError, match="The dataset has changed"):
+        evaluation.evaluate(tmp_path / "run")
+    assert not (tmp_path / "run" / "eval").exists()
 
 
 def test_checkpoints_of_another_run_are_refused(mlp_config, tmp_path):

@@ -6,9 +6,11 @@ import pytest
 from ml_collections import ConfigDict
 from tensorboardX.proto import event_pb2
 
-from configs import digits
+from configs import base, digits
+from dropbn import readers
 from dropbn.errors import DropbnError
 from dropbn.train import workdir
+from dropbn.train.fields import FIELDS
 
 
 def _files(path):
@@ -54,9 +56,9 @@ def test_what_is_no_run_is_left_alone(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(DropbnError, match="not valid JSON"):
         workdir.claim(tmp_path, digits.get_config())
-    for text in ('{"model_type": "bert"}', "[1]"):
+    for text, said in (('{"model_type": "bert"}', "holds no run of dropbn"), ("[1]", "no.* JSON object")):
         (tmp_path / "config.json").write_text(text)
-        with pytest.raises(DropbnError, match="holds no run of dropbn"):
+        with pytest.raises(DropbnError, match=said):
             workdir.read_config(tmp_path)
     (tmp_path / "config.json").unlink()
     assert _files(tmp_path) == before
@@ -99,3 +101,47 @@ def test_tensorboard_gets_the_same_numbers(tmp_path):
         scalars += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
         at += 16 + length
     assert scalars == [(7, "test/accuracy", 0.75)]
+
+
+def test_the_fields_of_a_config_are_those_of_the_base():
+    def flat(tree, prefix=""):
+        for key, value in tree.items():
+            yield from flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+
+    found = dict(flat(base.get_config().to_dict()))
+    assert sorted(found) == sorted(FIELDS)
+    assert all(readers.is_a(value, FIELDS[name]) for name, value in found.items())
+
+
+@pytest.mark.parametrize("name", list(FIELDS))
+def test_a_config_without_a_field_or_with_another_type_is_refused(name, tmp_path):
+    *groups, last = name.split(".")
+    for value in (None, {"a": 1}, ["x", 1]):
+        config = json.loads(json.dumps(base.get_config().to_dict()))
+        inner = config
+        for key in groups:
+            inner = inner[key]
+        if value is None:
+            del inner[last]
+        else:
+            inner[last] = value
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        if value is None and last == "block_size":
+            assert workdir.read_config(tmp_path).model.noise.block_size == 0
+            continue
+        with pytest.raises(DropbnError, match=rf"config.json.*'{name}'"):
+            workdir.read_config(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", " \n", "here\nand there\n", "\0"])
+def test_a_file_that_says_no_place_of_checkpoints_is_refused(text, tmp_path):
+    (tmp_path / "checkpoint_dir").write_text(text)
+    with pytest.raises(DropbnError, match="checkpoint_dir is not one line"):
+        workdir.checkpoints(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["[1]", "{", '{"loss": 1}', '{"step": 1, "loss": "x"}', '{"step": 1.5}'])
+def test_a_line_that_is_no_record_is_named(line, tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f'{{"step": 1, "loss": 0.5}}\n{line}\n')
+    with pytest.raises(DropbnError, match=r"metrics.jsonl, line 2"):
+        workdir.read_metrics(tmp_path)
