@@ -15,7 +15,12 @@ from dropbn.errors import DropbnError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "test")
+_CHANNELS = (1, 3, 4)
+_DEPTH_AT = 24  # where the IHDR chunk of a PNG says its bits a channel
 FORMATS = ("PNG", "JPEG")  # Pillow knows many more, and one of them starts Ghostscript.
+# What may lie among images, as notes and what file managers leave. Any other file may be an image that would
+# silently be missing.
+_NOTES = (".csv", ".db", ".html", ".ini", ".json", ".log", ".md", ".tsv", ".txt", ".xml", ".yaml", ".yml")
 
 
 def stacked(examples: list[dict]) -> Split:
@@ -119,8 +124,9 @@ def from_folder(path: str | os.PathLike) -> tuple[dict[str, Files], int]:
       ({"train": Files, "test": Files}, number of classes).
 
     Raises:
-      DropbnError: a folder is missing, empty or unreadable, or the splits have different classes; the message
-        names them.
+      DropbnError: a folder is missing, empty or unreadable, the splits have different classes, or something
+        other than notes lies where it is not read: folders in a class, files beside the classes, other types
+        of images. The message names them.
     """
     root = _expanded(path)
     folders = {split: _class_folders(root / split) for split in SPLITS}
@@ -164,6 +170,11 @@ def from_npz(path: str | os.PathLike) -> tuple[dict[str, Arrays], int]:
                 f"{path}: {split}_images is {images.dtype} {images.shape}; images are uint8 (examples, "
                 "height, width, channels), at least one."
             )
+        if images.shape[1] in _CHANNELS and images.shape[3] > max(_CHANNELS):
+            raise DropbnError(
+                f"{path}: {split}_images is {images.shape}, which looks like (examples, channels, height, "
+                f"width). Save {split}_images.transpose(0, 2, 3, 1) instead."
+            )
         if (
             labels.dtype.kind not in "iu"
             or labels.shape != images.shape[:1]
@@ -199,11 +210,12 @@ def _listed(folder):
 
 
 def _class_folders(folder):
-    folders = [f for f in _listed(folder) if f.is_dir()]
+    folders = [f for f in _listed(folder) if f.is_dir() and not f.name.startswith(".")]
     if not folders:
         raise DropbnError(
             f"{folder} has no class folders: put the images at {folder}/<class>/*.png or *.jpg."
         )
+    _refuse_unread(folder, folders, "Put the images of each class into its own folder")
     return folders
 
 
@@ -211,7 +223,22 @@ def _files(folder):
     files = [file for file in _listed(folder) if file.suffix.lower() in SUFFIXES]
     if not files:
         raise DropbnError(f"{folder} has no images ({', '.join(SUFFIXES)}).")
+    _refuse_unread(folder, files, "Put PNG and JPEG files directly into the folder of their class")
     return files
+
+
+def _refuse_unread(folder, read, advice):
+    """Raises if a folder holds something, other than notes and hidden files, that is not among the `read`."""
+    unread = [
+        f"{file.name}{'/' * file.is_dir()}"
+        for file in _listed(folder)
+        if file not in read and file.suffix.lower() not in _NOTES and not file.name.startswith(".")
+    ]
+    if unread:
+        more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
+        raise DropbnError(
+            f"{folder} holds what is not read: {', '.join(unread[:3])}{more}. {advice}, or remove it."
+        )
 
 
 def _open(file):
@@ -225,14 +252,21 @@ def _open(file):
     return Image.open(file, formats=FORMATS)
 
 
+def _bits(file):
+    """The bits a channel of a PNG. Pillow does not say them: it reads the upper eight of sixteen."""
+    with open(file, "rb") as opened:
+        return opened.read(_DEPTH_AT + 1)[_DEPTH_AT]
+
+
 def _read(file):
     try:
         with _open(file) as image:
             mode = image.mode
+            is_deep = mode.startswith(("I", "F")) or (image.format == "PNG" and _bits(file) > 8)
             grey = mode in ("1", "L", "LA")
             pixels = np.asarray(image.convert("L" if grey else "RGB"))
     except Exception as error:  # Pillow raises many kinds for broken files.
         raise DropbnError(f"{file} cannot be read as an image (PNG or JPEG): {error}.") from error
-    if mode.startswith(("I", "F")):
+    if is_deep:
         raise DropbnError(f"{file} has more than 8 bits a channel ({mode}): convert it to 8.")
     return pixels[..., None] if grey else pixels

@@ -1,5 +1,8 @@
 """One's own images: exactly those that were given, and errors that name the file."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -33,7 +36,9 @@ def _folder(root, channels=3, sizes=(("train", 5), ("test", 2)), classes=("zebra
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_folder_gives_exactly_its_images(tmp_path, channels):
     written = _folder(tmp_path / "my images", channels)
-    (tmp_path / "my images" / "train" / "äpfel" / "notes.txt").write_text("no image")
+    for name in ("notes.txt", ".DS_Store", "Thumbs.db"):
+        (tmp_path / "my images" / "train" / "äpfel" / name).write_text("no image")
+    (tmp_path / "my images" / "train" / ".hidden").mkdir()
     found = _load(f"folder:{tmp_path / 'my images'}")
     assert found.num_classes == 2
     for split in ("train", "test"):
@@ -48,6 +53,17 @@ def test_a_folder_gives_exactly_its_images(tmp_path, channels):
     np.testing.assert_allclose(found.std, pixels.std((0, 1, 2)), rtol=1e-6)
 
 
+def _png(depth, color, rows):
+    """A PNG of 7 x 6 pixels, by hand: Pillow writes no colours of 16 bits."""
+
+    def chunk(kind, content):
+        body = kind + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 7, 6, depth, color, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
 def _break(root, how):
     image = root / "train" / "äpfel" / "3.png"
     if how == "corrupt":
@@ -58,6 +74,16 @@ def _break(root, how):
         Image.fromarray(np.zeros((6, 6, 3), np.uint8)).save(image)
     elif how == "deep":
         Image.fromarray(np.zeros((6, 7), np.uint16)).save(image)
+    elif how == "deep colour":
+        image.write_bytes(_png(16, 2, bytes(6 * (1 + 7 * 6))))
+    elif how == "nested":
+        (root / "train" / "äpfel" / "red").mkdir()
+        Image.fromarray(np.zeros((6, 7, 3), np.uint8)).save(root / "train" / "äpfel" / "red" / "9.png")
+    elif how == "another type":
+        for i in range(5):
+            Image.fromarray(np.zeros((6, 7, 3), np.uint8)).save(root / "test" / "äpfel" / f"{i}.webp")
+    elif how == "beside the classes":
+        Image.fromarray(np.zeros((6, 7, 3), np.uint8)).save(root / "test" / "9.png")
     elif how == "channels":
         Image.fromarray(np.zeros((6, 7), np.uint8)).save(image)
     elif how == "class":
@@ -76,6 +102,10 @@ def _break(root, how):
         ("no image", "äpfel/3.png cannot be read as an image"),
         ("size", r"äpfel/3.png is \(6, 6, 3\)"),
         ("deep", r"äpfel/3.png has more than 8 bits a channel \(I;16\)"),
+        ("deep colour", r"äpfel/3.png has more than 8 bits a channel \(RGB\)"),
+        ("nested", r"train/äpfel holds what is not read: red/\. Put PNG and JPEG files directly"),
+        ("another type", r"test/äpfel holds what is not read: 0.webp, 1.webp, 2.webp and 2 more\."),
+        ("beside the classes", r"test holds what is not read: 9.png\. Put the images of each class"),
         ("channels", r"äpfel/3.png is \(6, 7, 1\)"),
         ("class", "differ in the classes birnen, äpfel"),
         ("empty", "test/äpfel has no images"),
@@ -117,6 +147,8 @@ def test_an_npz_gives_exactly_its_arrays(tmp_path):
         ({"train_images": np.zeros((9, 4, 4, 2), np.float32)}, "train_images is float32"),
         ({"test_images": np.zeros((4, 4, 4), np.uint8)}, "test_images is uint8 .4, 4, 4."),
         ({"test_images": np.zeros((4, 5, 5, 2), np.uint8)}, "differ in their shape"),
+        ({"train_images": np.zeros((9, 3, 8, 8), np.uint8)}, r"Save train_images.transpose\(0, 2, 3, 1\)"),
+        ({"train_images": np.zeros((9, 1, 28, 28), np.uint8)}, "looks like .examples, channels, height"),
         ({"train_labels": np.arange(8)}, "labels are 9 integers"),
         ({"train_labels": np.arange(9) - 1}, "labels are 9 integers"),
         ({"train_labels": np.zeros(9)}, "labels are 9 integers"),
