@@ -66,6 +66,11 @@ class _Law:
         return getattr(self, dataclasses.fields(self)[0].name)  # type: ignore[arg-type]
 
     @property
+    def is_identity(self) -> bool:
+        """Whether it is known now to change nothing."""
+        return is_number(self.amount) and self.amount == 0
+
+    @property
     def affine(self) -> Affine:
         """The moments of m and n."""
         return Affine(var_m=self.s2)

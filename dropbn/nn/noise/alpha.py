@@ -35,6 +35,12 @@ class AlphaDropout(OfLaw):
         return laws.AlphaDropout(self.rate)
 
     def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        law = self.law
-        mask = draws.bernoulli(rng, jnp.asarray(law.keep), shape).astype(jnp.float32) > 0
-        return (law.scale * jnp.where(mask, inputs, law.alpha) + law.offset).astype(inputs.dtype)
+        return alpha_dropout(self.law, inputs, rng, shape)
+
+
+def alpha_dropout(
+    law: laws.AlphaDropout, inputs: jax.Array, key: jax.Array, shape: tuple[int, ...]
+) -> jax.Array:
+    """`inputs` with alpha where a mask of `shape` drops them, scaled and shifted."""
+    mask = draws.bernoulli(key, jnp.asarray(law.keep), shape).astype(jnp.float32) > 0
+    return (law.scale * jnp.where(mask, inputs, law.alpha) + law.offset).astype(inputs.dtype)

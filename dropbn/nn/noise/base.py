@@ -51,10 +51,7 @@ class Noise(nn.Module):
                     f"apply(..., rngs={{'{self.rng_collection}': key}}) or pass deterministic=True."
                 )
             rng = self.make_rng(self.rng_collection)
-        shape = list(inputs.shape)
-        for dim in self.shared_dims(inputs.ndim):
-            shape[dim] = 1
-        return self.apply_noise(inputs, rng, tuple(shape))
+        return self.apply_noise(inputs, rng, shape_of_draw(inputs.shape, self.shared_dims(inputs.ndim)))
 
     def at_test(self, inputs: jax.Array) -> jax.Array:
         return inputs
@@ -86,11 +83,24 @@ class OfLaw(Noise):
 
     @property
     def is_identity(self) -> bool:
-        return laws.is_number(self.amount) and self.amount == 0
+        return self.law.is_identity
 
 
 class Multiplicative(OfLaw):
     """`inputs * m`. A subclass defines `multiplier(key, shape) -> float32 m`."""
 
     def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return (inputs * self.multiplier(rng, shape)).astype(inputs.dtype)
+        return multiplied(inputs, self.multiplier(rng, shape))
+
+
+def multiplied(inputs: jax.Array, m: jax.Array) -> jax.Array:
+    """`inputs * m` in the dtype of `inputs`."""
+    return (inputs * m).astype(inputs.dtype)
+
+
+def shape_of_draw(shape: tuple[int, ...], shared: Sequence[int]) -> tuple[int, ...]:
+    """The shape of an input's draw: 1 along the dimensions that share one."""
+    drawn = list(shape)
+    for dim in shared:
+        drawn[dim] = 1
+    return tuple(drawn)

@@ -34,7 +34,7 @@ class GaussianDropout(Multiplicative):
         return laws.GaussianDropout(self.rate)
 
     def multiplier(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return 1.0 + jnp.sqrt(self.s2) * draws.normal(rng, shape)
+        return gaussian(self.law, rng, shape)
 
 
 class Uout(Multiplicative):
@@ -61,4 +61,14 @@ class Uout(Multiplicative):
         return laws.Uout(self.beta)
 
     def multiplier(self, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return 1.0 + self.beta * (2 * draws.uniform(rng, shape) - 1)
+        return uniform(self.law, rng, shape)
+
+
+def gaussian(law: laws.GaussianDropout, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """m ~ N(1, s2)."""
+    return 1.0 + jnp.sqrt(law.s2) * draws.normal(key, shape)
+
+
+def uniform(law: laws.Uout, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """m ~ 1 + U(-beta, beta)."""
+    return 1.0 + law.beta * (2 * draws.uniform(key, shape) - 1)

@@ -44,12 +44,7 @@ class Dropout(Multiplicative):
     restore: str = ""
 
     def __post_init__(self) -> None:
-        if self.scale_at not in ("train", "test"):
-            raise unknown("scale_at", self.scale_at, ("train", "test"))
-        if self.restore not in ("", "sqrt_keep", "exact"):
-            raise unknown("restore", self.restore, ("sqrt_keep", "exact"))
-        if self.restore and self.scale_at == "test":
-            raise DropbnError("Dropout: restore is defined for scale_at='train'; give one of them.")
+        check_scales(self.scale_at, self.restore)
         super().__post_init__()
 
     @property
@@ -58,31 +53,68 @@ class Dropout(Multiplicative):
 
     @property
     def keep(self) -> jax.Array:
-        # Not in a bfloat16 input's dtype, where 0.9 would round to 0.8984 and change the mask. A Python rate
-        # is float64 under jax_enable_x64, as in Flax.
-        return jnp.asarray(self.law.keep)
+        return keep_of(self.law)
 
     def at_test(self, inputs: jax.Array) -> jax.Array:
-        return inputs if self.scale_at == "train" else inputs * self.keep.astype(inputs.dtype)
+        return dropout_at_test(self.law, inputs, self.scale_at)
 
     def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        y = dropped(inputs, rng, self.keep, shape, self.scale_at == "train")
-        if self.restore == "sqrt_keep":
-            return y * jnp.sqrt(self.keep).astype(inputs.dtype)
-        return self._restored(inputs, y) if self.restore else y
+        return dropout(self.law, inputs, rng, shape, self.scale_at, self.restore)
 
-    def _restored(self, inputs, y):
-        inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
-        channels = tuple(range(inputs.ndim - 1))
-        c, v = inputs.mean(channels), inputs.var(channels)
-        # v / (v + s2 (c^2 + v)) without s2, which is infinite at rate 1. There, and in a constant channel,
-        # the factor and its gradient are 0, not NaN.
-        varies = v > 1e-18
-        v = jnp.where(varies, v, 1)
-        kept = self.keep * v / (v + (1 - self.keep) * jnp.square(c))
-        positive = varies & (kept > 0)
-        factor = jnp.where(positive, jnp.sqrt(jnp.where(positive, kept, 1)), 0)
-        return (c + (y - c) * factor).astype(y.dtype)
+
+def check_scales(scale_at: str, restore: str) -> None:
+    """Raises a `DropbnError` unless `Dropout` knows these two."""
+    if scale_at not in ("train", "test"):
+        raise unknown("scale_at", scale_at, ("train", "test"))
+    if restore not in ("", "sqrt_keep", "exact"):
+        raise unknown("restore", restore, ("sqrt_keep", "exact"))
+    if restore and scale_at == "test":
+        raise DropbnError("Dropout: restore is defined for scale_at='train'; give one of them.")
+
+
+def keep_of(law: laws.Dropout) -> jax.Array:
+    """The law's keep probability as an array.
+
+    It is not in the dtype of a bfloat16 input, where 0.9 would round to 0.8984 and change the mask. That of a
+    Python rate is float64 under `jax_enable_x64`, as in Flax.
+    """
+    return jnp.asarray(law.keep)
+
+
+def dropout_at_test(law: laws.Dropout, inputs: jax.Array, scale_at: str) -> jax.Array:
+    """What `Dropout` gives in test mode."""
+    return inputs if scale_at == "train" else inputs * keep_of(law).astype(inputs.dtype)
+
+
+def dropout(
+    law: laws.Dropout,
+    inputs: jax.Array,
+    key: jax.Array,
+    shape: tuple[int, ...],
+    scale_at: str = "train",
+    restore: str = "",
+) -> jax.Array:
+    """What `Dropout` gives in training; one draw of `shape` decides what is dropped."""
+    keep = keep_of(law)
+    y = dropped(inputs, key, keep, shape, scale_at == "train")
+    if restore == "sqrt_keep":
+        return y * jnp.sqrt(keep).astype(inputs.dtype)
+    return _restored(inputs, y, keep) if restore else y
+
+
+def _restored(inputs, y, keep):
+    """`y` shrunk around each channel's mean until its variance is that of `inputs`."""
+    inputs = inputs.astype(jnp.promote_types(inputs.dtype, jnp.float32))
+    channels = tuple(range(inputs.ndim - 1))
+    c, v = inputs.mean(channels), inputs.var(channels)
+    # v / (v + s2 (c^2 + v)) without s2, which is infinite at rate 1. There, and in a constant channel,
+    # the factor and its gradient are 0, not NaN.
+    varies = v > 1e-18
+    v = jnp.where(varies, v, 1)
+    kept = keep * v / (v + (1 - keep) * jnp.square(c))
+    positive = varies & (kept > 0)
+    factor = jnp.where(positive, jnp.sqrt(jnp.where(positive, kept, 1)), 0)
+    return (c + (y - c) * factor).astype(y.dtype)
 
 
 @functools.partial(jax.jit, static_argnums=(3, 4))  # Traced once for all layers of a shape.

@@ -10,7 +10,7 @@ from jax import lax
 from dropbn.nn import laws
 from dropbn.nn.kernels import draws
 from dropbn.nn.noise.base import Multiplicative
-from dropbn.nn.noise.dropout import divided, dropped
+from dropbn.nn.noise.dropout import divided, dropout, keep_of
 
 
 class SharedDropout(Multiplicative):
@@ -41,7 +41,17 @@ class SharedDropout(Multiplicative):
         return ()
 
     def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        return dropped(inputs, rng, jnp.asarray(self.law.keep), shape, True)
+        return dropout(self.law, inputs, rng, shape)
+
+
+def pixels(ndim: int) -> Sequence[int]:
+    """The dimensions between the first and the last."""
+    return range(1, ndim - 1)
+
+
+def all_but_examples(ndim: int) -> Sequence[int]:
+    """All dimensions but the first."""
+    return range(1, ndim)
 
 
 class SpatialDropout(SharedDropout):
@@ -52,7 +62,7 @@ class SpatialDropout(SharedDropout):
     """
 
     def shared_dims(self, ndim: int) -> Sequence[int]:
-        return range(1, ndim - 1)
+        return pixels(ndim)
 
 
 class StochasticDepth(SharedDropout):
@@ -63,7 +73,7 @@ class StochasticDepth(SharedDropout):
     """
 
     def shared_dims(self, ndim: int) -> Sequence[int]:
-        return range(1, ndim)
+        return all_but_examples(ndim)
 
 
 class DropBlock(SharedDropout):
@@ -90,9 +100,14 @@ class DropBlock(SharedDropout):
         return laws.DropBlock(self.rate, self.block_size)
 
     def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        law, dims = self.law, range(1, len(shape) - 1)
-        keep = jnp.asarray(law.keep), jnp.asarray(law.keep_of_block(len(dims)))
-        return _drop_blocks(inputs, rng, *keep, shape, tuple(dims), self.block_size)
+        return drop_blocks(self.law, inputs, rng, shape)
+
+
+def drop_blocks(law: laws.DropBlock, inputs: jax.Array, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """What `DropBlock` gives in training."""
+    dims = tuple(pixels(len(shape)))
+    keep_of_block = jnp.asarray(law.keep_of_block(len(dims)))
+    return _drop_blocks(inputs, key, keep_of(law), keep_of_block, shape, dims, law.block_size)
 
 
 @functools.partial(jax.jit, static_argnums=(4, 5, 6))
