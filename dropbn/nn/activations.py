@@ -34,7 +34,12 @@ class PReLU(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         slope = self.param("slope", nn.initializers.constant(0.25), (x.shape[-1],))
-        return jnp.where(x > 0, x, x * slope.astype(x.dtype))
+        return leaky(x, slope)
+
+
+def leaky(x: jax.Array, slope: jax.Array) -> jax.Array:
+    """y = max(x, 0) + slope * min(x, 0)."""
+    return jnp.where(x > 0, x, x * slope.astype(x.dtype))
 
 
 class RReLU(Noise):
@@ -59,11 +64,21 @@ class RReLU(Noise):
     rng_collection: str = "dropout"
 
     def at_test(self, inputs: jax.Array) -> jax.Array:
-        return jnp.where(inputs > 0, inputs, inputs / ((self.low + self.high) / 2))
+        return rrelu_at_test(inputs, self.low, self.high)
 
     def apply_noise(self, inputs: jax.Array, rng: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        a = self.low + (self.high - self.low) * draws.uniform(rng, shape)
-        return jnp.where(inputs > 0, inputs, (inputs / a).astype(inputs.dtype))
+        return rrelu(inputs, rng, shape, self.low, self.high)
+
+
+def rrelu_at_test(inputs: jax.Array, low: float, high: float) -> jax.Array:
+    """What `RReLU` gives in test mode."""
+    return jnp.where(inputs > 0, inputs, inputs / ((low + high) / 2))
+
+
+def rrelu(inputs: jax.Array, key: jax.Array, shape: tuple[int, ...], low: float, high: float) -> jax.Array:
+    """What `RReLU` gives in training, with an `a` of `shape`."""
+    a = low + (high - low) * draws.uniform(key, shape)
+    return jnp.where(inputs > 0, inputs, (inputs / a).astype(inputs.dtype))
 
 
 # Functions of an array, and module classes.

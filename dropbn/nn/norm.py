@@ -1,6 +1,7 @@
 """Batch normalization over a stated group of images."""
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,6 +9,7 @@ import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import ArrayLike, DTypeLike
 
 from dropbn.errors import DropbnError
 from dropbn.nn.kernels import batch_norm
@@ -49,23 +51,18 @@ class BatchNorm(nn.BatchNorm):
         use_running_average = nn.merge_param(
             "use_running_average", self.use_running_average, use_running_average
         )
-        if self.axis not in (-1, x.ndim - 1) or mask is not None or self.axis_index_groups is not None:
-            raise DropbnError(
-                "dropbn.nn.norm.BatchNorm takes channels on the last axis, group_size for axis_index_groups, "
-                "and no mask; use flax.linen.BatchNorm where you need those."
-            )
+        check_options(self, x, mask)
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        learned = self.use_scale or self.use_bias
-        dtype = self.dtype or (jnp.promote_types(x.dtype, self.param_dtype) if learned else x.dtype)
+        dtype = dtype_of_output(self, x)
         scale = self._parameter("scale", self.scale_init, channels) if self.use_scale else 1.0
         bias = self._parameter("bias", self.bias_init, channels) if self.use_bias else 0.0
         given = x, scale, bias, running_mean.value, running_var.value
         if use_running_average:
-            return _by_running(self.epsilon, dtype, *given)
-        number, across = self._groups(len(x))
-        y, mean, var = _by_groups(number, across, self.epsilon, self.momentum, dtype, *given)
+            return by_running(self.epsilon, dtype, *given)
+        number, across = (1, None) if self.is_initializing() else groups_of(self, len(x))
+        y, mean, var = by_groups(number, across, self.epsilon, self.momentum, dtype, *given)
         if not self.is_initializing():
             running_mean.value, running_var.value = mean, var
         return y
@@ -77,20 +74,43 @@ class BatchNorm(nn.BatchNorm):
             return value
         return self.param(name, init, (channels,), self.param_dtype)
 
-    def _groups(self, images):
-        """The number of groups on each device, and `across` for `kernels.batch_norm.normalize`."""
-        if self.is_initializing():
-            return 1, None
-        devices = lax.axis_size(self.axis_name) if self.axis_name else 1
-        number, together = split_groups(self.group_size, images, devices)
-        if together is None:
-            return number, None
-        return number, (self.axis_name, tuple(map(tuple, together)) if len(together) > 1 else None)
+
+# What follows serves BatchNorm in both of Flax's APIs: `layer` is a module of either.
+def check_options(layer: Any, x: jax.Array, mask: jax.Array | None) -> None:
+    """Raises a `DropbnError` for what the class does not do."""
+    if layer.axis not in (-1, x.ndim - 1) or mask is not None or layer.axis_index_groups is not None:
+        raise DropbnError(
+            "dropbn's BatchNorm takes channels on the last axis, group_size for axis_index_groups, and no "
+            "mask; use Flax's own where you need those."
+        )
+
+
+def dtype_of_output(layer: Any, x: jax.Array) -> DTypeLike:
+    """The layer's dtype; without one, that of the input promoted with the parameters that it has."""
+    learned = layer.use_scale or layer.use_bias
+    return layer.dtype or (jnp.promote_types(x.dtype, layer.param_dtype) if learned else x.dtype)
+
+
+def groups_of(layer: Any, images: int) -> tuple[int, tuple | None]:
+    """The number of groups on each device, and `across` for `kernels.batch_norm.normalize`."""
+    devices = lax.axis_size(layer.axis_name) if layer.axis_name else 1
+    number, together = split_groups(layer.group_size, images, devices)
+    if together is None:
+        return number, None
+    return number, (layer.axis_name, tuple(map(tuple, together)) if len(together) > 1 else None)
 
 
 # These two are traced once for all layers with the same shapes.
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _by_running(epsilon, dtype, x, scale, bias, running_mean, running_var):
+def by_running(
+    epsilon: float,
+    dtype: DTypeLike,
+    x: jax.Array,
+    scale: ArrayLike,
+    bias: ArrayLike,
+    running_mean: jax.Array,
+    running_var: jax.Array,
+) -> jax.Array:
     """`x` normalized by running statistics."""
     x, scale, bias = _promoted(x, scale, bias)
     factor = lax.rsqrt(running_var + epsilon) * scale
@@ -98,7 +118,18 @@ def _by_running(epsilon, dtype, x, scale, bias, running_mean, running_var):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def _by_groups(number, across, epsilon, momentum, dtype, x, scale, bias, running_mean, running_var):
+def by_groups(
+    number: int,
+    across: tuple | None,
+    epsilon: float,
+    momentum: float,
+    dtype: DTypeLike,
+    x: jax.Array,
+    scale: ArrayLike,
+    bias: ArrayLike,
+    running_mean: jax.Array,
+    running_var: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`x` normalized by the statistics of its `number` groups, and the new running statistics."""
     x, scale, bias = _promoted(x, scale, bias)
     groups = x.reshape(number, -1, *x.shape[1:])
@@ -107,7 +138,8 @@ def _by_groups(number, across, epsilon, momentum, dtype, x, scale, bias, running
         momentum * before + (1 - momentum) * of_groups.mean(0)
         for before, of_groups in zip((running_mean, running_var), batch, strict=True)
     )
-    return y.reshape(x.shape).astype(dtype), *running
+    mean, var = running
+    return y.reshape(x.shape).astype(dtype), mean, var
 
 
 def _promoted(x, scale, bias):
