@@ -39,8 +39,12 @@ def timm(groups: int) -> Callable:
 
 def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
     """U(-1/sqrt(n), 1/sqrt(n)) for n inputs of a (n, features) kernel: PyTorch's default for Linear."""
-    bound = shape[0] ** -0.5
-    return jax.random.uniform(key, shape, dtype, -bound, bound)
+    return uniform(shape[0] ** -0.5)(key, shape, dtype)
+
+
+def uniform(bound: float) -> Callable:
+    """U(-bound, bound)."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def create(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from dropbn.nn import activations, layers, noise, norm
+from dropbn.nn import activations, layers, noise, norm, words
 from dropbn.nn.kernels import convolution
 
 KEY = jax.random.key(3)
@@ -126,8 +126,8 @@ PAIRS = {
     ),
     "maxout": Pair(activations.maxout, lambda x: x.reshape(*x.shape[:-1], 2, 2).max(-1)),
     "se": Pair(_excited, _excited_plainly, (IMAGES, (4, 2), (2,), (2, 4), (4,))),
-    "lrn": Pair(layers.local_response_norm, _lrn),
-    "sparse": Pair(lambda x: layers.sparsity_penalty(nn.sigmoid(x), 0.1, 2), _penalty),
+    "lrn": Pair(words.local_response_norm, _lrn),
+    "sparse": Pair(lambda x: words.sparsity_penalty(nn.sigmoid(x), 0.1, 2), _penalty),
     "conv": Pair(
         functools.partial(_conv, convolution.conv_general_dilated),
         functools.partial(_conv, lax.conv_general_dilated),

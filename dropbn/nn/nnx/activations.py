@@ -1,6 +1,5 @@
-"""The activations with parameters or draws, as NNX modules; `ACTIVATIONS` has all of them by name."""
+"""The activations with parameters or draws, as NNX modules."""
 
-from collections.abc import Callable
 from typing import Unpack
 
 import jax
@@ -33,7 +32,3 @@ class RReLU(Noise):
 
     def apply_noise(self, inputs: jax.Array, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         return activations.rrelu(inputs, key, shape, self.low, self.high)
-
-
-# Functions of an array, and module classes.
-ACTIVATIONS: dict[str, Callable] = activations.ACTIVATIONS | {"prelu": PReLU, "rrelu": RReLU}
