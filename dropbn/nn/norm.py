@@ -55,7 +55,8 @@ class BatchNorm(nn.BatchNorm):
         channels = x.shape[-1]
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
-        dtype = dtype_of_output(self, x)
+        learned = self.use_scale or self.use_bias
+        dtype = self.dtype or (jnp.promote_types(x.dtype, self.param_dtype) if learned else x.dtype)
         scale = self._parameter("scale", self.scale_init, channels) if self.use_scale else 1.0
         bias = self._parameter("bias", self.bias_init, channels) if self.use_bias else 0.0
         given = x, scale, bias, running_mean.value, running_var.value
@@ -83,12 +84,6 @@ def check_options(layer: Any, x: jax.Array, mask: jax.Array | None) -> None:
             "dropbn's BatchNorm takes channels on the last axis, group_size for axis_index_groups, and no "
             "mask; use Flax's own where you need those."
         )
-
-
-def dtype_of_output(layer: Any, x: jax.Array) -> DTypeLike:
-    """The layer's dtype; without one, that of the input promoted with the parameters that it has."""
-    learned = layer.use_scale or layer.use_bias
-    return layer.dtype or (jnp.promote_types(x.dtype, layer.param_dtype) if learned else x.dtype)
 
 
 def groups_of(layer: Any, images: int) -> tuple[int, tuple | None]:

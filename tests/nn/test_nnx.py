@@ -35,15 +35,15 @@ KINDS = {
 def test_a_noise_is_its_linen_twin(name):
     kind, options = KINDS[name]
     linen, layer = noise.KINDS[kind](0.3, **options), nnx_noise.KINDS[kind](0.3, **options, rngs=nnx.Rngs(3))
-    for x in (X, X.astype(jnp.bfloat16)):
-        y = layer(x, rngs=KEY)
-        assert y.dtype == x.dtype
-        np.testing.assert_array_equal(y, linen.apply({}, x, False, KEY))
-        np.testing.assert_array_equal(layer(x, deterministic=True), linen.apply({}, x, True))
+    x = X.astype(jnp.bfloat16) if options else X
+    y = layer(x, rngs=KEY)
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(y, linen.apply({}, x, False, KEY))
+    np.testing.assert_array_equal(layer(x, deterministic=True), linen.apply({}, x, True))
     # The first two keys of its own stream, which is a fork of the one that was given.
     stream = nnx.Rngs(3)["dropout"].fork()
     for _ in range(2):
-        np.testing.assert_array_equal(layer(X), linen.apply({}, X, False, stream()))
+        np.testing.assert_array_equal(layer(x), linen.apply({}, x, False, stream()))
     assert (layer.s2, layer.amount, layer.is_shared) == (linen.s2, linen.amount, linen.is_shared)
     assert layer.law == linen.law
 
@@ -60,20 +60,11 @@ def test_rrelu_and_prelu_are_their_linen_twins():
 
 @pytest.mark.parametrize("flags", [{}, {"broadcast_dims": (1, 2)}, {"rng_collection": "noise"}])
 def test_dropout_draws_the_masks_of_flax_from_the_same_streams(flags):
-    def pair():
-        rngs = nnx.Rngs(1, noise=2), nnx.Rngs(1, noise=2)
-        return [
-            kind(0.3, **flags, rngs=r) for kind, r in zip((nnx_noise.Dropout, nnx.Dropout), rngs, strict=True)
-        ]
-
-    ours, theirs = pair()
-    for given in (
-        None,
-        None,
-        lambda: nnx.Rngs(5),
-        lambda: nnx.Rngs(0, noise=6),
-        lambda: nnx.Rngs(8)["dropout"],
-    ):
+    ours, theirs = (
+        kind(0.3, **flags, rngs=nnx.Rngs(1, noise=2)) for kind in (nnx_noise.Dropout, nnx.Dropout)
+    )
+    streams = lambda: nnx.Rngs(5), lambda: nnx.Rngs(0, noise=6), lambda: nnx.Rngs(8)["dropout"]
+    for given in (None, None, *streams):
         a, b = (layer(X, rngs=given and given()) for layer in (ours, theirs))
         np.testing.assert_array_equal(a == 0, b == 0)
         np.testing.assert_allclose(a, b, rtol=1e-6)
@@ -162,8 +153,7 @@ def _norms(**options):
     return layer, linen, linens
 
 
-@pytest.mark.parametrize("mean", [0.0, 1e5])
-@pytest.mark.parametrize("group_size", [0, 2])
+@pytest.mark.parametrize(("group_size", "mean"), [(0, 0.0), (2, 1e5)])
 def test_groups_of_a_norm_against_numpy_and_linen(group_size, mean):
     layer, linen, given = _norms(group_size=group_size)
     x = mean + X * jnp.arange(1.0, 4)
@@ -191,32 +181,36 @@ def test_groups_of_a_norm_that_span_devices():
     layer, linen, given = _norms(group_size=4, axis_name="batch")
     graph, state = nnx.split(layer)
 
-    @functools.partial(jax.pmap, axis_name="batch")
-    def both(x):
+    @functools.partial(jax.pmap, axis_name="batch", in_axes=(None, 0))
+    def both(state, x):
         layer = nnx.merge(graph, state)
         return (layer(x), layer.mean[...]), linen.apply(given, x, False, mutable=["batch_stats"])
 
-    (y, mean), (out, updated) = both(jnp.concatenate([X, X + 1, 2 * X, X]).reshape(8, 2, 6, 6, 3))
-    np.testing.assert_array_equal(y, out)
-    np.testing.assert_array_equal(mean, updated["batch_stats"]["mean"])
+    (y, mean), (out, updated) = both(state, jnp.concatenate([X, X + 1, 2 * X, X]).reshape(8, 2, 6, 6, 3))
+    np.testing.assert_allclose(y, out, rtol=1e-6, atol=1e-6)  # XLA may fuse the two differently.
+    np.testing.assert_allclose(mean, updated["batch_stats"]["mean"], rtol=1e-6)
     assert np.abs(mean[0] - mean[2]).max() > 0.05  # Four images are two devices.
 
 
 def test_a_norm_has_flaxs_options_and_gradients():
-    for options in ({}, {"use_scale": False}, {"use_bias": False}, {"dtype": jnp.bfloat16}, {"epsilon": 0.1}):
-        ours = nnx_norm.BatchNorm(3, **options, rngs=nnx.Rngs(0))
-        theirs = nnx.BatchNorm(3, **options, momentum=0.9, use_fast_variance=False, rngs=nnx.Rngs(0))
-        (value, slope), (value2, slope2) = (
-            nnx.value_and_grad(lambda layer: (jnp.sin(layer(X).astype(jnp.float32)) * X).sum())(layer)
-            for layer in (ours, theirs)
-        )
-        tolerance = 1e-4 if "dtype" not in options else 5e-2
-        np.testing.assert_allclose(value, value2, rtol=tolerance)
-        jax.tree.map(
-            functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance), slope, slope2
-        )
-        np.testing.assert_allclose(ours.var[...], theirs.var[...], rtol=1e-5)
-        assert ours(X).dtype == theirs(X).dtype
+    def pair(**options):
+        yield nnx_norm.BatchNorm(3, **options, rngs=nnx.Rngs(0))
+        yield nnx.BatchNorm(3, **options, momentum=0.9, use_fast_variance=False, rngs=nnx.Rngs(0))
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+    ours, theirs = pair(use_scale=False, epsilon=0.1)
+    slopes = [nnx.grad(lambda layer: (jnp.sin(layer(X)) * X).sum())(layer) for layer in (ours, theirs)]
+    jax.tree.map(close, *slopes)
+    close(ours(X), theirs(X))
+    close(ours.var[...], theirs.var[...])
+    for options in (
+        {"use_scale": False, "use_bias": False},
+        {"dtype": jnp.bfloat16},
+        {"param_dtype": jnp.bfloat16},
+    ):
+        ours, theirs = (layer(X.astype(jnp.bfloat16), True) for layer in pair(**options))
+        assert ours.dtype == theirs.dtype
+        close(ours.astype(jnp.float32), theirs.astype(jnp.float32), rtol=2e-2, atol=2e-2)
 
 
 def test_a_norm_that_cannot_run_says_why():
@@ -234,17 +228,17 @@ def test_a_norm_that_cannot_run_says_why():
 
 S = layers.Size
 ORDERS = {
-    "preresnet": ("[bn relu conv drop bn act conv | conv]", (S(8, 3, 2), S(8, 3), S(8, 1, 2))),
-    "head": ("bn relu drop gap dense drop sigmoid sparse", (S(5, bias=True),)),
-    "the rest": (
-        "[bn rrelu conv prelu se] avgpool {conv | maxpool} lrn flatten drop dense maxout",
+    "a block and a head": (
+        "[bn relu conv drop bn act conv | conv] gap drop dense sigmoid sparse",
+        (S(8, 3, 2), S(8, 3), S(8, 1, 2), S(5, bias=True)),
+    ),
+    "the other words": (
+        "{conv | maxpool} prelu se bn avgpool rrelu flatten maxout",
         (
-            S(3, 3),
-            S(2, activation="silu"),
-            S(kernel=4, stride=3, padding="ceil"),
             S(3, 3, groups=3, bias=True),
             S(kernel=3, padding=1),
-            S(4),
+            S(2, activation="silu"),
+            S(kernel=4, stride=3, padding="ceil"),
         ),
     ),
 }
@@ -265,7 +259,7 @@ def _twins(name, rngs, **options):
 @pytest.mark.parametrize("name", ORDERS)
 def test_layers_are_their_linen_twin_in_training_and_in_test_mode(name):
     linen, model = _twins(name, nnx.Rngs(0), group_size=2)
-    given = linen.init(jax.random.key(2), X)
+    given = jax.tree.map(lambda leaf: leaf + 0.1, variables.to_linen(model))
     nnx.update(model, variables.from_linen(given, model))
     keys = {path[-1]: nnx.clone(m.rngs)() for path, m in nnx.iter_modules(model) if hasattr(m, "rngs")}
 
@@ -276,24 +270,24 @@ def test_layers_are_their_linen_twin_in_training_and_in_test_mode(name):
     with nn.intercept_methods(with_the_same_key):
         y, updated = linen.apply(given, X, False, mutable=["batch_stats", "losses"])
     np.testing.assert_array_equal(model(X), y)
-    now = given | {"batch_stats": updated["batch_stats"]} if "batch_stats" in updated else given
-    kept = {k: now[k] for k in ("params", "batch_stats")}
-    jax.tree.map(np.testing.assert_array_equal, variables.to_linen(model), kept)
+    now = given | {"batch_stats": updated["batch_stats"]}
+    jax.tree.map(np.testing.assert_array_equal, variables.to_linen(model), now)
     if "losses" in updated:
         np.testing.assert_array_equal(model.sparse1[...], updated["losses"]["sparse1"][-1])
     assert (model(X) != y).any()  # The streams have moved on.
-    nnx.update(model, variables.from_linen(kept, model))
+    nnx.update(model, variables.from_linen(now, model))
     model.eval()
     np.testing.assert_array_equal(model(X), linen.apply(now, X))
     mixed, _ = linen.apply(now, X, True, False, mutable=["batch_stats"])
     np.testing.assert_array_equal(model(X, deterministic=True, use_running_average=False), mixed)
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_layers_is_its_members():
     @nnx.split_rngs(splits=2)
     @nnx.vmap
     def create(rngs):
-        return _twins("preresnet", rngs)[1]
+        return _twins("a block and a head", rngs)[1]
 
     model = create(nnx.Rngs(4))
     graph, state = nnx.split(model)
@@ -316,7 +310,7 @@ def test_a_key_at_the_call_gives_each_noise_its_own_draw():
 
 
 def test_what_does_not_fit_is_named():
-    linen, model = _twins("preresnet", nnx.Rngs(0))
+    linen, model = _twins("a block and a head", nnx.Rngs(0))
     given = linen.init(jax.random.key(2), X)
     with pytest.raises(DropbnError, match="params: only one of the two models has conv2/kernel"):
         params = {name: leaves for name, leaves in given["params"].items() if name != "conv2"}
@@ -327,14 +321,13 @@ def test_what_does_not_fit_is_named():
     text, parts = order.parse("[conv | conv]"), layers.Parts(nnx_norm.BatchNorm, nnx_noise.Dropout)
     model = nnx_layers.Layers(text, (S(3, 3, 2), S(3, 1, 2)), parts, (1, 1, 1, 3), rngs=nnx.Rngs(0))
     assert not hasattr(model, "shortcut_conv1")
-    with pytest.raises(DropbnError, match="'shortcut_conv1' in .* was not made for it"):
+    with pytest.raises(DropbnError, match=r"'shortcut_conv1' in .* was not made for it"):
         model(X)
     with pytest.raises(DropbnError, match="has 2 sized layers"):
         nnx_layers.Layers(text, (), parts, (1, 6, 6, 3), rngs=nnx.Rngs(0))
 
 
 def test_linen_users_do_not_load_nnx():
-    code = (
-        "import sys; from dropbn.nn import layers, noise, norm, places; sys.exit('flax.nnx' in sys.modules)"
-    )
+    code = "import sys; from dropbn.nn import layers, noise, norm; sys.exit('flax.nnx' in sys.modules)"
+
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

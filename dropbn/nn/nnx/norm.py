@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
@@ -45,10 +46,10 @@ class BatchNorm(nnx.BatchNorm):
         norm.check_options(self, x, mask)
         if x.shape[-1] != self.num_features:
             raise DropbnError(f"BatchNorm of {self.num_features} channels gets an array of shape {x.shape}.")
-        dtype = norm.dtype_of_output(self, x)
         scale = 1.0 if self.scale is None else self.scale[...]
         bias = 0.0 if self.bias is None else self.bias[...]
         given = x, scale, bias, self.mean[...], self.var[...]
+        dtype = self.dtype or jnp.result_type(*given)  # As in Flax, float32 without dtype= even for bfloat16.
         if use_running_average:
             return norm.by_running(self.epsilon, dtype, *given)
         number, across = norm.groups_of(self, len(x))
