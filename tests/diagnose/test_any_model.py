@@ -2,22 +2,25 @@
 
 import functools
 import itertools
+import re
 
+import drawn_models
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import own_norms
+import public_style_models
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
-from public_style_models import CASES
 
 from dropbn.diagnose import gap, lint, recalibrate, shift, surgery, uncertainty
 from dropbn.errors import DropbnError
 from dropbn.nn.noise import Uout
 
+CASES = public_style_models.CASES | drawn_models.CASES
 # These run by default; compilation makes the others slow.
-_DEFAULT = ("siamese", "vae", "conformer", "frozen backbone", "droq")
+_DEFAULT = ("siamese", "vae", "conformer", "frozen backbone", "droq", "attention")
 
 _numbers = itertools.count()
 
@@ -333,10 +336,15 @@ def test_lint_finds_what_is_there(name):
         layers = {}
         for row in found.rows:
             if row["code"] != "DBN206":  # Biases are the taste of the models, and told elsewhere.
-                layers.setdefault(row["code"], set()).add((row["noise"], row["norm"]))
+                layers.setdefault(row["code"], set()).add((_module(row["noise"]), row["norm"]))
         assert layers == case.findings
     number = len(_layer_names(name))
     assert f"{number} batch normalization" + "s" * (number != 1) in found.title
+
+
+def _module(noise):
+    """The modules of draws, without the lines where they stand."""
+    return re.sub(r" ?[a-z_]+\.py:\d+", "", noise)
 
 
 def _layer_names(name):
