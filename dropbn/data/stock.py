@@ -1,15 +1,15 @@
 """Datasets of tensorflow-datasets, read as array_record without TensorFlow."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dropbn.data import files
-from dropbn.errors import DropbnError, extra, unknown
+from dropbn.data import files, records
+from dropbn.errors import DropbnError, extra, shown, unknown
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -29,7 +29,7 @@ NAMES = {
 PHOTOS = ("caltech101", "oxford_iiit_pet", "imagenet2012")
 
 
-def sources(name: str, directory: str = "") -> tuple[dict[str, Sequence], int]:
+def sources(name: str, directory: str = "") -> tuple[dict[str, records.Records], int]:
     """The examples of a prepared dataset; digits is prepared on first use.
 
     Args:
@@ -40,26 +40,32 @@ def sources(name: str, directory: str = "") -> tuple[dict[str, Sequence], int]:
       ({"train", "test": examples {"image": uint8 (height, width, channels), "label"}}, number of classes).
 
     Raises:
-      DropbnError: the dataset is not prepared, or the directory cannot be read or written.
+      DropbnError: the dataset is not prepared, its files hold another number of examples than it says, or the
+        directory cannot be read or written.
     """
-    opened, builder = _open(name, directory)
-    return opened, _num_classes(builder)
+    opened, _ = _open(name, directory)
+    return opened, opened["train"].num_classes
 
 
 def arrays(name: str, directory: str = "") -> tuple[dict[str, files.Arrays], int]:
     """`sources` of images with one size, decoded.
 
     To decode ten thousand images takes more than a second, so the arrays are kept in decoded.npz beside the
-    prepared data, if that can be written. A damaged file is replaced.
+    prepared data, if that can be written, with a digest of both. A file that is damaged, or not what was
+    decoded from these records, is replaced.
     """
     opened, builder = _open(name, directory)
     path = os.path.join(builder.data_dir, "decoded.npz")
+    paths = [file for source in opened.values() for file in source.files]
     try:
         decoded, _ = files.from_npz(path)
-    except DropbnError:
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["digest"]) != _digest(paths, decoded):
+                raise ValueError("these arrays were decoded from other records")
+    except (DropbnError, KeyError, OSError, ValueError):
         decoded = {split: _decode(source) for split, source in opened.items()}
-        _keep(path, decoded)
-    return decoded, _num_classes(builder)
+        _keep(path, decoded, _digest(paths, decoded))
+    return decoded, opened["train"].num_classes
 
 
 def _open(name, directory):
@@ -74,28 +80,37 @@ def _open(name, directory):
                 f"  pip install tensorflow-cpu && python -m dropbn prepare {name}{at}"
             )
         opened = {
-            ours: prepared.as_data_source(split=theirs)
+            ours: records.of_split(prepared, theirs)
             for ours, theirs in (("train", "train"), ("test", NAMES[name]))
         }
     except DropbnError:
         raise
-    except (OSError, ValueError) as error:
+    except Exception as error:  # tensorflow-datasets and array_record raise many kinds for edited files.
         where = directory or "the default data directory"
-        raise DropbnError(f"Cannot prepare or read dataset {name!r} in {where}: {error}.") from error
+        raise DropbnError(
+            f"Cannot prepare or read dataset {name!r} in {shown(where)}: {records.first_line(error)}."
+        ) from error
     return opened, prepared
 
 
-def _num_classes(builder):
-    return builder.info.features["label"].num_classes
-
-
 def _decode(source):
-    return files.Arrays(*files.stacked(source.__getitems__(range(len(source)))))
+    return files.Arrays(*files.stacked(source.take(range(len(source)))))
 
 
-def _keep(path, decoded):
+def _digest(paths, decoded):
+    """A digest of the files of records and of the arrays that were decoded from them."""
+    found = hashlib.blake2b(digest_size=16)
+    for file in paths:
+        with open(file, "rb") as opened:
+            found.update(hashlib.file_digest(opened, "blake2b").digest())
+    for split, arrays in decoded.items():
+        found.update(f"{split} {arrays.take(slice(None)).fingerprint}".encode())
+    return found.hexdigest()
+
+
+def _keep(path, decoded, digest):
     """Writes the arrays for `files.from_npz`; another process finds the whole file or none."""
-    kept: dict[str, Any] = {}
+    kept: dict[str, Any] = {"digest": digest}
     for split, arrays in decoded.items():
         kept |= {f"{split}_images": arrays.images, f"{split}_labels": arrays.labels}
     temporary = pathlib.Path(f"{path}.{os.getpid()}")

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -63,6 +64,79 @@ def test_digits_are_decoded_once(tmp_path, monkeypatch):
     kept.mkdir()
     assert data.load(config).fingerprint == wanted
     assert [path.name for path in kept.parent.glob("decoded*")] == ["decoded.npz"]
+
+
+def test_arrays_that_were_not_decoded_from_the_records_are_decoded_again(tmp_path):
+    """Labels that were permuted in the kept file, and records that changed under it."""
+    config = base.get_config().data
+    config.dir = str(tmp_path)
+    wanted = data.load(config).fingerprint
+    [kept] = tmp_path.rglob("decoded.npz")
+    with np.load(kept) as file:
+        arrays = dict(file)
+    np.savez(kept, **arrays | {"train_labels": arrays["train_labels"][::-1]})
+    assert data.load(config).fingerprint == wanted
+    with np.load(kept) as file:
+        np.testing.assert_array_equal(file["train_labels"], arrays["train_labels"])
+    [records] = tmp_path.rglob("digits-test.array_record*")
+    content, before = records.read_bytes(), kept.read_bytes()
+    records.write_bytes(content[: len(content) // 2])
+    with pytest.raises(DropbnError, match=r"digits.*(Remove that folder|Riegeli)"):
+        data.load(config)
+    assert kept.read_bytes() == before
+
+
+def _edited(name, old, new):
+    def edit(folder):
+        [file] = folder.glob(name)
+        text = file.read_bytes()
+        assert old in text
+        file.write_bytes(text.replace(old, new))
+
+    return edit
+
+
+def _cut(name, share):
+    def cut(folder):
+        [file] = folder.glob(name)
+        file.write_bytes(file.read_bytes()[: int(file.stat().st_size * share)])
+
+    return cut
+
+
+def _flipped(folder):
+    [file] = folder.glob("digits-train.*")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+
+
+BROKEN = {
+    "cut": (_cut("digits-train.*", 0.5), "Riegeli"),
+    "emptied": (_cut("digits-train.*", 0), "at least 64KB"),
+    "flipped": (_flipped, "cannot be read: Corrupted .*Remove that folder"),
+    "info cut": (_cut("dataset_info.json", 0.5), "Failed to load JSON"),
+    "info emptied": (_cut("dataset_info.json", 0), "Cannot prepare or read dataset 'digits'"),
+    "fewer": (_edited("dataset_info.json", b'"1437"', b'"100"'), "100 examples .* and 1437 in its files"),
+    "more": (_edited("dataset_info.json", b'"1437"', b'"2000"'), "2000 examples .* and 1437 in its files"),
+    "none": (_edited("dataset_info.json", b'"1437"', b'"0"'), "Cannot prepare or read dataset 'digits'"),
+    "nothing": (lambda folder: [file.unlink() for file in folder.iterdir()], "is not prepared"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("image_size", [0, 8], ids=["in memory", "streamed"])
+def test_a_prepared_folder_that_was_cut_or_edited(change, message, image_size, digits, tmp_path, monkeypatch):
+    prepared = pathlib.Path(stock.prepare("digits").data_dir)
+    folder = tmp_path / "digits" / prepared.name
+    shutil.copytree(prepared, folder, ignore=shutil.ignore_patterns("decoded.npz"))
+    change(folder)
+    if message == "is not prepared":
+        monkeypatch.setattr(stock, "prepare", stock._builder)  # Else digits would be prepared again.
+    config = base.get_config().data
+    config.dir, config.image_size, config.resize = str(tmp_path), image_size, 8
+    with pytest.raises(DropbnError, match=message):
+        data.load(config).train.take(slice(None))
 
 
 def test_a_stream_without_a_size_is_refused_before_anything_is_decoded(tmp_path, monkeypatch):
