@@ -44,7 +44,7 @@ def flags_of(parameters: Mapping[str, inspect.Parameter]) -> dict[str, tuple[Any
 
 
 def left_out(
-    module: nn.Module,
+    own: Mapping[str, Any],
     parameters: Mapping[str, inspect.Parameter],
     args: tuple,
     kwargs: Mapping,
@@ -53,7 +53,7 @@ def left_out(
     """The known flags that a call leaves out, with their values in training or in test mode.
 
     Args:
-      module: one with a field of a flag's name that is not None was constructed with it.
+      own: the flags with which the model was constructed; None is one that it was not.
       parameters: of the method that is called.
       args, kwargs: the arguments of the call.
       testing: whether it is test mode.
@@ -70,7 +70,7 @@ def left_out(
                 "train_kwargs= and test_kwargs= which arguments mean what."
             )
         is_given = flag in kwargs or flag in [*parameters][: len(args)]
-        if not is_given and getattr(module, flag, None) is None:
+        if not is_given and own.get(flag) is None:
             found[flag] = values[testing]
     return found
 

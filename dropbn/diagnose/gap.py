@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import rich.console
 
-from dropbn.diagnose import flips, grid, remedies, shares, tasks, witness
+from dropbn.diagnose import entry, flips, grid, remedies, shares, tasks, witness
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.entry import ModelOrPair
 from dropbn.diagnose.flips import Flips
-from dropbn.diagnose.linen import Model, ModelOrPair
 from dropbn.diagnose.remedies import Remedies
 from dropbn.diagnose.scores import Scorer
 from dropbn.diagnose.shares import Shares
@@ -96,6 +96,7 @@ class Gap(Result):
         return self.flips.plot(path)
 
 
+@entry.holds_state
 def explain(
     model: ModelOrPair,
     variables: dict,
@@ -154,7 +155,7 @@ def explain(
     >>> bool(abs(sum(row["accuracy"] for row in found.shares.rows[:-1]) - gap) < 1e-9)
     True
     """
-    called = Model.of(model, call)
+    called, variables = entry.model_of(model, variables, call)
     given = {"train": train_batches, "test": test_batches}
     if plain_batches is not None:
         given[grid.PLAIN] = plain_batches

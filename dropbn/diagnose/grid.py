@@ -24,7 +24,7 @@ from dropbn.diagnose import norms, observation
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.interception import Mode
 from dropbn.diagnose.layers import Layers
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.model import Model
 from dropbn.diagnose.scores import Scorer, Scores, parts_of
 
 BY_CALL = "converged by call"

@@ -1,4 +1,4 @@
-"""The three switches, and how they act on the layers of a Linen model while it runs."""
+"""The three switches, and how they act on the layers of a model while it runs."""
 
 import contextlib
 import dataclasses
@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Literal, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -17,14 +16,14 @@ from jax import lax
 from dropbn.diagnose import registry
 from dropbn.diagnose.norm_search import norm_of
 from dropbn.diagnose.norms import Norm
-from dropbn.diagnose.registry import BY_CALL, MOVED, NOISES, name_of
-from dropbn.diagnose.tracing import MissingKey, Path
+from dropbn.diagnose.registry import BY_CALL, MOVED, NOISES
+from dropbn.diagnose.seam import Interceptor, Layer, first
+from dropbn.diagnose.tracing import MissingKey, Path, name_of
 from dropbn.errors import DropbnError, unknown
 from dropbn.nn.kernels import moments
 from dropbn.nn.kernels.moments import Moments
-from dropbn.nn.noise import Noise
 
-Observe = Callable[[nn.Module, Norm, jax.Array, jax.Array | None], None]
+Observe = Callable[[Layer, Norm, jax.Array, jax.Array | None], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,10 +70,10 @@ def interceptor(
     mode: Mode,
     always_on: frozenset[Path] = frozenset(),
     observe: Observe | None = None,
-    note: Callable[[nn.Module, Norm | None, bool, float], None] | None = None,
+    note: Callable[[Layer, Norm | None, bool, float], None] | None = None,
     left_out: frozenset[Path] = frozenset(),
-) -> Callable:
-    """For `flax.linen.intercept_methods`: every registered layer runs as a mode says.
+) -> Interceptor:
+    """For `model.Model.intercepting`: every registered layer runs as a mode says.
 
     In training, and for `note`, every layer runs as the model calls it. In all other modes a layer that the
     model calls in test mode stays as it is: a BN that is frozen in training, a noise that is off there. The
@@ -83,7 +82,7 @@ def interceptor(
     Args:
       mode: the three switches.
       always_on: paths of noises that are on in test mode too, and of BNs that use the batch there.
-      observe: called with every BN, bound, what is known of it, its input and its mask or None, before it
+      observe: called with every BN, what is known of it, its input and its mask or None, before it
         runs.
       note: called with every layer, with what is known of a BN or None, with whether the model has it on (a
         BN is on if it uses the batch), and with the number of values per channel of a BN.
@@ -91,33 +90,30 @@ def interceptor(
     """
     active = set()  # Paths being switched: where a subclass calls its parent, both are the same layer.
 
-    def intercept(run, args, kwargs, context):
-        if _hidden.get():
+    def intercept(run, args, kwargs, layer):
+        if _hidden.get() or not layer.is_call or layer.path in active:
             return run(*args, **kwargs)
-        module = context.module
-        if context.method_name != "__call__" or module.path in active:
-            return run(*args, **kwargs)
-        if module.path in left_out:
-            return next(iter((*args, *kwargs.values())))
-        norm, noise = norm_of(context, args, kwargs), registry.of(module, NOISES)
-        signature = inspect.signature(context.orig_method) if norm or noise else None
+        if layer.path in left_out:
+            return first(args, kwargs)
+        norm, noise = norm_of(layer, args, kwargs), registry.of(layer.module, NOISES)
+        signature = layer.signature if norm or noise else None
         # A subclass with a signature of its own: the parent that it calls is switched.
         if signature is None or not (norm or (noise and noise.flag in signature.parameters)):
             return run(*args, **kwargs)
         if norm and not norm.is_measured:
             if note:
-                note(module, norm, False, float("inf"))
+                note(layer, norm, False, float("inf"))
             return run(*args, **kwargs)
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        active.add(module.path)
+        active.add(layer.path)
         try:
             as_called = mode.is_training or note is not None
             switch = norm.switch if norm else noise
-            layer = _Layer(module, run, bound, switch, mode, module.path in always_on, as_called)
-            return layer.run_norm(norm, observe, note) if norm else layer.run_noise(note)
+            call = _Call(layer, run, bound, switch, mode, layer.path in always_on, as_called)
+            return call.run_norm(norm, observe, note) if norm else call.run_noise(note)
         finally:
-            active.remove(module.path)
+            active.remove(layer.path)
 
     return intercept
 
@@ -135,10 +131,10 @@ def hidden() -> Iterator[None]:
         _hidden.reset(token)
 
 
-class _Layer(NamedTuple):
+class _Call(NamedTuple):
     """A call of a registered layer."""
 
-    module: nn.Module
+    layer: Layer
     run: Callable
     bound: inspect.BoundArguments
     switch: registry.Switch | None
@@ -147,45 +143,46 @@ class _Layer(NamedTuple):
     as_called: bool  # by the model, whatever the mode
 
     def run_noise(self, note):
-        module, mode, switch = self.module, self.mode, self.switch
+        layer, mode, switch = self.layer, self.mode, self.switch
         assert switch is not None  # Only a batch normalization has none.
         off = self._is_off(mode.noise)
         if not self.as_called and not off:
             off = not (mode.noise or self.always_on)
-        if off and mode.noise and getattr(module, switch.flag, None) is switch.test:
-            _warn_frozen(module, switch)
+        if off and mode.noise and getattr(layer.module, switch.flag, None) is switch.test:
+            _warn_frozen(layer, switch)
         given_key = self.bound.arguments.get("rng") is not None
-        draws = isinstance(module, (nn.Dropout, Noise)) and not registry.is_identity(module, switch)
-        if not off and draws and not given_key and not module.has_rng(module.rng_collection):
+        is_identity = registry.is_identity(layer.module, switch)
+        draws = registry.is_affine(layer.module) and not is_identity
+        if not off and draws and not given_key and (stream := layer.missing_stream):
             # Linen would silently draw from the params stream.
             raise MissingKey(
-                f"{type(module).__name__} at '{name_of(module)}' is on but got no random key: "
-                f"pass rngs={{'{module.rng_collection}': key}}.",
-                module.rng_collection,
+                f"{type(layer.module).__name__} at '{name_of(layer.path)}' is on but got no random key: "
+                f"pass rngs={{'{stream}': key}}.",
+                stream,
             )
         y = self._with_flag(off)
-        if note and not registry.is_identity(module, switch):
-            note(module, None, not off and y is not self.bound.args[0], 1)  # Surgery may have taken it away.
+        if note and not is_identity:
+            note(layer, None, not off and y is not self.bound.args[0], 1)  # Surgery may have taken it away.
         return y
 
     def run_norm(self, norm, observe, note):
-        module, mode = self.module, self.mode
-        with _without_unbound_axis(module):
+        layer, mode = self.layer, self.mode
+        with _without_unbound_axis(layer.module):
             x, mask = self._checked(norm)
             frozen = self._is_off(mode.batch_norm == "batch")
             if note:
                 number = x.size / max(math.prod(norm.channels), 1)
-                note(module, norm, not frozen, number if mask is None else float("inf"))
+                note(layer, norm, not frozen, number if mask is None else float("inf"))
             switched_off = mode.batch_norm == "running" and not self.always_on
             uses_running = frozen or (switched_off and not self.as_called)
-            if uses_running and module.has_variable("batch_stats", BY_CALL):
-                _take_statistics_of_call(module, norm)
+            if uses_running and layer.has(BY_CALL):
+                _take_statistics_of_call(layer, norm)
             if observe is not None:
-                observe(module, norm, x, mask)
+                observe(layer, norm, x, mask)
             if frozen and (mode.update or mode.batch_norm == "batch"):
-                _warn_frozen(module, self.switch)
+                _warn_frozen(layer, self.switch)
             elif uses_running and mode.update:
-                _move_beside(module, norm, x, mask)
+                _move_beside(layer, norm, x, mask)
             return self._with_flag(uses_running)
 
     def _is_off(self, wanted_on: bool) -> bool:
@@ -194,13 +191,13 @@ class _Layer(NamedTuple):
             return True
         flag, test, _ = self.switch
         asked = self.bound.arguments.get(flag)
-        asked = getattr(self.module, flag, None) if asked is None else asked
+        asked = getattr(self.layer.module, flag, None) if asked is None else asked
         return not wanted_on if asked is None or isinstance(asked, jax.core.Tracer) else bool(asked) == test
 
     def _checked(self, norm):
         """A BN's input and mask."""
-        module, name, x = self.module, name_of(self.module), self.bound.args[0]
-        if not module.has_variable("batch_stats", norm.mean.name):
+        name, x = name_of(self.layer.path), self.bound.args[0]
+        if not self.layer.has(norm.mean.name):
             raise DropbnError(f"The variables hold no batch_stats for the batch normalization at '{name}'.")
         channels = tuple(x.shape[a] for a in ((norm.axis,) if isinstance(norm.axis, int) else norm.axis))
         if norm.channels != channels:
@@ -219,11 +216,11 @@ class _Layer(NamedTuple):
             fields = {flag: None if is_argument else value}
             if is_argument:
                 self.bound.arguments[flag] = value
-        with _attributes(self.module, **fields):
+        with _attributes(self.layer.module, **fields):
             return self.run(*self.bound.args, **self.bound.kwargs)
 
 
-def moments_of(module: nn.Module, norm: Norm, x: jax.Array, mask: jax.Array | None) -> Moments:
+def moments_of(layer: Layer, norm: Norm, x: jax.Array, mask: jax.Array | None) -> Moments:
     """Moments of the values from which a BN takes its statistics.
 
     These are the values of the batch that the mask keeps, over all devices of an axis that the model binds.
@@ -232,40 +229,45 @@ def moments_of(module: nn.Module, norm: Norm, x: jax.Array, mask: jax.Array | No
       DropbnError: groups of such an axis.
     """
     found = moments.of(x, norm.axis, mask)
+    module = layer.module
     if getattr(module, "axis_name", None) is None:
         return found
     if getattr(module, "axis_index_groups", None) is not None:
         raise DropbnError(
-            f"The batch normalization at '{name_of(module)}' has axis_index_groups over "
+            f"The batch normalization at '{name_of(layer.path)}' has axis_index_groups over "
             f"'{module.axis_name}', which the model itself binds: moments of groups are not measured."
         )
     return moments.over(found, module.axis_name)
 
 
-def _move_beside(module, norm, x, mask):
+def _move_beside(layer, norm, x, mask):
     """Moves statistics towards those of the batch while the layer still uses the given ones."""
-    running = module.get_variable("batch_stats", MOVED, norm.given(module))
-    batch = norm.remembered(moments_of(module, norm, x, mask))
+    running = layer.get(MOVED, norm.given(layer))
+    batch = norm.remembered(moments_of(layer, norm, x, mask))
     moved = (
         norm.momentum * old + (1 - norm.momentum) * new
         for old, new in zip(norm.split(running), batch, strict=True)
     )
-    module.put_variable("batch_stats", MOVED, norm.joined(running, tuple(moved)))
+    layer.put(MOVED, norm.joined(running, tuple(moved)))
 
 
-def _take_statistics_of_call(module, norm):
-    by_call = module.get_variable("batch_stats", BY_CALL)
-    norm.put(module, [values[0] for values in by_call])
-    module.put_variable("batch_stats", BY_CALL, tuple(jnp.roll(values, -1, 0) for values in by_call))
+def _take_statistics_of_call(layer, norm):
+    by_call = layer.get(BY_CALL)
+    norm.put(layer, [values[0] for values in by_call])
+    layer.put(BY_CALL, tuple(jnp.roll(values, -1, 0) for values in by_call))
 
 
-def _warn_frozen(module, switch):
+def _warn_frozen(layer, switch):
     if switch is None:
-        message = f"'{name_of(module)}' uses its running statistics in training too and is left alone."
+        message = f"'{name_of(layer.path)}' uses its running statistics in training too and is left alone."
         warnings.warn(message, stacklevel=2)
         return
-    how = "was constructed" if getattr(module, switch.flag, None) is switch.test else "is called in training"
-    message = f"'{name_of(module)}' {how} with {switch.flag}={switch.test} and is left alone."
+    how = (
+        "was constructed"
+        if getattr(layer.module, switch.flag, None) is switch.test
+        else "is called in training"
+    )
+    message = f"'{name_of(layer.path)}' {how} with {switch.flag}={switch.test} and is left alone."
     warnings.warn(message, stacklevel=2)
 
 

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 
 from dropbn.diagnose import interception, layer_marks, random_draws, registry, tracing
@@ -13,6 +12,7 @@ from dropbn.diagnose.interception import TEST, TRAIN
 from dropbn.diagnose.layer_marks import Marked
 from dropbn.diagnose.norm_search import norm_of
 from dropbn.diagnose.norms import Norm
+from dropbn.diagnose.seam import first, leaves_of
 from dropbn.diagnose.tracing import Path, flat_stats, split
 from dropbn.errors import DropbnError
 
@@ -185,7 +185,7 @@ class _Trace(NamedTuple):
 
 @cached
 def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
-    """The layers of a `linen.Model` for (variables, args, kwargs) as `tracing.abstract` gives them."""
+    """The layers of a `model.Model` for (variables, args, kwargs) as `tracing.abstract` gives them."""
     arrays, rebuild = split(jax.tree.unflatten(treedef, leaves))
     streams = list(dict.fromkeys(["dropout", *(model.call.rngs or ())]))
     train, test = (_trace(model, arrays, rebuild, streams, testing) for testing in (False, True))
@@ -205,19 +205,19 @@ def _trace(model, arrays, rebuild, streams, testing):
     noisy: set[Path] = set()
     elsewhere: dict[Path, str] = {}
 
-    def note(module, norm, is_on, values):
+    def note(layer, norm, is_on, values):
         if norm and not norm.is_measured:
-            elsewhere[module.path] = norm.collection
+            elsewhere[layer.path] = norm.collection
             return
         found = norms if norm else noises
-        on, fewest, _ = found.get(module.path, (False, values, norm))
-        found[module.path] = on or is_on, min(fewest, values), norm
+        on, fewest, _ = found.get(layer.path, (False, values, norm))
+        found[layer.path] = on or is_on, min(fewest, values), norm
 
     def run(arrays, rngs):
         interceptor = interception.interceptor(TEST if testing else TRAIN, note=note)
         variables, args, kwargs = rebuild(arrays)
         given = variables, args, kwargs, testing, rngs, interceptor, True, True
-        with nn.intercept_methods(functools.partial(_mark, identities, noisy)):
+        with model.intercepting(functools.partial(_mark, identities, noisy)):
             try:
                 return model.run_under(*given, keeps_stats=testing)[0]
             except tracing.MissingKey:
@@ -264,26 +264,24 @@ def _around(draws, modules):
     return found
 
 
-def _mark(identities, noisy, run, args, kwargs, context):
-    """For `flax.linen.intercept_methods`: marks the outputs of noises, BNs, and others with running state."""
-    norm, noise = norm_of(context, args, kwargs), registry.of(context.module, registry.NOISES)
-    y, x = run(*args, **kwargs), next(iter((*args, *kwargs.values())), None)
-    module = context.module
-    if context.method_name == "__call__" and y is x:
-        identities.add(module.path)
+def _mark(identities, noisy, run, args, kwargs, layer):
+    """For `model.Model.intercepting`: marks the outputs of noises, BNs, and others with running state."""
+    norm, noise = norm_of(layer, args, kwargs), registry.of(layer.module, registry.NOISES)
+    y, x = run(*args, **kwargs), first(args, kwargs)
+    if layer.is_call and y is x:
+        identities.add(layer.path)
     if noise and noise.within:
-        noisy.add(module.path)
+        noisy.add(layer.path)
         noise = None  # Its draws are followed, as its output is not its input with noise.
-    if context.method_name != "__call__" or y is x or not isinstance(y, jax.Array):
+    if not layer.is_call or y is x or not isinstance(y, jax.Array):
         return y
     kind, leaves = "norm" if norm else "noise" if noise else "", []
     if not kind and isinstance(x, jax.Array):
-        own = module.variables.get("batch_stats", {})
-        leaves = [leaf for leaf in own.values() if isinstance(leaf, jax.Array)]
+        leaves = leaves_of(layer)
         kind = "state" if leaves else ""
     if not kind:
         return y
-    return tracing.mark_p.bind(y, x, *leaves, kind=kind, name=registry.name_of(module), times=1)
+    return tracing.mark_p.bind(y, x, *leaves, kind=kind, name=tracing.name_of(layer.path), times=1)
 
 
 def _uses(train, test):

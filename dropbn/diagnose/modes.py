@@ -30,14 +30,16 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from dropbn.diagnose import entry
 from dropbn.diagnose.call import Call
+from dropbn.diagnose.entry import ModelOrPair
 from dropbn.diagnose.interception import LI_ADJUST, TEST, TRAIN, Mode
-from dropbn.diagnose.linen import Model, ModelOrPair
 from dropbn.errors import DropbnError
 
 __all__ = ["LI_ADJUST", "TEST", "TRAIN", "Mode", "apply"]
 
 
+@entry.holds_state
 def apply(
     model: ModelOrPair,
     variables: dict,
@@ -80,5 +82,6 @@ def apply(
             "update); an argument `mode` of the model goes into kwargs=."
         )
     given = Call.of(call)
-    watch = None if observe is None else lambda module, norm, x, mask: observe(module, x)
-    return Model.of(model, given).run(variables, args, {}, mode, given.rngs, watch)
+    watch = None if observe is None else lambda layer, norm, x, mask: observe(layer.module, x)
+    called, variables = entry.model_of(model, variables, given)
+    return called.run(variables, args, {}, mode, given.rngs, watch)

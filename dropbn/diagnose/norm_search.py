@@ -18,43 +18,46 @@ from dropbn.diagnose.flags import FLAGS, flags_of
 from dropbn.diagnose.norm_probe import Probe, Unlike
 from dropbn.diagnose.norms import Leaf, Mask, Norm
 from dropbn.diagnose.registry import Switch
+from dropbn.diagnose.seam import Layer
 from dropbn.diagnose.tracing import abstract
 
 
-def norm_of(context: Any, args: tuple, kwargs: Mapping) -> Norm | None:
+def norm_of(layer: Layer, args: tuple, kwargs: Mapping) -> Norm | None:
     """The batch normalization that is called; None if the module is none.
 
     A module of an unknown class that keeps arrays of its own besides parameters is run on random values, once
     for each class, fields and shapes; see `dropbn.diagnose.norm_probe`.
 
     Args:
-      context, args, kwargs: as `flax.linen.intercept_methods` gives them.
+      layer, args, kwargs: as an interceptor gets them; see `dropbn.diagnose.seam`.
     """
-    module = context.module
-    if context.method_name != "__call__" or module.scope is None:
+    module = layer.module
+    if not layer.is_call:
         return None
     if switch := registry.of(module, registry.NORMS):
         # Of a subclass with a signature of its own, the parent that it calls is the batch normalization.
-        if switch.flag not in inspect.signature(context.orig_method).parameters:
+        if switch.flag not in layer.signature.parameters:
             return None
-        shape = np.shape(module.get_variable("batch_stats", "mean"))
+        shape = np.shape(layer.get("mean"))
         axis, momentum, epsilon = (
             registry.attribute(module, name) for name in ("axis", "momentum", "epsilon")
         )
         return Norm(switch, axis, momentum, epsilon, shape, shape)
     variables = {
         collection: {name: leaf for name, leaf in leaves.items() if not name.startswith(registry.OURS)}
-        for collection, leaves in module.variables.items()
+        for collection, leaves in layer.leaves().items()
     }
     if not any(True for leaves in _states(variables).values() for _ in _pairs(leaves)):
         return None
-    signature = inspect.signature(context.orig_method)
+    signature = layer.signature
     bound = signature.bind(*args, **kwargs)
     bound.apply_defaults()
     arguments, fields = _in_test_mode(module, dict(bound.arguments))
-    unbound = _Unbound(module.clone(parent=None, name=None, **fields))
+    unbound = layer.without_place(fields)
+    if unbound is None:
+        return None
     try:
-        return _search(unbound, signature, next(iter(arguments), ""), variables, arguments)
+        return _search(_Unbound(unbound), signature, next(iter(arguments), ""), variables, arguments)
     except TypeError:  # An argument has no hash.
         return None
 

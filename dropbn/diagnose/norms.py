@@ -6,13 +6,13 @@ Nothing else reads or writes running statistics. To all others they have the sha
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 
 from dropbn.diagnose.registry import Switch
+from dropbn.diagnose.seam import Layer
 from dropbn.diagnose.tracing import Path, flat_stats
 from dropbn.nn.kernels.moments import Moments
 
@@ -120,14 +120,14 @@ class Norm(NamedTuple):
         """How many axes transformations have put before those of a leaf."""
         return leaves[self.mean.name].ndim - len(self.shape) - (self.mean.part is not None)
 
-    def given(self, module: nn.Module) -> dict[str, jax.Array]:
-        """The leaves of the layer, bound."""
-        return {name: module.get_variable("batch_stats", name) for name in self.leaves}
+    def given(self, layer: Layer) -> dict[str, jax.Array]:
+        """The leaves of the layer."""
+        return {name: layer.get(name) for name in self.leaves}
 
-    def put(self, module: nn.Module, statistics: Statistics) -> None:
-        """Replaces the running statistics of the layer, bound."""
-        for name, value in self.joined(self.given(module), statistics).items():
-            module.put_variable("batch_stats", name, value)
+    def put(self, layer: Layer, statistics: Statistics) -> None:
+        """Replaces the running statistics of the layer."""
+        for name, value in self.joined(self.given(layer), statistics).items():
+            layer.put(name, value)
 
     def remembered(self, found: Moments) -> Statistics:
         """The (mean, variance) of a batch towards which the layer moves its statistics."""

@@ -1,11 +1,10 @@
-"""The batch normalizations of any Linen model, and the moments of their inputs, batch by batch."""
+"""The batch normalizations of any model, and the moments of their inputs, batch by batch."""
 
 import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.call import fold_in, num_examples
 from dropbn.diagnose.interception import Mode
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.model import Model
 from dropbn.diagnose.noise_flow import marks
 from dropbn.diagnose.norms import Norm, Statistics
 from dropbn.diagnose.tracing import Path, abstract, flat_stats
@@ -36,13 +35,13 @@ class Layer(NamedTuple):
     Attributes:
       norm: its momentum, where it keeps its statistics, and so on.
       calls: how often a forward pass calls it.
-      scan: the number of nn.scans that began before it in the trace.
-      stack: the shape in which nn.scan has stacked such layers; () outside of nn.scan.
+      loops: the numbers of the loops around it in the trace; () outside of loops.
+      stack: the shape in which nn.scan or nn.vmap has stacked such layers; () outside of them.
     """
 
     norm: Norm
     calls: int
-    scan: int
+    loops: tuple[int, ...]
     stack: tuple[int, ...]
 
     @property
@@ -223,14 +222,14 @@ def _programs(model, mode, treedef, leaves):
     return layers, [part.shape for path in layers for part in empty[(*path, _MOMENTS)]], moments_of
 
 
-def _record(module, norm, x, mask):
-    if not module.has_variable("batch_stats", _MOMENTS):
+def _record(layer, norm, x, mask):
+    if not layer.has(_MOMENTS):
         return
-    seen = module.get_variable("batch_stats", _MOMENTS)
-    new = interception.moments_of(module, norm, x, mask)
+    seen = layer.get(_MOMENTS)
+    new = interception.moments_of(layer, norm, x, mask)
     # The last ones are kept, as many as there are calls. So no call needs to know its number, even in a loop.
     parts = (jnp.concatenate([old[1:], part[None]]) for old, part in zip(seen, new, strict=True))
-    module.put_variable("batch_stats", _MOMENTS, Moments(*parts))
+    layer.put(_MOMENTS, Moments(*parts))
 
 
 def _by_call(parts, layer):
@@ -241,38 +240,32 @@ def _by_call(parts, layer):
 def _trace(apply, variables, x, rngs, known):
     """The model's layers by path, in the order of the trace, and empty moments for each of them."""
     layers: dict[Path, Layer] = {}
-    empty, scans = {}, []
+    empty = {}
     stats = flat_stats(variables)
     counted = {(*path, _CALLS): stats[*path, norm.mean.name] for path, norm in known.items()}
     variables = {**variables, "batch_stats": unflatten_dict(stats | counted)}
 
-    def track(run, args, kwargs, context):
-        if type(context.module).__name__.startswith("Scan"):  # as nn.scan names the class that it makes
-            scans.append(context.module)
-        return run(*args, **kwargs)
-
-    def observe(module, norm, x, mask):
-        if not module.has_variable("batch_stats", _CALLS):
+    def observe(layer, norm, x, mask):
+        if not layer.has(_CALLS):
             return
         name = norm.mean.name
-        stacked, own = stats[*module.path, name].shape, module.get_variable("batch_stats", name).shape
+        stacked, own = stats[*layer.path, name].shape, layer.get(name).shape
         if stacked[len(stacked) - len(own) :] != own:
             raise DropbnError(
-                f"'{'/'.join(module.path)}' is stacked along another axis than the first; give its "
+                f"'{'/'.join(layer.path)}' is stacked along another axis than the first; give its "
                 "transformation variable_axes={'batch_stats': 0} to measure it."
             )
         stack = stacked[: len(stacked) - len(own)]
-        layers.setdefault(module.path, Layer(norm, 0, len(scans), stack))
-        called = module.get_variable("batch_stats", _CALLS)
-        called = marks.mark_p.bind(called, kind="norm", name=module.path, times=1)
-        module.put_variable("batch_stats", _CALLS, called)
+        layers.setdefault(layer.path, Layer(norm, 0, (), stack))
+        called = layer.get(_CALLS)
+        called = marks.mark_p.bind(called, kind="norm", name=layer.path, times=1)
+        layer.put(_CALLS, called)
 
-    with nn.intercept_methods(track):
-        # A block under nn.jit would else pass unseen where another was made alike.
-        jaxpr = jax.make_jaxpr(lambda *given: apply(*given, 0, observe, retrace=True))(variables, x, rngs)
+    # A block under nn.jit would else pass unseen where another was made alike.
+    jaxpr = jax.make_jaxpr(lambda *given: apply(*given, 0, observe, retrace=True))(variables, x, rngs)
     if not layers:
         raise DropbnError("The model has no batch normalization that dropbn.diagnose.registry knows.")
-    number = marks.calls(jaxpr.jaxpr)
+    number, loops = marks.calls(jaxpr.jaxpr), marks.loops(jaxpr.jaxpr)
     for path, layer in layers.items():
         calls = number[path] / math.prod(layer.stack)
         if math.isnan(calls):
@@ -280,7 +273,7 @@ def _trace(apply, variables, x, rngs, known):
                 f"The data decide how often '{'/'.join(path)}' is called (nn.cond, nn.while_loop): call it "
                 "equally often in every branch, or loop by nn.scan."
             )
-        layers[path] = layer._replace(calls=int(calls))
+        layers[path] = layer._replace(calls=int(calls), loops=loops[path])
         count = np.zeros((*layer.stack, int(calls)), np.float32)
         zeros = np.zeros((*count.shape, *layer.norm.channels), np.float32)
         empty[(*path, _MOMENTS)] = Moments(count, zeros, zeros, zeros)

@@ -10,7 +10,7 @@ from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.call import fold_in, num_examples
 from dropbn.diagnose.interception import Mode
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.model import Model
 
 
 class Predictor:

@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dropbn.diagnose import noise_flow, norms, observation
+from dropbn.diagnose import entry, noise_flow, norms, observation
 from dropbn.diagnose.batches import Batches
-from dropbn.diagnose.linen import Model, ModelOrPair
+from dropbn.diagnose.entry import ModelOrPair
+from dropbn.diagnose.model import Model
 from dropbn.diagnose.noise_flow import marks
 from dropbn.diagnose.recipes import RECIPES, Options, error
 from dropbn.errors import DropbnError, unknown
@@ -74,6 +75,7 @@ class Recalibration(Result):
         return plots.shift({label: self.rows}, path)
 
 
+@entry.holds_state
 def recalibrate(
     model: ModelOrPair,
     variables: dict,
@@ -149,7 +151,7 @@ def recalibrate(
     >>> round(found.rows[0]["new_var"], 1)
     4.0
     """
-    called = Model.of(model, call)
+    called, variables = entry.model_of(model, variables, call)
     once = passes == 1 or recipe == "closed_form" or (recipe == "li2018_moving" and passes is None)
     data = Batches(batches, called.call.inputs, once=once)
     return take(called, variables, data, recipe, noise, passes, tolerance)

@@ -12,7 +12,7 @@ from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.call import fold_in, num_examples
 from dropbn.diagnose.interception import LI_ADJUST, Mode
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.model import Model
 from dropbn.diagnose.observation import Observer
 from dropbn.diagnose.tracing import Path
 from dropbn.errors import DropbnError

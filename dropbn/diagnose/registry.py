@@ -10,7 +10,8 @@ A registered batch normalization keeps `mean` and `var` in `batch_stats`. Its at
 and `epsilon` mean what they mean in `flax.linen.BatchNorm`, whose defaults hold where it has none.
 """
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 
@@ -40,6 +41,13 @@ NOISES: dict[type, Switch] = {
     nn.MultiHeadDotProductAttention: Switch("deterministic", within=True),
 }
 NORMS: dict[type, Switch] = {nn.BatchNorm: Switch("use_running_average")}
+# The noises y = m x + n that draw from the stream `rng_collection`, and how the law of each is found.
+AFFINE: dict[type, Callable[[Any], laws.Law | None]] = {
+    nn.Dropout: lambda noise: laws.Dropout(noise.rate),
+    Noise: lambda noise: getattr(noise, "law", None),
+}
+
+Entry = TypeVar("Entry")
 
 # The fields and arguments that hold the amount of a noise, a rate unless it is beta; 0 is no noise.
 AMOUNTS = "rate", "beta", "dropout_rate", "dropout_prob", "drop_rate", "drop_prob", "drop", "prob", "p"
@@ -52,12 +60,12 @@ MOVED = OURS + "moved"
 BY_CALL = OURS + "by call"
 
 
-def of(module: nn.Module, kinds: dict[type, Switch]) -> Switch | None:
-    """The switch of the module's type or of the nearest of its bases; None where none is registered."""
+def of(module: Any, kinds: dict[type, Entry]) -> Entry | None:
+    """What is registered for the module's type or for the nearest of its bases; None if nothing is."""
     return next((kinds[base] for base in type(module).__mro__ if base in kinds), None)
 
 
-def attribute(norm: nn.Module, name: str) -> Any:
+def attribute(norm: Any, name: str) -> Any:
     """`axis`, `momentum` or `epsilon` of a batch normalization."""
     return getattr(norm, name, getattr(nn.BatchNorm, name))
 
@@ -72,12 +80,24 @@ def amount_field(kind: type[nn.Module]) -> str | None:
     return next((field for field in AMOUNTS if field in kind.__dataclass_fields__), None)
 
 
-def amount_of(noise: nn.Module) -> Any:
+def amount_of(noise: Any) -> Any:
     """The amount that a noise was constructed with; None if there is none."""
-    return getattr(noise, amount_field(type(noise)) or "amount", None)
+    fields = getattr(noise, "__dataclass_fields__", None) or vars(noise)
+    return getattr(noise, next((field for field in AMOUNTS if field in fields), "amount"), None)
 
 
-def is_identity(noise: nn.Module, switch: Switch) -> bool:
+def is_affine(noise: Any) -> bool:
+    """Whether the output of a noise is m x + n."""
+    return of(noise, AFFINE) is not None
+
+
+def law_of(noise: Any) -> laws.Law | None:
+    """The law of a noise; None if it is not known."""
+    law = of(noise, AFFINE)
+    return law(noise) if law else None
+
+
+def is_identity(noise: Any, switch: Switch) -> bool:
     """Whether a noise is known to change nothing, even in training."""
     amount = amount_of(noise)
     is_off = getattr(noise, switch.flag, None) is switch.test

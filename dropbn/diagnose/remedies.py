@@ -24,7 +24,7 @@ from dropbn.diagnose import recalibrate, uncertainty
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.interception import TEST, Mode
 from dropbn.diagnose.layers import Layers
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.model import Model
 from dropbn.diagnose.scores import Difference, Scorer, Scores, difference, parts_of
 from dropbn.diagnose.tasks import Task
 from dropbn.errors import DropbnError

@@ -21,7 +21,7 @@ import numpy as np
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.call import fold_in, num_examples
 from dropbn.diagnose.interception import Mode
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.model import Model
 from dropbn.diagnose.predictor import Predictor
 from dropbn.errors import DropbnError
 

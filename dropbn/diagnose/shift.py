@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dropbn.diagnose import norms, observation
+from dropbn.diagnose import entry, norms, observation
 from dropbn.diagnose.batches import Batches
+from dropbn.diagnose.entry import ModelOrPair
 from dropbn.diagnose.interception import TEST, TRAIN
-from dropbn.diagnose.linen import Model, ModelOrPair
 from dropbn.diagnose.tracing import Path
 from dropbn.errors import DropbnError, unknown
 from dropbn.nn.kernels import moments
@@ -61,6 +61,7 @@ class Shift(Result):
         return plots.shift({label: self.rows} | {name: other.rows for name, other in others.items()}, path)
 
 
+@entry.holds_state
 def measure(
     model: ModelOrPair,
     variables: dict,
@@ -109,11 +110,12 @@ def measure(
     """
     if estimator not in ESTIMATORS:
         raise unknown("estimator", estimator, ESTIMATORS)
-    called = Model.of(model, call)
+    called, variables = entry.model_of(model, variables, call)
     observer = observation.Observer(called, variables, Batches(batches, called.call.inputs, once=True), TEST)
     return _against_running(observer, variables, estimator, f"Variance shift ({estimator})")
 
 
+@entry.holds_state
 def predict(
     model: ModelOrPair,
     variables: dict,
@@ -150,7 +152,7 @@ def predict(
     >>> round(predict(Net(), variables, [x]).rows[0]["ratio"], 1)  # 1 - rate, for inputs of mean 0
     0.5
     """
-    called = Model.of(model, call)
+    called, variables = entry.model_of(model, variables, call)
     data = Batches(batches, called.call.inputs)
     layers = called.layers(variables, data.inputs(data.first))
     called.refuse_one_mode(layers)

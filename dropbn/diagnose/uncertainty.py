@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import rich.console
 
-from dropbn.diagnose import tasks
+from dropbn.diagnose import entry, tasks
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.call import fold_in
+from dropbn.diagnose.entry import ModelOrPair
 from dropbn.diagnose.interception import Mode
-from dropbn.diagnose.linen import Model, ModelOrPair
+from dropbn.diagnose.model import Model
 from dropbn.diagnose.predictor import Predictor
 from dropbn.diagnose.tasks import Task
 from dropbn.errors import DropbnError
@@ -72,6 +73,7 @@ class Sample(Result):
         return plots.uncertainty(self.rows, path)
 
 
+@entry.holds_state
 def sample(
     model: ModelOrPair,
     variables: dict,
@@ -118,7 +120,7 @@ def sample(
     >>> found.mean.shape, bool(found.rows[0]["mutual_information"] > 0)
     ((4, 3), True)
     """
-    called = Model.of(model, call)
+    called, variables = entry.model_of(model, variables, call)
     data = Batches(batches, called.call.inputs, labels)
     x = data.inputs(data.first)
     layers, its_labels = called.layers(variables, x), data.labels_or_none(data.first)

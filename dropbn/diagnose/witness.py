@@ -9,17 +9,18 @@ import collections
 from collections.abc import Callable
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dropbn.diagnose import interception, predictor, registry
+from dropbn.diagnose import interception, predictor
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.call import fold_in
 from dropbn.diagnose.interception import TEST
 from dropbn.diagnose.layers import Layers
-from dropbn.diagnose.linen import Model
+from dropbn.diagnose.model import Model
+from dropbn.diagnose.seam import Layer, first
+from dropbn.diagnose.tracing import name_of
 
 # A smaller share of the outputs explains no gap, and rounding in float32 stays far below. On a CPU the two
 # programs of a network without anything unseen gave equal outputs (20 layers in bfloat16, a PreResNet-38); a
@@ -102,8 +103,8 @@ def _watched(model, variables, x, rngs, testing):
     seen: dict[tuple[str, str, int], np.ndarray] = {}
     calls: collections.Counter[str] = collections.Counter()
 
-    def watch(run: Callable, args: tuple, kwargs: dict, context: Any) -> Any:
-        name = registry.name_of(context.module)
+    def watch(run: Callable, args: tuple, kwargs: dict, layer: Layer) -> Any:
+        name = name_of(layer.path)
         calls[name] += 1
         call = calls[name]
 
@@ -112,12 +113,12 @@ def _watched(model, variables, x, rngs, testing):
                 flat = np.asarray(value, np.float64).ravel()
                 seen[where, name, call] = flat[:: len(flat) // _COMPARED + 1]
 
-        note("before", next(iter((*args, *kwargs.values())), None))
+        note("before", first(args, kwargs))
         y = run(*args, **kwargs)
         note("in", y)
         return y
 
-    with nn.intercept_methods(watch):
+    with model.intercepting(watch):
         _run(model, variables, x, rngs, testing)
     return seen
 

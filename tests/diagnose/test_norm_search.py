@@ -14,6 +14,7 @@ import own_norms
 import pytest
 
 from dropbn.diagnose import lint, modes, norm_search, recalibrate, shift
+from dropbn.diagnose.linen import Model
 from dropbn.diagnose.norms import Leaf, Mask, Norm
 from dropbn.diagnose.registry import Switch
 
@@ -110,11 +111,11 @@ def _found(model, x, **flags):
     """What is found of each module in a call."""
     variables, found = model.init(jax.random.key(0), x, **flags), {}
 
-    def intercept(run, args, kwargs, context):
-        found[context.module.path] = norm_search.norm_of(context, args, kwargs)
+    def intercept(run, args, kwargs, layer):
+        found[layer.path] = norm_search.norm_of(layer, args, kwargs)
         return run(*args, **kwargs)
 
-    with nn.intercept_methods(intercept):
+    with Model.of(model).intercepting(intercept):
         given = {"rngs": {"dropout": jax.random.key(1)}, "mutable": ["batch_stats"]}
         jax.eval_shape(lambda x: model.apply(variables, x, **flags, **given), x)
     return {"/".join(path): norm for path, norm in found.items() if norm}

@@ -10,8 +10,8 @@ import rich.console
 import rich.table
 import rich.text
 
-from dropbn.diagnose import noise_flow
-from dropbn.diagnose.linen import Model, ModelOrPair
+from dropbn.diagnose import entry, noise_flow
+from dropbn.diagnose.entry import ModelOrPair
 from dropbn.diagnose.lint.rules import RULES, Facts
 from dropbn.diagnose.noise_flow import marks
 from dropbn.results import Result
@@ -150,8 +150,8 @@ def check(
     >>> [(row["code"], row["norm"], row["ratio"]) for row in check(Net(), jnp.ones((2, 4))).errors()]
     [('DBN101', 'BatchNorm_0', 0.5)]
     """
-    called = Model.of(model, call)
-    marked = marks.trace(called, inputs, {}, variables)
+    called, state = entry.model_of(model, variables, call)
+    marked = marks.trace(called, inputs, {}, state)
     facts = Facts(marked, noise_flow.follow(marked), num_steps)
     rows = [
         {"code": code, "severity": rule.severity} | finding

@@ -8,7 +8,6 @@ import math
 from typing import Any, NamedTuple
 
 import flax
-import flax.linen as nn
 import jax
 import jax.extend.core
 import numpy as np
@@ -16,10 +15,10 @@ import numpy as np
 from dropbn.diagnose import registry, tracing
 from dropbn.diagnose.interception import TEST, TRAIN
 from dropbn.diagnose.layers import Layers
-from dropbn.diagnose.linen import Model
-from dropbn.diagnose.tracing import mark_p, split
+from dropbn.diagnose.model import Model
+from dropbn.diagnose.seam import first
+from dropbn.diagnose.tracing import mark_p, name_of, split
 from dropbn.nn import laws
-from dropbn.nn import noise as noise_kinds
 
 
 class Noise(NamedTuple):
@@ -131,7 +130,7 @@ def _trace(model, args, kwargs, variables, known, layers, mode):
         args, kwargs = rebuild(arrays)
         return model.run(variables, args, kwargs, mode, rngs, retrace=True)[0]
 
-    with nn.intercept_methods(marker):
+    with model.intercepting(marker):
         jaxpr = jax.make_jaxpr(run)(variables, arrays, rngs)
     inputs: list[Parameter | Key | None] = [
         Parameter(
@@ -167,8 +166,25 @@ def calls(jaxpr: jax.extend.core.Jaxpr) -> dict[Any, float]:
     return found
 
 
+def loops(jaxpr: jax.extend.core.Jaxpr) -> dict[Any, tuple[int, ...]]:
+    """The loops around the first mark of each name, outermost first, numbered in the order of the trace."""
+    found: dict[Any, tuple[int, ...]] = {}
+    numbers = itertools.count()
+
+    def walk(jaxpr, around):
+        for eqn in jaxpr.eqns:
+            if eqn.primitive is mark_p:
+                found.setdefault(eqn.params["name"], around)
+            inside = (*around, next(numbers)) if eqn.primitive.name in ("scan", "while") else around
+            for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+                walk(inner, inside)
+
+    walk(jaxpr, ())
+    return found
+
+
 class _Marker:
-    """For `flax.linen.intercept_methods`: marks the output of every noise and BN, and notes the layer."""
+    """For `model.Model.intercepting`: marks the output of every noise and BN, and notes the layer."""
 
     def __init__(self, layers, leaves, known):
         self.layers, self.leaves, self.known = layers, leaves, known
@@ -176,34 +192,33 @@ class _Marker:
         self.stacked = {}  # How many layers nn.scan or nn.vmap has made of a BN.
         self.marked: collections.Counter[str] = collections.Counter()
 
-    def __call__(self, run, arguments, named, context):
-        module, name = context.module, registry.name_of(context.module)
+    def __call__(self, run, arguments, named, layer):
+        path, name = layer.path, name_of(layer.path)
         before = self.marked[name]
-        y, x = run(*arguments, **named), next(iter((*arguments, *named.values())), None)
+        y, x = run(*arguments, **named), first(arguments, named)
         # A BN that training freezes never sees the noise, and a noise that is always on shifts nothing.
-        is_norm = self.layers.takes_batch(module.path)
-        followed = self.layers.by_hand | self.layers.within
-        is_registered = module.path not in followed.values()
-        is_noise = module.path in self.layers.switched_noises and is_registered
-        if context.method_name != "__call__" or not (is_norm or is_noise) or not isinstance(y, jax.Array):
+        is_norm = self.layers.takes_batch(path)
+        is_registered = path not in (self.layers.by_hand | self.layers.within).values()
+        is_noise = path in self.layers.switched_noises and is_registered
+        if not layer.is_call or not (is_norm or is_noise) or not isinstance(y, jax.Array):
             return y
         # Marked already (a subclass has called its parent, surgery another noise), or nothing was done.
         if self.marked[name] > before or y is x:
             return y
         self.marked[name] += 1
-        return self._mark_norm(name, module, y, x) if is_norm else self._mark_noise(name, module, y, x)
+        return self._mark_norm(name, layer, y, x) if is_norm else self._mark_noise(name, layer.module, y, x)
 
-    def _mark_norm(self, name, module, y, x):
-        norm = self.layers.norms[module.path].norm
-        mean = module.get_variable("batch_stats", norm.mean.name)
-        whole = self.leaves["batch_stats", *module.path, norm.mean.name]
+    def _mark_norm(self, name, layer, y, x):
+        norm = self.layers.norms[layer.path].norm
+        mean = layer.get(norm.mean.name)
+        whole = self.leaves["batch_stats", *layer.path, norm.mean.name]
         self.stacked[name] = math.prod(whole.shape) // mean.size
-        self.norms[name] = _norm(module, norm, self.leaves if self.known else {})
+        self.norms[name] = _norm(layer, norm, self.leaves if self.known else {})
         return mark_p.bind(y, x, mean, kind="norm", name=name, times=1)
 
     def _mark_noise(self, name, module, y, x):
         self.noises[name] = _noise(module)
-        if not isinstance(module, (nn.Dropout, noise_kinds.Noise)):
+        if not registry.is_affine(module):
             x = y  # It may be more than a multiplication, such as attention: its output counts.
         return mark_p.bind(y, x, kind="noise", name=name, times=1)
 
@@ -211,22 +226,20 @@ class _Marker:
 def _noise(module):
     amount = registry.amount_of(module)
     amount = float(amount) if laws.is_number(amount) else None
-    affine = None
+    affine, law = None, registry.law_of(module)
     if amount is not None and not getattr(module, "restore", ""):
-        law = laws.Dropout(amount) if isinstance(module, nn.Dropout) else getattr(module, "law", None)
         affine = laws.Affine(*map(float, law.affine)) if law and np.all(np.isfinite(law.affine)) else None
-    positive = (nn.Dropout, noise_kinds.Dropout, noise_kinds.SharedDropout, noise_kinds.Uout)
     shared = bool(getattr(module, "is_shared", getattr(module, "broadcast_dims", ())))
-    return Noise(amount, affine, isinstance(module, positive), shared)
+    return Noise(amount, affine, isinstance(law, (laws.Dropout, laws.Uout)), shared)
 
 
-def _norm(module, norm, flat):
+def _norm(layer, norm, flat):
     """A BN; leaves that nn.scan has stacked, and those of channels that are not last, count as unknown."""
     found: list[Any] = [None] * 4
     if flat and norm.axis == -1:
-        own = {path[-1]: np.asarray(leaf) for path, leaf in flat.items() if path[1:-1] == module.path}
+        own = {path[-1]: np.asarray(leaf) for path, leaf in flat.items() if path[1:-1] == layer.path}
         found = [own.get("scale", np.ones(1)), own.get("bias", np.zeros(1)), *norm.split(own)]
-        if not registry.of(module, registry.NORMS):  # Nobody knows what its parameters mean.
+        if not registry.of(layer.module, registry.NORMS):  # Nobody knows what its parameters mean.
             found[:2] = [None, None]
         found = [None if value is None or value.ndim != 1 else np.float64(value) for value in found]
     return Norm(float(norm.momentum), float(norm.epsilon), *found)

@@ -9,8 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from dropbn.diagnose import noise_flow, registry
-from dropbn.diagnose.linen import Model, ModelOrPair
+from dropbn.diagnose import entry, noise_flow, registry
+from dropbn.diagnose.entry import ModelOrPair
 from dropbn.diagnose.noise_flow import marks
 from dropbn.diagnose.registry import amount_field
 from dropbn.diagnose.surgery.operated import Hidden, Operated, turned_off
@@ -146,7 +146,8 @@ def move_to_last_bn(
     Raises:
       DropbnError: the model cannot be traced, or a noise has no such target.
     """
-    marked = marks.trace(Model.of(model, call), inputs, {}, variables)
+    called, state = entry.model_of(model, variables, call)
+    marked = marks.trace(called, inputs, {}, state)
     followed = noise_flow.follow(marked, probe_norms=True)
     harmed: dict[str, list[str]] = {}
     for (source, norm), carried in followed.reached.items():
