@@ -3,13 +3,16 @@
 import functools
 import sys
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, Union
 
 import flax.linen as nn
+import jax
+import numpy as np
 
 from dropbn.diagnose import linen
 from dropbn.diagnose.call import Call
 from dropbn.diagnose.model import Model
+from dropbn.diagnose.tracing import flat_stats
 from dropbn.errors import DropbnError
 
 if TYPE_CHECKING:
@@ -20,9 +23,14 @@ ModelOrPair = Union[nn.Module, "nnx.Module", tuple[nn.Module, nn.Module]]
 Returned = TypeVar("Returned")
 
 
-def is_nnx(model: Any) -> bool:
+def is_nnx(model: Any) -> TypeGuard["nnx.Module"]:
     """Whether a model is an NNX module. It is not if nobody has imported flax.nnx, which takes its time."""
     return "flax.nnx" in sys.modules and isinstance(model, sys.modules["flax.nnx"].Module)
+
+
+def is_module(model: Any) -> bool:
+    """Whether it is a module of Linen or NNX."""
+    return isinstance(model, nn.Module) or is_nnx(model)
 
 
 def model_of(
@@ -35,17 +43,31 @@ def model_of(
       call: how it is called, or the keywords of a tool that say it.
 
     Raises:
-      DropbnError: something else than a model; keywords that the model does not take.
+      DropbnError: something else than a model; keywords that the model does not take; an NNX model that holds
+        shapes instead of arrays, as of `nnx.eval_shape`.
     """
     if is_nnx(model):
-        from dropbn.diagnose import nnx
-
-        called, own = nnx.Model.of(model, call)
+        called, own = _nnx_model(model, call)
+        if variables is None and not _are_arrays(own):
+            raise DropbnError(f"The arrays of this {called.name} are only shapes: give a model with values.")
         return called, own if variables is None else variables
     pair = model if isinstance(model, tuple) else ()
     if any(map(is_nnx, pair)):
         raise DropbnError("An NNX model needs no pair: its train() and eval() say the mode. Give the model.")
     return linen.Model.of(model, call), variables
+
+
+def model_to_trace(
+    model: ModelOrPair, variables: dict | None, call: Mapping[str, Any] | Call = Call()
+) -> tuple[Model, Any]:
+    """As `model_of`, for tools that work before training too: its variables are None if they are not trained.
+
+    Those of an NNX model are taken for trained if it has arrays and its statistics have moved.
+    """
+    if is_nnx(model) and variables is None:
+        called, own = _nnx_model(model, call)
+        return called, own if _are_arrays(own) and _have_moved(own) else None
+    return model_of(model, variables, call)
 
 
 def holds_state(tool: Callable[..., Returned]) -> Callable[..., Returned]:
@@ -61,8 +83,21 @@ def holds_state(tool: Callable[..., Returned]) -> Callable[..., Returned]:
 
 
 def _are_variables(args):
-    """Whether the first of some arguments are variables, or None in their place, and not batches or inputs."""
-    given = next(iter(args), ())
-    return given is None or (
-        isinstance(given, Mapping) and given.keys() <= {"params", "batch_stats", "state"}
-    )
+    """Whether the first of some arguments are variables, or None in their place."""
+    given, collections = next(iter(args), ()), {"params", "batch_stats", "state"}
+    return given is None or (isinstance(given, Mapping) and given.keys() <= collections)
+
+
+def _nnx_model(module, call):
+    from dropbn.diagnose import nnx
+
+    return nnx.Model.of(module, call)
+
+
+def _are_arrays(variables):
+    return not any(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(variables))
+
+
+def _have_moved(variables):
+    """Whether any statistics are not those of initialization, mean 0 and variance 1."""
+    return any(np.any(leaf != (path[-1] == "var")) for path, leaf in flat_stats(variables).items())

@@ -8,7 +8,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 from flax.traverse_util import unflatten_dict
@@ -28,9 +28,11 @@ class Model(abc.ABC):
 
     Attributes:
       call: how it is called.
+      gives: the parameters that are given at every call without being told.
     """
 
     call: Call
+    gives: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abc.abstractmethod
@@ -147,6 +149,10 @@ class Model(abc.ABC):
 
     @functools.cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:
+        """The parameters of the method that is called, without the module and what the seam itself gives."""
+        return {name: each for name, each in self.all_parameters().items() if name not in self.gives}
+
+    def all_parameters(self) -> dict[str, inspect.Parameter]:
         """The parameters of the method that is called, without the module."""
         function = self.function()
         if function is None:

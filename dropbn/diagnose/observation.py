@@ -98,7 +98,8 @@ class Observer:
         """The moments of every layer in float64, call by call, for each batch.
 
         Raises:
-          DropbnError: a layer whose input is not finite; batches that end earlier than in the last pass.
+          DropbnError: a layer whose input is not finite, or whose state is lost; batches that end
+            earlier than in the last pass.
         """
         self.num_images, pending = 0, None
         for index, batch in enumerate(itertools.chain(self._batches, [None])):
@@ -121,6 +122,13 @@ class Observer:
         slices = itertools.starmap(slice, itertools.pairwise(ends))
         parts = (packed[part].reshape(shape) for part, shape in zip(slices, self._shapes, strict=True))
         found = {path: [*itertools.islice(parts, len(Moments._fields))] for path in self.layers}
+        for path, (counts, means, *_) in found.items():
+            if not (np.all(counts) or np.any(means[counts == 0])):
+                raise DropbnError(
+                    f"What '{'/'.join(path)}' saw in batch {index} is lost, as are its running statistics in "
+                    "training: a transformation of JAX, such as jax.checkpoint, got the module. Use that of "
+                    "NNX, such as nnx.remat."
+                )
         if not np.isfinite(packed).all():
             path = next(path for path, parts in found.items() if not all(np.isfinite(p).all() for p in parts))
             raise DropbnError(

@@ -20,7 +20,7 @@ recipe           noise    BN uses      average over batches    replaces
 
 import dataclasses
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -59,7 +59,8 @@ class Recalibration(Result):
       how: the noise's way to the layer, or why the layer stays as it is.
 
     Attributes:
-      batch_stats: the new statistics, to be put in the place of the old: `{**variables, "batch_stats": ...}`.
+      batch_stats: the new statistics, to be put in the place of the old: `{**variables, "batch_stats": ...}`,
+        or by `apply_to`.
       num_images: the images of a pass.
       num_passes: the number of passes over the batches.
     """
@@ -67,6 +68,28 @@ class Recalibration(Result):
     batch_stats: dict = dataclasses.field(default_factory=dict, repr=False)
     num_images: int = 0
     num_passes: int = 0
+
+    def apply_to(self, model: Any) -> Any:
+        """Puts the new statistics into an NNX model, in place, or into a copy of variables.
+
+        Args:
+          model: the NNX model that was recalibrated, or variables.
+
+        Returns:
+          The model, or the new variables.
+
+        Raises:
+          DropbnError: statistics that do not fit the model, which stays as it is.
+        """
+        if entry.is_nnx(model):
+            from dropbn.diagnose import nnx
+
+            return nnx.put_statistics(model, self.batch_stats)
+        if isinstance(model, Mapping):
+            return {**model, "batch_stats": self.batch_stats}
+        raise DropbnError(
+            f"Statistics are put into an NNX model or into variables, not into a {type(model).__name__}."
+        )
 
     def plot(self, path: str | os.PathLike | None = None, label: str = "new / old variance") -> "Figure":
         """max(ratio, 1 / ratio) of new to old variance against the BN layer's index."""

@@ -62,7 +62,12 @@ BY_CALL = OURS + "by call"
 
 def of(module: Any, kinds: dict[type, Entry]) -> Entry | None:
     """What is registered for the module's type or for the nearest of its bases; None if nothing is."""
-    return next((kinds[base] for base in type(module).__mro__ if base in kinds), None)
+    return of_kind(type(module), kinds)
+
+
+def of_kind(kind: type, kinds: dict[type, Entry]) -> Entry | None:
+    """What is registered for a type or for the nearest of its bases; None if nothing is."""
+    return next((kinds[base] for base in kind.__mro__ if base in kinds), None)
 
 
 def attribute(norm: Any, name: str) -> Any:

@@ -1,9 +1,9 @@
-"""Checks the noise and the batch normalizations of a Linen model, even before it is trained.
+"""Checks the noise and the batch normalizations of a Linen or NNX model, even before it is trained.
 
     python -m dropbn lint package.module:name --input=2,32,32,3
 
-`name` is a Linen module or a function that returns one, imported from the current directory. Nothing is
-computed. The exit status is 0 without errors, 1 with errors, and 2 if the model cannot be analysed, or if
+`name` is a Linen or NNX module or a function that returns one, imported from the current directory. Nothing
+is computed. The exit status is 0 without errors, 1 with errors, and 2 if the model cannot be analysed, or if
 something that is not understood may shift a batch normalization or be one.
 """
 
@@ -12,7 +12,6 @@ import re
 import sys
 from typing import Any
 
-import flax.linen as nn
 import jax
 import rich.box
 import rich.console
@@ -21,29 +20,30 @@ import rich.text
 from absl import flags
 
 from dropbn import cli
+from dropbn.diagnose import entry
 from dropbn.diagnose.lint.report import check
 from dropbn.errors import DropbnError
 
 
-def _load(target: str) -> nn.Module:
-    """The model that "package.module:name" names: a Linen module, or what a function returns."""
+def _load(target: str) -> Any:
+    """The model that "package.module:name" names: a module of Linen or NNX, or what a function returns."""
     if not re.fullmatch(r"[\w.]+:[\w.]+", target):
         raise DropbnError(
-            f"'{target}' does not name a model: give package.module:name, the name of a Linen module or of a "
-            "function that returns one."
+            f"'{target}' does not name a model: give package.module:name, the name of a Linen or NNX "
+            "module, or of a function that returns one."
         )
     module, _, names = target.partition(":")
     try:
         found: Any = importlib.import_module(module)
         for name in names.split("."):
             found = getattr(found, name)
-        model = found if isinstance(found, nn.Module) else found()
+        model = found if entry.is_module(found) else found()
     except DropbnError:
         raise
     except Exception as error:
         raise DropbnError(f"'{target}' gives no model: {type(error).__name__}: {error}") from error
-    if not isinstance(model, nn.Module):
-        raise DropbnError(f"'{target}' gives a {type(model).__name__}, not a Linen module.")
+    if not entry.is_module(model):
+        raise DropbnError(f"'{target}' gives a {type(model).__name__}, not a Linen or NNX module.")
     return model
 
 

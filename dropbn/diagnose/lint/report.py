@@ -150,7 +150,7 @@ def check(
     >>> [(row["code"], row["norm"], row["ratio"]) for row in check(Net(), jnp.ones((2, 4))).errors()]
     [('DBN101', 'BatchNorm_0', 0.5)]
     """
-    called, state = entry.model_of(model, variables, call)
+    called, state = entry.model_to_trace(model, variables, call)
     marked = marks.trace(called, inputs, {}, state)
     facts = Facts(marked, noise_flow.follow(marked), num_steps)
     rows = [

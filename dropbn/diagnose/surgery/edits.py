@@ -146,7 +146,7 @@ def move_to_last_bn(
     Raises:
       DropbnError: the model cannot be traced, or a noise has no such target.
     """
-    called, state = entry.model_of(model, variables, call)
+    called, state = entry.model_to_trace(model, variables, call)
     marked = marks.trace(called, inputs, {}, state)
     followed = noise_flow.follow(marked, probe_norms=True)
     harmed: dict[str, list[str]] = {}

@@ -1,0 +1,160 @@
+"""Modules whose calls go through interceptors, in a copy of an NNX model."""
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+from flax import nnx
+
+from dropbn.diagnose import registry
+from dropbn.diagnose.registry import MOVED
+from dropbn.diagnose.seam import Interceptor
+from dropbn.diagnose.tracing import Path
+
+_interceptors: ContextVar[tuple[Interceptor, ...]] = ContextVar("interceptors", default=())
+# (path, name) of the leaves that layers have put in the current run.
+_put: ContextVar[set] = ContextVar("put")
+_inside: ContextVar[Path] = ContextVar("inside", default=())
+_runs = itertools.count()
+_PLACE = "_dropbn_place"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Place:
+    """Where a module stands in its model, and in which run, so that nnx.jit finds no trace of another."""
+
+    path: Path
+    run: int
+
+
+@contextlib.contextmanager
+def intercepting(interceptor: Interceptor) -> Iterator[None]:
+    """Within it, calls of modules go through the interceptor."""
+    token = _interceptors.set((*_interceptors.get(), interceptor))
+    try:
+        yield
+    finally:
+        _interceptors.reset(token)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[set[tuple[Path, str]]]:
+    """Gives the set of what layers put within it, as (path, name)."""
+    token = _put.set(set())
+    try:
+        yield _put.get()
+    finally:
+        _put.reset(token)
+
+
+def prepare(model: nnx.Module, extra: Mapping[Path, Any]) -> None:
+    """Gives every module of a copy an intercepted class, and its layers their leaves.
+
+    Leaves must exist before a transformation such as nnx.scan begins.
+
+    Args:
+      model: the copy.
+      extra: further leaves of `batch_stats`, by path.
+    """
+    run, modules = next(_runs), {}
+    for place, module in list(nnx.iter_modules(model)):
+        path = tuple(map(str, place))
+        modules[path] = module
+        setattr(module, _PLACE, _Place(path, run))
+        if registry.of(module, registry.NORMS):
+            setattr(
+                module, MOVED, nnx.BatchStat({name: module.__dict__[name][...] for name in ("mean", "var")})
+            )
+        if any("__call__" in vars(base) for base in type(module).__mro__):
+            object.__setattr__(module, "__class__", _intercepted(type(module)))
+    for leaf, value in extra.items():
+        setattr(modules[leaf[:-1]], leaf[-1], nnx.BatchStat(value))
+
+
+@functools.lru_cache(maxsize=1024)
+def _intercepted(kind: type) -> type:
+    """A subclass whose calls, and those of a registered parent that it calls, go through interceptors."""
+    bases: tuple[type, ...] = (kind,)
+    switch = registry.of_kind(kind, registry.NORMS) or registry.of_kind(kind, registry.NOISES)
+    if switch and switch.flag not in inspect.signature(kind.__call__).parameters:
+        # A subclass with a signature of its own: the nearest parent that takes the flag is the layer.
+        parents = (base for base in kind.__mro__ if "__call__" in vars(base))
+        takes = (base for base in parents if switch.flag in inspect.signature(base.__call__).parameters)
+        if (parent := next(takes, None)) is not None:
+            bases = (kind, _subclass((parent,), parent.__call__))
+    return _subclass(bases, kind.__call__)
+
+
+def _subclass(bases, function):
+    kind = bases[0]
+    names = {"__call__": _through_interceptors(function), "__module__": kind.__module__}
+    return type(kind)(kind.__name__, bases, names)
+
+
+def _through_interceptors(function: Callable) -> Callable:
+    signature = inspect.signature(function)
+    own = signature.replace(parameters=[*signature.parameters.values()][1:])
+
+    @functools.wraps(function)
+    def __call__(self, *args, **kwargs):
+        layer, run = Layer(self, own), functools.partial(function, self)
+        for interceptor in reversed(_interceptors.get()):
+            run = functools.partial(_step, interceptor, run, layer)
+        outer = _inside.get()
+        is_part = layer.path[: len(outer)] == outer
+        scope = layer.path[len(outer) :] if is_part else layer.path
+        token = _inside.set(layer.path)
+        try:
+            with jax.named_scope("/".join(scope)) if scope else contextlib.nullcontext():
+                return run(*args, **kwargs)
+        finally:
+            _inside.reset(token)
+
+    return __call__
+
+
+def _step(interceptor, run, layer, /, *args, **kwargs):
+    return interceptor(run, args, kwargs, layer)
+
+
+class Layer:
+    """A module of a copy, in a call; see `dropbn.diagnose.seam.Layer`."""
+
+    is_call = True
+    missing_stream = ""  # A stream without a key says so itself.
+
+    def __init__(self, module: nnx.Module, signature: inspect.Signature) -> None:
+        self.module, self.signature = module, signature
+
+    @property
+    def path(self) -> Path:
+        return vars(self.module)[_PLACE].path
+
+    def has(self, name: str) -> bool:
+        return isinstance(vars(self.module).get(name), nnx.BatchStat)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        if not self.has(name) or (name == MOVED and (self.path, name) not in _put.get()):
+            return default
+        return vars(self.module)[name].get_value()
+
+    def put(self, name: str, value: Any) -> None:
+        _put.get().add((self.path, name))
+        vars(self.module)[name].set_value(value)
+
+    def leaves(self) -> dict[str, dict[str, Any]]:
+        stats = {
+            name: leaf.get_value()
+            for name, leaf in vars(self.module).items()
+            if isinstance(leaf, nnx.BatchStat) and name != MOVED
+        }
+        return {"batch_stats": stats} if stats else {}
+
+    def without_place(self, fields: Mapping[str, Any]) -> None:
+        return None  # Only registered classes of batch normalizations are known.
