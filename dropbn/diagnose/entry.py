@@ -51,8 +51,7 @@ def model_of(
         if variables is None and not _are_arrays(own):
             raise DropbnError(f"The arrays of this {called.name} are only shapes: give a model with values.")
         return called, own if variables is None else variables
-    pair = model if isinstance(model, tuple) else ()
-    if any(map(is_nnx, pair)):
+    if _is_nnx_pair(model):
         raise DropbnError("An NNX model needs no pair: its train() and eval() say the mode. Give the model.")
     return linen.Model.of(model, call), variables
 
@@ -75,11 +74,16 @@ def holds_state(tool: Callable[..., Returned]) -> Callable[..., Returned]:
 
     @functools.wraps(tool)
     def called(model: ModelOrPair, *args: Any, **kwargs: Any) -> Returned:
-        if is_nnx(model) and "variables" not in kwargs and not _are_variables(args[:1]):
+        has_state = is_nnx(model) or _is_nnx_pair(model)
+        if has_state and "variables" not in kwargs and not _are_variables(args[:1]):
             args = (None, *args)
         return tool(model, *args, **kwargs)
 
     return called
+
+
+def _is_nnx_pair(model):
+    return isinstance(model, tuple) and any(map(is_nnx, model))
 
 
 def _are_variables(args):

@@ -1,0 +1,299 @@
+"""The tools on NNX models: as on Linen models with the same weights, and as NNX itself computes."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import linen_models
+import nnx_models
+import numpy as np
+import pytest
+from flax import nnx
+from flax.traverse_util import flatten_dict
+
+from dropbn.diagnose import gap, lint, modes, recalibrate, shift, uncertainty
+from dropbn.diagnose.call import Call
+from dropbn.diagnose.nnx import Model
+from dropbn.errors import DropbnError
+
+BATCHES = [
+    np.random.default_rng(seed).normal(0.3, 1.5, (23, 4, 4, 3)).astype(np.float32) for seed in range(3)
+]
+X, LABELS = BATCHES[0], np.arange(23) % 3
+DEFAULT = {"CallFlags", "ConstructorFlags", "DropoutBehindIf", "SharedNorm", "Scanned"}
+TWINS = ["Rematted", "HalfPrecision", "Frozen", "Jitted", "OwnSignature", "Carried"]
+TWINS = [*DEFAULT, *(pytest.param(name, marks=pytest.mark.slow) for name in TWINS)]
+
+
+class Fixed(nn.Dropout):
+    """Draws that do not depend on the key, so that both APIs have the same."""
+
+    @nn.compact
+    def __call__(self, inputs, deterministic=None, rng=None):
+        off = nn.merge_param("deterministic", self.deterministic, deterministic)
+        return inputs if off else _masked(inputs, self.rate, self.make_rng("dropout"))
+
+
+class NnxFixed(nnx.Dropout):
+    def __call__(self, inputs, *, deterministic=None, rngs=None):
+        off = self.deterministic if deterministic is None else deterministic
+        streams = self.rngs if rngs is None else rngs.dropout
+        return inputs if off else _masked(inputs, self.rate, streams())
+
+
+def _masked(x, rate, key):
+    same = jax.random.wrap_key_data(jax.random.key_data(key) * 0)
+    return jnp.where(jax.random.bernoulli(same, 1 - rate, x.shape), x / (1 - rate), 0)
+
+
+def _twins(name, monkeypatch):
+    """A Linen model, its variables with drawn statistics, and its NNX twin with the same inside."""
+    Fixed.__name__ = "Dropout"  # Linen names layers by it.
+    monkeypatch.setattr(nn, "Dropout", Fixed)
+    monkeypatch.setattr(nnx, "Dropout", NnxFixed)
+    linen, twin = getattr(linen_models, name)(), getattr(nnx_models, name)(nnx.Rngs(0))
+    drawn = np.random.default_rng(5)
+    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
+    flag = next((flag for model, flag, _ in linen_models.BREADTH if type(model) is type(linen)), "train")
+    variables = linen.init(keys, X, **{flag: flag == "deterministic"})
+    stats = jax.tree.map(lambda leaf: drawn.uniform(0.5, 1.5, leaf.shape).astype(np.float32), variables)
+    variables = {"params": variables["params"], "batch_stats": stats["batch_stats"]}
+    _fill(twin, nnx.Param, variables["params"])
+    _fill(twin, nnx.BatchStat, variables["batch_stats"])
+    return linen, variables, twin
+
+
+def _fill(model, kind, values):
+    flat, leaves = flatten_dict(values), nnx.to_flat_state(nnx.state(model, kind))
+    assert {tuple(map(str, path)) for path, _ in leaves} == flat.keys()
+    nnx.update(model, nnx.from_flat_state([(path, leaf.replace(flat[path])) for path, leaf in leaves]))
+
+
+def _same(found, wanted, rtol=2e-6, atol=1e-7):
+    """Whether rows are the same, numbers up to rounding."""
+    assert len(found) == len(wanted)
+    for row, other in zip(found, wanted, strict=True):
+        assert row.keys() == other.keys()
+        for name, value in other.items():
+            if isinstance(value, float):
+                np.testing.assert_allclose(row[name], value, rtol, atol, err_msg=f"{other}: {name}")
+            elif name != "line" and name != "layers":
+                assert row[name] == value
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twins_are_measured_predicted_and_linted_alike(name, monkeypatch):
+    linen, variables, twin = _twins(name, monkeypatch)
+    rtol = 2e-2 if name == "HalfPrecision" else 2e-6
+    _same(shift.measure(twin, BATCHES).rows, shift.measure(linen, variables, BATCHES).rows, rtol)
+    found = shift.predict(twin, BATCHES)
+    _same(found.rows, shift.predict(linen, variables, BATCHES).rows, rtol, 1e-6)
+    # Half of the values are dropped somewhere.
+    assert name == "Frozen" or min(row["ratio"] for row in found.rows) < 0.9
+    wanted = lint.check(linen, X, variables=variables).rows
+    _same(lint.check(twin, X).rows, wanted)
+    assert any(row["code"] == "DBN101" for row in wanted)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) for name in DEFAULT])
+def test_twins_are_repaired_and_explained_alike(name, monkeypatch):
+    linen, variables, twin = _twins(name, monkeypatch)
+    for recipe in ("dropout_off", "li2018_moving", "hendrycks2016", "precise_bn"):
+        found = recalibrate.recalibrate(twin, BATCHES, recipe)
+        wanted = recalibrate.recalibrate(linen, variables, BATCHES, recipe)
+        _same(found.rows, wanted.rows, 1e-5, 1e-5)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), found.batch_stats, wanted.batch_stats
+        )
+    batches = [(x, LABELS) for x in BATCHES]
+    found, wanted = gap.explain(twin, batches, batches), gap.explain(linen, variables, batches, batches)
+    for table in ("shares", "remedies"):
+        _same(getattr(found, table).rows, getattr(wanted, table).rows, 1e-4, 1e-5)
+    assert (found.unseen, found.draws) == (wanted.unseen, wanted.draws)
+
+
+@pytest.fixture(scope="module")
+def mnist():
+    """A model of Flax's MNIST example whose statistics have moved."""
+    model, rngs = nnx_models.Mnist(nnx.Rngs(0)), nnx.Rngs(1)
+    step = nnx.jit(lambda model, x, rngs: model(x, rngs))
+    for x in BATCHES * 20:
+        step(model, x, rngs)
+    return model
+
+
+def test_moments_are_those_that_numpy_finds(mnist, monkeypatch):
+    found = {row["layer"]: row for row in shift.measure(mnist, BATCHES).rows}
+    seen, plain = {}, nnx.clone(mnist)
+    plain.eval()
+    names = {id(layer): path[-1] for path, layer in nnx.iter_modules(plain) if path}
+    call = nnx.BatchNorm.__call__
+
+    def record(self, x):
+        seen.setdefault(names[id(self)], []).append(np.asarray(x, np.float64).reshape(-1, x.shape[-1]))
+        return call(self, x)
+
+    monkeypatch.setattr(nnx.BatchNorm, "__call__", record)
+    for x in BATCHES:
+        plain(x)
+    assert seen.keys() == found.keys() == {"batch_norm1", "batch_norm2"}
+    for name, parts in seen.items():
+        x, layer = np.concatenate(parts), getattr(mnist, name)
+        mean, var = (np.asarray(leaf[...], np.float64) for leaf in (layer.mean, layer.var))
+        distance = np.sqrt(np.mean((x.mean(0) - mean) ** 2 / (var + layer.epsilon)))
+        assert found[name]["count"] == len(x)
+        for key, value in {
+            "real_var": x.var(0).mean(),
+            "moving_var": var.mean(),
+            "mean_shift": distance,
+        }.items():
+            np.testing.assert_allclose(found[name][key], value, 1e-6, err_msg=key)
+
+
+def test_modes_are_those_of_train_and_eval(mnist):
+    plain, off = nnx.clone(mnist), nnx.clone(mnist)
+    plain.eval()
+    output, stats = modes.apply(mnist, X, mode=modes.TEST)
+    np.testing.assert_allclose(output, plain(X), 1e-5, 1e-6)
+    off.train(rate=0.0)
+    output, stats = modes.apply(off, X, mode=modes.TRAIN, rngs={"dropout": jax.random.key(0)})
+    np.testing.assert_allclose(output, off(X), 1e-5, 1e-6)
+    for name in ("batch_norm1", "batch_norm2"):
+        np.testing.assert_allclose(stats[name]["var"], getattr(off, name).var[...], 1e-5)
+
+
+def test_the_model_of_the_user_stays_as_it_is(mnist, monkeypatch):
+    batches = [(x, LABELS) for x in BATCHES]
+    tools = [
+        lambda model: shift.predict(model, BATCHES),
+        lambda model: lint.check(model, X),
+        lambda model: uncertainty.sample(model, [X], num_samples=2),
+        lambda model: recalibrate.recalibrate(model, [X], "li2018_moving"),
+        lambda model: gap.explain(model, batches, batches, num_samples=2),
+    ]
+    for model in (mnist, nnx_models.CallFlags(nnx.Rngs(0))):
+        graph, state = nnx.split(model)
+        before = jax.tree.map(np.asarray, jax.tree.map(_data, nnx.to_pure_dict(state)))
+        for tool in tools[: None if model is mnist else 3]:
+            tool(model)
+        after, state = nnx.split(model)
+        assert after == graph  # attributes such as deterministic too
+        jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(_data, nnx.to_pure_dict(state)))
+
+
+def _data(leaf):
+    return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
+
+
+def test_new_statistics_are_put_into_the_model(mnist):
+    model = nnx.clone(mnist)
+    found = recalibrate.recalibrate(model, BATCHES)
+    assert max(abs(row["ratio"] - 1) for row in shift.measure(model, BATCHES).rows) > 0.01
+    assert found.apply_to(model) is model
+    for row in shift.measure(model, BATCHES).rows:
+        assert abs(row["ratio"] - 1) < 1e-5
+    variables = {"params": {}, "batch_stats": {}}
+    assert found.apply_to(variables) == {"params": {}, "batch_stats": found.batch_stats}
+    with pytest.raises(DropbnError, match="not those of this model"):
+        found.apply_to(nnx_models.CallFlags(nnx.Rngs(0)))
+    with pytest.raises(DropbnError, match="not into a int"):
+        found.apply_to(3)
+
+
+def test_a_fresh_model_is_linted_by_its_shapes():
+    fresh = nnx_models.Mnist(nnx.Rngs(0))
+    shapes = nnx.eval_shape(lambda: nnx_models.Mnist(nnx.Rngs(0)))
+    for model in (fresh, shapes):
+        row = lint.check(model, X).rows[0]
+        assert (row["code"], row["noise"], row["norm"]) == ("DBN101", "dropout1", "batch_norm1")
+        assert row["ratio"] == pytest.approx(0.975) and row["assumption"].startswith("for inputs of mean 0")
+        assert row["line"].startswith("nnx_models.py:")
+    with pytest.raises(DropbnError, match="only shapes"):
+        shift.predict(shapes, [X])
+
+
+def test_every_stream_has_draws_of_its_own():
+    """nnx.Dropout layers that share a tag, stacked ones, and other keys of the call."""
+
+    class Ones(nnx.Module):
+        def __init__(self, rngs):
+            self.drops = nnx.List([nnx.Dropout(0.5, rngs=rngs) for _ in range(2)])
+            split = nnx.split_rngs(splits=3)(nnx.vmap(lambda rngs: nnx.Dropout(0.5, rngs=rngs)))
+            self.stacked = split(rngs)
+
+        def __call__(self, x):
+            return jnp.stack([*(drop(x) for drop in self.drops), *nnx.vmap(lambda d: d(x))(self.stacked)])
+
+    mode = modes.Mode(True, "running", False)
+
+    def masks(seed):
+        output, _ = modes.apply(
+            Ones(nnx.Rngs(0)), jnp.ones(64), mode=mode, rngs={"dropout": jax.random.key(seed)}
+        )
+        return {tuple(row) for row in np.asarray(output).tolist()}
+
+    assert len(masks(0)) == 5 and masks(0) == masks(0) and not masks(0) & masks(1)
+
+
+def test_a_draw_without_a_key_is_refused():
+    with pytest.raises(DropbnError, match="'Dropout_0/rngs' is drawn from but got no key"):
+        modes.apply(nnx_models.CallFlags(nnx.Rngs(0)), X, mode=modes.TRAIN)
+    with pytest.raises(DropbnError, match="'rngs' is drawn from but got no key"):
+        modes.apply(nnx_models.Mnist(nnx.Rngs(0)), X, mode=modes.TRAIN)
+
+
+def test_noise_that_is_drawn_by_hand_is_followed_and_switched():
+    class Hand(nnx.Module):
+        def __init__(self, rngs):
+            self.drop, self.norm = HandDrop(rngs), nnx.BatchNorm(48, rngs=rngs)
+
+        def __call__(self, x):
+            return self.norm(self.drop(x.reshape(len(x), -1)))
+
+    class HandDrop(nnx.Module):
+        def __init__(self, rngs):
+            self.rngs, self.deterministic = rngs, False
+
+        def __call__(self, x):
+            if self.deterministic:
+                return x
+            return jnp.where(jax.random.bernoulli(self.rngs.noise(), 0.5, x.shape), 2 * x, 0)
+
+    model = Hand(nnx.Rngs(0, noise=1))
+    row = lint.check(model, X).rows[0]
+    assert (row["code"], row["norm"], row["ratio"]) == ("DBN101", "norm", pytest.approx(0.5))
+    assert row["noise"].startswith("drop test_nnx.py:")
+    output, _ = modes.apply(model, X, mode=modes.Mode(False, "running", False))
+    np.testing.assert_allclose(output, modes.apply(model, X, mode=modes.TEST)[0])
+
+
+def test_what_is_not_served_is_a_sentence():
+    class Raw(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.BatchNorm(3, rngs=rngs)
+
+        def __call__(self, x):
+            return jax.checkpoint(lambda norm, x: norm(x))(self.norm, x)
+
+    class Bridged(nnx.Module):
+        def __init__(self, rngs):
+            self.inner = nnx.bridge.ToNNX(nn.BatchNorm(use_running_average=False), rngs=rngs)
+
+    fresh = nnx_models.CallFlags(nnx.Rngs(0))
+    refused = {
+        "What 'norm' saw in batch 0 is lost": lambda: shift.predict(Raw(nnx.Rngs(0)), [X]),
+        "The Linen module at 'inner' is not seen": lambda: shift.predict(Bridged(nnx.Rngs(0)), [X]),
+        "needs no pair": lambda: shift.measure((fresh, fresh), [X]),
+        "takes no argument 'trian'": lambda: shift.measure(fresh, [X], trian=True),
+        "'params/Conv_0/kernel' is missing": lambda: shift.measure(fresh, {"params": {}}, [X]),
+        "still at mean 0, variance 1": lambda: shift.measure(fresh, [X]),
+        "has no method 'encode'": lambda: shift.measure(fresh, [X], method="encode"),
+    }
+    for sentence, tool in refused.items():
+        with pytest.raises(DropbnError, match=sentence):
+            tool()
+
+
+def test_equal_models_share_a_program():
+    one, other = (Model.of(nnx_models.CallFlags(nnx.Rngs(seed)), Call())[0] for seed in range(2))
+    assert one == other and hash(one) == hash(other)
+    assert one != Model.of(nnx_models.ConstructorFlags(nnx.Rngs(0)), Call())[0]
