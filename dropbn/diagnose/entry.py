@@ -20,12 +20,22 @@ if TYPE_CHECKING:
 
 # What users give as a model: a module, or a Linen module for training and one for test.
 ModelOrPair = Union[nn.Module, "nnx.Module", tuple[nn.Module, nn.Module]]
+AnyModule = Union[nn.Module, "nnx.Module"]
 Returned = TypeVar("Returned")
 
 
 def is_nnx(model: Any) -> TypeGuard["nnx.Module"]:
     """Whether a model is an NNX module. It is not if nobody has imported flax.nnx, which takes its time."""
     return "flax.nnx" in sys.modules and isinstance(model, sys.modules["flax.nnx"].Module)
+
+
+def surgery_of(model: Any) -> Any:
+    """The edits of an NNX model, `dropbn.diagnose.nnx.surgery`; None of another."""
+    if not is_nnx(model):
+        return None
+    from dropbn.diagnose.nnx import surgery
+
+    return surgery
 
 
 def is_module(model: Any) -> bool:

@@ -10,6 +10,7 @@ A registered batch normalization keeps `mean` and `var` in `batch_stats`. Its at
 and `epsilon` mean what they mean in `flax.linen.BatchNorm`, whose defaults hold where it has none.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -80,9 +81,10 @@ def name_of(module: nn.Module) -> str:
     return tracing.name_of(module.path)
 
 
-def amount_field(kind: type[nn.Module]) -> str | None:
-    """The field that holds the amount of a class of noises; None if there is none."""
-    return next((field for field in AMOUNTS if field in kind.__dataclass_fields__), None)
+def amount_field(kind: type) -> str | None:
+    """The field, or the argument of the constructor, that holds the amount of a class of noises."""
+    fields = getattr(kind, "__dataclass_fields__", None) or inspect.signature(kind.__init__).parameters
+    return next((field for field in AMOUNTS if field in fields), None)
 
 
 def amount_of(noise: Any) -> Any:

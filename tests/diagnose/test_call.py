@@ -101,7 +101,7 @@ def test_models_that_are_none():
         lint.check(len, X)
     with _refused(refusal):
         surgery.move_to_last_bn(len, X)
-    with _refused("A builtin_function_or_method is no Linen module."):
+    with _refused("A builtin_function_or_method is no module."):
         surgery.without_noise(len)
     with _refused("A tuple is neither a Linen or NNX module nor a pair"):
         shift.measure((Plain(), Plain(), Plain()), PLAIN, [X])

@@ -8,12 +8,13 @@ import nnx_models
 import numpy as np
 import pytest
 from flax import nnx
-from flax.traverse_util import flatten_dict
 
-from dropbn.diagnose import gap, lint, modes, recalibrate, shift, uncertainty
+from dropbn.diagnose import gap, lint, modes, recalibrate, shift, surgery, uncertainty
 from dropbn.diagnose.call import Call
 from dropbn.diagnose.nnx import Model
 from dropbn.errors import DropbnError
+from dropbn.nn import noise as linen_noise
+from dropbn.nn.nnx import noise
 
 BATCHES = [
     np.random.default_rng(seed).normal(0.3, 1.5, (23, 4, 4, 3)).astype(np.float32) for seed in range(3)
@@ -52,20 +53,11 @@ def _twins(name, monkeypatch):
     monkeypatch.setattr(nnx, "Dropout", NnxFixed)
     linen, twin = getattr(linen_models, name)(), getattr(nnx_models, name)(nnx.Rngs(0))
     drawn = np.random.default_rng(5)
-    keys = {"params": jax.random.key(0), "dropout": jax.random.key(1)}
-    flag = next((flag for model, flag, _ in linen_models.BREADTH if type(model) is type(linen)), "train")
-    variables = linen.init(keys, X, **{flag: flag == "deterministic"})
-    stats = jax.tree.map(lambda leaf: drawn.uniform(0.5, 1.5, leaf.shape).astype(np.float32), variables)
-    variables = {"params": variables["params"], "batch_stats": stats["batch_stats"]}
-    _fill(twin, nnx.Param, variables["params"])
-    _fill(twin, nnx.BatchStat, variables["batch_stats"])
-    return linen, variables, twin
-
-
-def _fill(model, kind, values):
-    flat, leaves = flatten_dict(values), nnx.to_flat_state(nnx.state(model, kind))
-    assert {tuple(map(str, path)) for path, _ in leaves} == flat.keys()
-    nnx.update(model, nnx.from_flat_state([(path, leaf.replace(flat[path])) for path, leaf in leaves]))
+    # Of the NNX model, because Linen cannot initialize statistics that nn.scan carries.
+    stats = nnx.to_pure_dict(nnx.state(twin, nnx.BatchStat))
+    stats = jax.tree.map(lambda leaf: drawn.uniform(0.5, 1.5, leaf.shape).astype(np.float32), stats)
+    nnx.update(twin, stats)
+    return linen, {"params": nnx.to_pure_dict(nnx.state(twin, nnx.Param)), "batch_stats": stats}, twin
 
 
 def _same(found, wanted, rtol=2e-6, atol=1e-7):
@@ -180,6 +172,69 @@ def test_the_model_of_the_user_stays_as_it_is(mnist, monkeypatch):
         jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(_data, nnx.to_pure_dict(state)))
 
 
+def test_surgery_changes_a_copy():
+    twin = nnx_models.Scanned(nnx.Rngs(0))
+    graph, _ = nnx.split(twin)
+    parameters = [path for path, _ in nnx.to_flat_state(nnx.state(twin, nnx.Param))]
+
+    def ratios(model):
+        rows = lint.check(model, X).rows
+        return {(row["noise"], row["norm"]): row["ratio"] for row in rows if row["noise"]}
+
+    one = ("layers/Dropout_0", "layers/second")
+    edits = {
+        "swap": (surgery.swap_noise(twin, noise.Uout(0.6)), {one: 1 / 1.12}),  # s2 = 0.6^2 / 3
+        "matched": (surgery.swap_noise(twin, matched=noise.GaussianDropout), {one: 0.5}),
+        "rates": (surgery.with_rates(twin, {"layers/*": 0.1}), {one: 0.9}),
+        "off": (surgery.without_noise(twin), {}),
+        "moved": (
+            surgery.move_to_last_bn(twin, X),
+            {("layers/second/moved_noises/0", "layers/first"): pytest.approx(0.5)},
+        ),
+    }
+    for model, wanted in edits.values():
+        assert ratios(model) == pytest.approx(wanted)
+        assert [path for path, _ in nnx.to_flat_state(nnx.state(model, nnx.Param))] == parameters
+    assert nnx.split(twin)[0] == graph
+    moved = edits["moved"][0]
+    moved.eval()
+    twin.eval()
+    np.testing.assert_allclose(moved(X), twin(X), 1e-5, 1e-6)
+    moved.train()
+    assert np.any(moved(X) != moved(X))
+
+
+def test_an_amount_may_be_traced():
+    model = nnx_models.CallFlags(nnx.Rngs(0))
+
+    @jax.jit
+    def zeros(rate):
+        changed = surgery.with_rates(model, {"*": rate})
+        return (changed.Dropout_0(jnp.ones(10_000)) == 0).mean()
+
+    for rate in (0.1, 0.7):  # +- 5 standard errors
+        assert abs(zeros(jnp.float32(rate)) - rate) < 5 * np.sqrt(rate * (1 - rate) / 10_000)
+
+
+def test_edits_that_do_not_fit_are_refused():
+    model, linen = nnx_models.CallFlags(nnx.Rngs(0)), linen_models.CallFlags()
+    streamless = nnx_models.Mnist(nnx.Rngs(0))
+    refused = {
+        "The model is of NNX, the noise Uout is not": lambda: surgery.swap_noise(
+            model, linen_noise.Uout(0.1)
+        ),
+        "The model is of Linen, the noise Uout is not": lambda: surgery.swap_noise(linen, noise.Uout(0.1)),
+        "AlphaDropout has no s2": lambda: surgery.swap_noise(model, matched=noise.AlphaDropout),
+        "s2 = 1, which Uout does not reach": lambda: surgery.swap_noise(model, matched=noise.Uout),
+        "Unknown noise 'Dropuot_0'": lambda: surgery.with_rates(model, {"Dropuot_0": 0.1}),
+        "Unknown layer 'x'": lambda: surgery.move(model, {"Dropout_0": "x"}),
+        "no random stream of its own": lambda: surgery.move(streamless, {"dropout1": "batch_norm1"}),
+    }
+    for sentence, edit in refused.items():
+        with pytest.raises(DropbnError, match=sentence):
+            edit()
+
+
 def _data(leaf):
     return jax.random.key_data(leaf) if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else leaf
 
@@ -284,7 +339,7 @@ def test_what_is_not_served_is_a_sentence():
         "The Linen module at 'inner' is not seen": lambda: shift.predict(Bridged(nnx.Rngs(0)), [X]),
         "needs no pair": lambda: shift.measure((fresh, fresh), [X]),
         "takes no argument 'trian'": lambda: shift.measure(fresh, [X], trian=True),
-        "'params/Conv_0/kernel' is missing": lambda: shift.measure(fresh, {"params": {}}, [X]),
+        "'params/BatchNorm_0/bias' is missing": lambda: shift.measure(fresh, {"params": {}}, [X]),
         "still at mean 0, variance 1": lambda: shift.measure(fresh, [X]),
         "has no method 'encode'": lambda: shift.measure(fresh, [X], method="encode"),
     }

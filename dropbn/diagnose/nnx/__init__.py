@@ -13,9 +13,17 @@ from dropbn.diagnose import registry
 from dropbn.diagnose.nnx.graph import put_statistics
 from dropbn.diagnose.nnx.model import Model
 from dropbn.nn import laws
+from dropbn.nn.nnx.noise import Noise
 
 __all__ = ["Model", "put_statistics"]
 
-registry.NOISES[nnx.Dropout] = registry.Switch("deterministic")
+registry.NOISES |= {
+    nnx.Dropout: registry.Switch("deterministic"),
+    Noise: registry.Switch("deterministic"),
+    nnx.MultiHeadAttention: registry.Switch("deterministic", within=True),
+}
 registry.NORMS[nnx.BatchNorm] = registry.Switch("use_running_average")
-registry.AFFINE[nnx.Dropout] = lambda noise: laws.Dropout(noise.rate)
+registry.AFFINE |= {
+    nnx.Dropout: lambda noise: laws.Dropout(noise.rate),
+    Noise: lambda noise: getattr(noise, "law", None),
+}

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 
 from dropbn.diagnose import entry, noise_flow, registry
-from dropbn.diagnose.entry import ModelOrPair
+from dropbn.diagnose.entry import AnyModule, ModelOrPair
 from dropbn.diagnose.noise_flow import marks
 from dropbn.diagnose.registry import amount_field
 from dropbn.diagnose.surgery.operated import Hidden, Operated, turned_off
@@ -20,30 +20,34 @@ from dropbn.nn import laws
 from dropbn.nn.noise import AlphaDropout, Dropout
 
 
-def swap_noise(
-    model: nn.Module, to: nn.Module | None = None, *, matched: type[nn.Module] | None = None
-) -> nn.Module:
+def swap_noise(model: AnyModule, to: AnyModule | None = None, *, matched: type | None = None) -> AnyModule:
     """Replaces every noise; one that was built with `deterministic=True`, or whose amount is 0, stays off.
 
     Args:
-      model: any Linen module.
-      to: the noise that replaces each, such as `Uout(0.1)`.
+      model: any module of Linen or NNX.
+      to: the noise that replaces each, such as `Uout(0.1)`, of the model's API.
       matched: a class of noises, instead of `to`. It replaces each noise by one with the same s2 = Var[m],
         `broadcast_dims` and `rng_collection`.
 
     Raises:
       DropbnError: both or neither of `to` and `matched` were given, or what was given is no noise with an
-        amount; `matched` is `AlphaDropout`, which has no s2. At the call: a layer has no s2, or one that the
+        amount, or one of the other API; `matched` is `AlphaDropout`, which has no s2. At the call of a Linen
+        model, and at once for an NNX model: a layer has no s2, or one that the
         class does not reach, such as `Uout` beyond 1/3.
     """
     if (to is None) == (matched is None):
         raise DropbnError("swap_noise takes a noise, to=Uout(0.1), or a class of noises, matched=Uout.")
-    given = to if matched is None else matched
+    edits, given = entry.surgery_of(model), to if matched is None else matched
     kind: Any = type(to) if matched is None else matched
     if not (isinstance(kind, type) and set(kind.__mro__) & registry.NOISES.keys() and amount_field(kind)):
         raise DropbnError(
             f"swap_noise takes a noise with an amount, to=Uout(0.1) or matched=Uout; got {given}."
         )
+    if issubclass(kind, nn.Module) is entry.is_nnx(model):
+        api, package = ("NNX", "dropbn.nn.nnx.noise") if entry.is_nnx(model) else ("Linen", "dropbn.nn.noise")
+        raise DropbnError(f"The model is of {api}, the noise {kind.__name__} is not: take one of {package}.")
+    if edits:
+        return edits.swap_noise(model, to, matched)
     if matched is not None and issubclass(matched, AlphaDropout):
         raise DropbnError("AlphaDropout has no s2 to match: give swap_noise a noise, to=AlphaDropout(0.1).")
 
@@ -62,29 +66,37 @@ def swap_noise(
     return Operated(Hidden(model), swap)
 
 
-def without_noise(model: nn.Module) -> nn.Module:
+def without_noise(model: AnyModule) -> AnyModule:
     """Keeps every noise off, whatever the model's flags or `dropbn.diagnose.modes` say.
 
     Args:
-      model: any Linen module.
+      model: any module of Linen or NNX.
+
+    Raises:
+      DropbnError: a noise of an NNX model has no amount that could be 0.
     """
+    if edits := entry.surgery_of(model):
+        return edits.without_noise(model)
     return Operated(Hidden(model), turned_off)
 
 
-def with_rates(model: nn.Module, rates: Mapping[str, Any]) -> nn.Module:
+def with_rates(model: AnyModule, rates: Mapping[str, Any]) -> AnyModule:
     """Sets the rate (or the beta) of some noises.
 
     Args:
-      model: any Linen module.
+      model: any module of Linen or NNX.
       rates: pattern -> amount, possibly traced, as in `{"block1/*": 0.1}`, with the wildcards of `fnmatch`.
         If several patterns match a noise, the last one counts.
 
     Raises:
-      DropbnError: an amount outside [0, 1]. At the call: a pattern that matches no noise.
+      DropbnError: an amount outside [0, 1]. At the call of a Linen model, and at once for an NNX model: a
+        pattern that matches no noise.
     """
     rates = dict(rates)
     for rate in rates.values():
         laws.Dropout(rate)  # Refuses what is not in [0, 1].
+    if edits := entry.surgery_of(model):
+        return edits.with_rates(model, rates)
 
     def set_rate(call, x):
         matching = [rate for pattern, rate in rates.items() if fnmatch.fnmatchcase(call.name, pattern)]
@@ -101,22 +113,26 @@ def with_rates(model: nn.Module, rates: Mapping[str, Any]) -> nn.Module:
     return Operated(Hidden(model), set_rate, tuple(rates))
 
 
-def move(model: nn.Module, moves: Mapping[str, str]) -> nn.Module:
+def move(model: AnyModule, moves: Mapping[str, str]) -> AnyModule:
     """Moves noises to the outputs of other layers, and leaves the identity where they stood.
 
     A moved noise keeps its name, and the flag with which the model calls it at its old place. If that place
-    comes after the target, the model is first traced to learn the flag, which computes nothing.
+    comes after the target, the model is first traced to learn the flag, which computes nothing. In NNX a
+    moved noise becomes a part of the target, "target/moved_noises/0", and obeys train() and eval().
 
     Args:
-      model: any Linen module.
+      model: any module of Linen or NNX.
       moves: noise -> target, the layer whose output gets the noise at every call, mostly a batch
         normalization. "." is the model itself.
 
     Raises:
-      DropbnError: at the call: an unknown name; an output that is not one array; a noise whose amount or key
-        is computed inside the model, where the target cannot see it; a layer that does more than add noise.
+      DropbnError: at the call of a Linen model, and mostly at once for an NNX model: an unknown name; an
+        output that is not one array; a noise whose amount or key is computed inside the model, where the
+        target cannot see it, or given at the call; a layer that does more than add noise.
     """
     moves = dict(moves)
+    if edits := entry.surgery_of(model):
+        return edits.move(model, moves)
 
     def lift(call, x):
         if call.within and call.name in moves:
@@ -136,7 +152,7 @@ def move_to_last_bn(
     If several noises share a target, the last one is kept; the others get rate 0.
 
     Args:
-      model: any Linen module.
+      model: any module of Linen or NNX, or a pair of Linen modules.
       *inputs, variables, **call: see `dropbn.diagnose.lint.check`; nothing is computed.
 
     Returns:

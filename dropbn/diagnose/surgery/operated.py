@@ -114,8 +114,7 @@ class Hidden:
     def __post_init__(self) -> None:
         if not isinstance(self.model, nn.Module):
             raise DropbnError(
-                f"A {type(self.model).__name__} is no Linen module. If it is a pair, change both of its "
-                "models."
+                f"A {type(self.model).__name__} is no module. If it is a pair, change both of its models."
             )
 
 
