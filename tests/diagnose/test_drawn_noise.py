@@ -114,6 +114,21 @@ def _shake_shake(module, x, train):
     return share * a + (1 - share) * b
 
 
+def _shaken_sum(module, x, train):
+    """Shake-shake whose test mode rescales the sum, so that neither branch tells what the noise does."""
+    a, b = (nn.Dense(8, name=name)(x) for name in "ab")
+    if not train:
+        return (a + b) / 2
+    share = random.uniform(module.make_rng("noise"), (len(x), 1, 1, 1))
+    return share * a + (1 - share) * b
+
+
+def _reparametrized(module, x, train):
+    """The deviation is data too, and test mode has none."""
+    mean, deviation = nn.Dense(8, name="mean")(x), jnp.exp(nn.Dense(8, name="deviation")(x))
+    return mean + deviation * random.normal(module.make_rng("noise"), x.shape) if train else mean
+
+
 def _layer_scale(module, x, train):
     scale = module.param("scale", nn.initializers.normal(), (8,))
     return x * scale * _mask(module, x, 0.8) / 0.8 if train else x * scale
@@ -158,6 +173,8 @@ NETS = {
     "relative to test mode": (_original_dropout, {("DBN101", "directly"): 0.7}),
     # Each branch has E[m]^2 = 1/4 and E[m^2] = 1/3.
     "shake-shake": (_shake_shake, {("DBN101", "directly"): 0.75}),
+    "a mean of two branches": (_shaken_sum, {("DBN101", "directly"): None}),
+    "reparametrized": (_reparametrized, {("DBN103", "into a skip"): None}),
     "a learned factor cancels": (_layer_scale, {("DBN101", "directly"): 0.8}),
     "a learned amount is unknown": (_learned, {("DBN101", "directly"): None}),
     "through weights": (_into_weights, {("DBN102", "through weights"): 0.8}),

@@ -123,6 +123,8 @@ def affine(m: Expression, n: Expression, at_test: tuple[Expression, Expression] 
         return None
     a, b = (np.array(each) for each in found)
     scale = 1 + np.abs(a).max()
+    if at_test is None and max(a[2], b[2]) > tolerance**-2:
+        return None  # E[m] = 0: test mode has no such array, as in z = mean + deviation * drawn.
     # The two differ in what stands for parameters without a value, and in what is drawn in arrays.
     if not np.isfinite([a, b]).all() or np.abs(a - b).max() > 2 * tolerance * scale:
         return None

@@ -177,6 +177,7 @@ class Follower:
             self._together(fresh & one.paths.keys())
             for noise, path in one.paths.items():
                 if noise in other.paths:
+                    self._shared(noise, path, other.paths[noise])
                     merged[noise] = forget(worse(path, other.paths[noise]))
                 elif noise in fresh:
                     if path.way == Way.DIRECT and one.origin == "weights":
@@ -190,6 +191,15 @@ class Follower:
                         self.followed.on_trunk.add(base(noise))
                     merged[noise] = dataclasses.replace(path, degree=None)
         return Value(True, merged, a.ancestors | b.ancestors)
+
+    def _shared(self, noise, one, other):
+        """Notes that an addition joins two arrays that one draw has changed.
+
+        If E[m] is not 1, test mode may rescale their sum, as in (a + b) / 2, and not the arrays.
+        """
+        drawn = self.followed.noises.get(base(noise))
+        if drawn and drawn.is_drawn and one.degree == other.degree == 1 and drawn.s2 is None:
+            self.followed.noises[base(noise)] = drawn._replace(affine=None)
 
     def _together(self, noises):
         """Notes the noises that follow one another; those side by side see nothing of one another."""
