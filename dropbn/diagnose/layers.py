@@ -267,7 +267,8 @@ def _around(draws, modules):
 def _mark(identities, noisy, run, args, kwargs, layer):
     """For `model.Model.intercepting`: marks the outputs of noises, BNs, and others with running state."""
     norm, noise = norm_of(layer, args, kwargs), registry.of(layer.module, registry.NOISES)
-    y, x = run(*args, **kwargs), first(args, kwargs)
+    with tracing.within(layer.path):
+        y, x = run(*args, **kwargs), first(args, kwargs)
     if layer.is_call and y is x:
         identities.add(layer.path)
     if noise and noise.within:

@@ -123,10 +123,8 @@ def where(calls: list) -> str:
         # JAX traces its own functions once, perhaps for another caller.
         if str(eqn.params.get("name", "")).startswith("_"):
             break
-    stack = [part for eqn in around for part in str(eqn.source_info.name_stack).split("/")]
-    path = "/".join(part for part in stack[1:] if part and "(" not in part)
     line = tracing.line_of(*reversed(around))
-    return " ".join(filter(None, (path, line))) or "?"
+    return " ".join(filter(None, (tracing.path_of(around), line))) or "?"
 
 
 def _union(a, b):

@@ -3,8 +3,9 @@
 import contextlib
 import functools
 import os
+import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax
@@ -38,6 +39,7 @@ def _batch(args, dims, times, **params):
 
 batching.primitive_batchers[mark_p] = _batch
 
+_WITHIN = "dropbn within "
 # The primitives that make random numbers from a key.
 DRAWING = frozenset({"random_bits", "random_gamma", "rng_bit_generator", "threefry2x32"})
 _LIBRARIES = tuple(os.path.join(*module.__path__, "") for module in (jax, jaxlib, flax, dropbn))
@@ -61,6 +63,19 @@ def line_of(*eqns: Any) -> str:
     """The innermost line of the user's that led to the first of the equations that has one: "net.py:41"."""
     frames = (frame for eqn in eqns for frame in user_frames(eqn))
     return next((f"{os.path.basename(file)}:{line}" for file, line in frames), "")
+
+
+def within(path: Path) -> contextlib.AbstractContextManager:
+    """Writes a module's path into the equations that are traced in the context; see `path_of`."""
+    return jax.named_scope(_WITHIN + "|".join(path))
+
+
+def path_of(eqns: Sequence[Any]) -> str:
+    """The path of the module that traced the last of some nested equations; "" is the model itself."""
+    stacks = "/".join(str(eqn.source_info.name_stack) for eqn in eqns)
+    # Flax's own names double where a subclass calls its parent, and hold those of methods.
+    paths = re.findall(f"{_WITHIN}([^/()]*)", stacks)
+    return paths[-1].replace("|", "/") if paths else ""
 
 
 def loop_operands(eqn: Any) -> tuple[Any, slice, slice, slice]:

@@ -76,6 +76,12 @@ FOUND = {
         lambda m, x, train: x * jax.random.gamma(m.make_rng("noise"), 2.0, x.shape) if train else x,
         {"": ["last"]},
     ),
+    "a class that calls its parent": (
+        lambda m, x, train: nn.SelfAttention(2, dropout_rate=0.5, deterministic=not train, name="attention")(
+            x[:, None]
+        )[:, 0],
+        {"attention": ["last"]},
+    ),
     "attention": (
         lambda m, x, train: nn.MultiHeadDotProductAttention(
             2, dropout_rate=0.5, deterministic=not train, name="attention"
@@ -265,6 +271,30 @@ def test_surgery_of_a_noise_drawn_by_hand():
     assert lint.check(moved, X).errors() == []
     for model in (off, swapped, rates, moved):
         np.testing.assert_array_equal(model.apply(variables, X, train=False), plain)
+
+
+class TwiceByHand(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = DropRows(name="first")(nn.Dense(8)(x), train)
+        x = nn.BatchNorm(name="bn1")(x, use_running_average=not train)
+        x = DropRows(name="second")(nn.Dense(8)(x), train)
+        return nn.BatchNorm(name="bn2")(x, use_running_average=not train)
+
+
+def test_noises_drawn_by_hand_share_a_target():
+    net = TwiceByHand()
+    variables = net.init(jax.random.key(0), X)
+    moved = surgery.move_to_last_bn(net, X)  # The first one gets rate 0, the second one is moved.
+    wanted = surgery.without_noise(net).apply(variables, X, train=True, mutable=["batch_stats"])[0]
+    rows = np.asarray(_outputs(moved, variables, 0) / wanted)
+    np.testing.assert_allclose(rows, rows[:, :1] * np.ones(8), rtol=1e-4)
+    assert {*np.round(np.float64(rows[:, 0]) * (1 - DropRows().rate), 3)} == {0, 1}
+    rows = {
+        (row["noise"].split(" ")[0], row["norm"])
+        for row in lint.check(surgery.with_rates(net, {}), X).errors()
+    }
+    assert rows == {("first", "bn1"), ("second", "bn2")}
 
 
 def test_surgery_names_the_draws_that_it_does_not_reach():

@@ -195,7 +195,8 @@ class _Marker:
     def __call__(self, run, arguments, named, layer):
         path, name = layer.path, name_of(layer.path)
         before = self.marked[name]
-        y, x = run(*arguments, **named), first(arguments, named)
+        with tracing.within(path):
+            y, x = run(*arguments, **named), first(arguments, named)
         # A BN that training freezes never sees the noise, and a noise that is always on shifts nothing.
         is_norm = self.layers.takes_batch(path)
         is_registered = path not in (self.layers.by_hand | self.layers.within).values()

@@ -184,7 +184,8 @@ class Operated(nn.Module):
         return output
 
     def _refusal(self, calls):
-        noises = [name for name, call in calls.items() if call and call.amount is not None]
+        # A noise without an amount can be moved.
+        noises = [name for name, call in calls.items() if call and (self.moves or call.amount is not None)]
         for pattern in self.noises:
             if not fnmatch.filter(noises, pattern):
                 return unknown("noise", pattern, noises)
