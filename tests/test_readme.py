@@ -31,6 +31,18 @@ def test_the_readmes_model_is_measured_and_repaired():
     assert (row["code"], row["ratio"]) == ("DBN101", 0.5)
 
 
+def test_an_nnx_model_is_measured_and_repaired():
+    names = _run("docs/diagnose.md", "NNX")
+    # Dropout 0.5 directly before BN, on a convolution's outputs of mean near 0.
+    assert 0.47 < names["predicted"].rows[0]["ratio"] < 0.51
+    assert 0.47 < names["measured"].rows[0]["ratio"] < 0.51
+    measure = names["shift"].measure
+    assert measure(names["repaired"], [names["images"]]).rows[0]["ratio"] == pytest.approx(1, abs=1e-5)
+    assert (
+        type(names["gentle"].dropout).__name__ == "Uout" and type(names["net"].dropout).__name__ == "Dropout"
+    )
+
+
 def test_the_layers_run():
     names = _run("docs/layers.md")
     # Uout 0.5 directly before BN: v / (v + s2 (c^2 + v)) with s2 = 1/12 and the convolution's c near 0.

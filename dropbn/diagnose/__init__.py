@@ -1,6 +1,7 @@
-"""The doctor: what happens in any Flax Linen model when dropout meets batch normalization.
+"""The doctor: what happens in any Flax model when dropout meets batch normalization.
 
-It is for anyone who has a model, its variables and batches of data. No tool changes any of them.
+It is for anyone who has a model of Linen or NNX, its variables and batches of data. No tool changes any of
+them.
 
 - `lint`: findings before training; the command `dropbn lint`.
 - `shift`: the variance shift of every batch normalization, measured and predicted.

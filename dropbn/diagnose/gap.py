@@ -114,9 +114,9 @@ def explain(
     """Splits the gap between train mode on training data and test mode on test data into its causes.
 
     Args:
-      model: any Linen module, or a pair (for training, for test); see `dropbn.diagnose.modes` for what can be
-        reached.
-      variables: its trained variables; they are not changed.
+      model: any module of Linen or NNX, or a pair of Linen modules (for training, for test);
+        see `dropbn.diagnose.modes` for what can be reached.
+      variables: its trained variables; they are not changed. An NNX model holds them: leave them out.
       train_batches: batches as in training: augmented, of the same size and shuffled, because batch
         statistics are compared too.
       test_batches: batches of the same size, not augmented. Both are iterated many times; see

@@ -1,4 +1,4 @@
-"""Run any Linen model with dropout, BN's source and BN's update switched separately.
+"""Run any Flax model with dropout, BN's source and BN's update switched separately.
 
 One `train` flag stands for three switches. Most of what this package measures is a difference between
 two settings of only one of them:
@@ -14,9 +14,9 @@ mode         noise  BN uses     running statistics
 The switches work by interception, on models that know nothing of this package: `flax.linen.Dropout`,
 `dropbn.nn.noise`, `flax.linen.BatchNorm` (subclasses included) and other classes of batch normalizations are
 reached wherever they stand, also inside `nn.scan`, `nn.remat` and `nn.jit`; `dropbn.diagnose.registry` says
-how other types are registered. A module that draws in training and gives its first argument back in test
-mode, such as drop path, is a noise too. Noise that a model draws elsewhere cannot be switched: it is on in
-every mode but `TEST`. `lint` names it.
+how other types are registered. NNX has the same layers and transformations. A module that draws in training
+and gives its first argument back in test mode, such as drop path, is a noise too. Noise that a model draws
+elsewhere cannot be switched: it is on in every mode but `TEST`. `lint` names it.
 
 What the model itself does is the truth. `TRAIN` and `TEST` are its own modes: every layer runs as the model
 calls it. In all other modes the model runs as in training. A BN that it freezes in training, with
@@ -59,7 +59,7 @@ def apply(
     both calls move them.
 
     Args:
-      model: any Linen module, or a pair (for training, for test).
+      model: any module of Linen or NNX, or a pair of Linen modules (for training, for test).
       variables: its variables, `{"params": ..., "batch_stats": ...}`. They are not changed. Updates of other
         collections are discarded.
       *args: its inputs.

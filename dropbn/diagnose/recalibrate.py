@@ -143,9 +143,9 @@ def recalibrate(
       the others do not: compare before you keep it.
 
     Args:
-      model: any Linen module, or a pair (for training, for test); see `dropbn.diagnose.modes` for what can be
-        reached.
-      variables: its trained variables; they are not changed.
+      model: any module of Linen or NNX, or a pair of Linen modules (for training, for test);
+        see `dropbn.diagnose.modes` for what can be reached.
+      variables: its trained variables; they are not changed. An NNX model holds them: leave them out.
       batches: iterated once in each pass ("closed_form" uses only the shape of the first); see
         `dropbn.diagnose.batches.Batches`. Shuffle them, because the standard error assumes that batches are
         exchangeable.

@@ -1,4 +1,4 @@
-"""The variance shift of any Linen model: measured, and predicted before training.
+"""The variance shift of any Flax model: measured, and predicted before training.
 
 In training, BN divides by a standard deviation that dropout has inflated, and remembers it. In test
 mode dropout is off and the real variance is smaller, but BN still divides by the remembered one.
@@ -85,9 +85,9 @@ def measure(
     variances are larger by m / (m - 1) for m values per channel and batch.
 
     Args:
-      model: any Linen module, or a pair (for training, for test); see `dropbn.diagnose.modes` for what can be
-        reached.
-      variables: its trained variables; they are not changed.
+      model: any module of Linen or NNX, or a pair of Linen modules (for training, for test);
+        see `dropbn.diagnose.modes` for what can be reached.
+      variables: its trained variables; they are not changed. An NNX model holds them: leave them out.
       batches: arrays, tuples or dicts, iterated once; see `dropbn.diagnose.batches.Batches`. Batches of
         different sizes are all counted in full (each new shape compiles once).
       estimator: "pooled" or "li2018".
@@ -129,8 +129,9 @@ def predict(
     except those of a BN that training freezes, which keeps them.
 
     Args:
-      model: any Linen module, or a pair (for training, for test).
-      variables: its variables, trained or fresh from `init`; they are not changed.
+      model: any module of Linen or NNX, or a pair of Linen modules (for training, for test).
+      variables: its variables, trained or fresh from `init`; they are not changed. An NNX model holds them:
+        leave them out.
       batches: as large as those of training, iterated twice; see `dropbn.diagnose.batches.Batches`.
       **call: as for `measure`.
 

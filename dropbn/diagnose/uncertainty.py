@@ -91,8 +91,8 @@ def sample(
     t = 1..T, H[E p] and the mutual information H[E p] - E H[p] between the prediction and the noise.
 
     Args:
-      model: any Linen module, or a pair (for training, for test).
-      variables: its variables; they are not changed.
+      model: any module of Linen or NNX, or a pair of Linen modules (for training, for test).
+      variables: its variables; they are not changed. An NNX model holds them: leave them out.
       batches: iterated `num_samples` times; see `dropbn.diagnose.batches.Batches`.
       num_samples: T.
       batch_norm: BN's statistics. "running" is usual: they were taken with the noise that is on here too, so

@@ -1,4 +1,4 @@
-"""Finds what is wrong with the noises and batch normalizations of a Linen model, even before it is trained.
+"""Finds what is wrong with the noises and batch normalizations of a Flax model, even before it is trained.
 
     python -m dropbn lint package.module:build_model --input=2,32,32,3
 

@@ -127,10 +127,10 @@ def check(
     which.
 
     Args:
-      model: any Linen module, or a pair (for training, for test); `dropbn.diagnose.modes` says which of its
-        layers can be reached.
+      model: any module of Linen or NNX, or a pair of Linen modules (for training, for test);
+        `dropbn.diagnose.modes` says which of its layers can be reached.
       *inputs: examples of its inputs, arrays or `jax.ShapeDtypeStruct`s; only shapes and types matter.
-      variables: its variables, trained or not.
+      variables: its variables, trained or not. Those inside an NNX model count if they are trained.
       num_steps: how many steps it will be trained, for DBN301.
       **call: how the model is called; see `dropbn.diagnose.call.Call`.
 

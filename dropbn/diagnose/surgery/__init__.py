@@ -1,4 +1,4 @@
-"""Changes the noise, or its place, in a Linen model that somebody else wrote.
+"""Changes the noise, or its place, in a Linen or NNX model that somebody else wrote.
 
 >>> import flax.linen as nn
 >>> from dropbn.diagnose import surgery
@@ -15,8 +15,8 @@ noise with neither a `rate` nor a `beta` (attention, a random activation) can be
 otherwise. A noise that only training reaches is found if the model's flag has one of the names that
 `dropbn.diagnose.modes` sets.
 
-The result has no methods but `__call__`. A block under `nn.jit` is traced anew at every call: put the whole
-step under `jax.jit`.
+The result of a Linen model has no methods but `__call__`. A block under `nn.jit` is traced anew at every
+call: put the whole step under `jax.jit`. The result of an NNX model is an edited copy of its class.
 """
 
 from dropbn.diagnose.surgery.edits import move, move_to_last_bn, swap_noise, with_rates, without_noise
