@@ -81,7 +81,7 @@ def name_of(module: nn.Module) -> str:
     return tracing.name_of(module.path)
 
 
-def amount_field(kind: type) -> str | None:
+def amount_field(kind: Any) -> str | None:
     """The field, or the argument of the constructor, that holds the amount of a class of noises."""
     fields = getattr(kind, "__dataclass_fields__", None) or inspect.signature(kind.__init__).parameters
     return next((field for field in AMOUNTS if field in fields), None)

@@ -37,7 +37,7 @@ def swap_noise(
         if amount is None:
             warnings.warn(f"'{name}' has neither rate nor beta and is not swapped.", stacklevel=3)
         elif not (laws.is_number(amount) and amount == 0):
-            new = nnx.clone(to) if matched is None else _match(name, noise, matched)
+            new: Any = nnx.clone(to) if matched is None else _match(name, noise, matched)
             new.rngs, new.deterministic = noise.rngs, noise.deterministic
             _become(noise, new)
     return copy
@@ -109,7 +109,7 @@ def _followed_by_noise(kind: type) -> type:
             y = noise(y)
         return y
 
-    own = type(kind)(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__})
+    own: Any = type(kind)(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__})
     return own
 
 

@@ -3,7 +3,7 @@
 import fnmatch
 import glob
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -63,7 +63,7 @@ def swap_noise(model: AnyModule, to: AnyModule | None = None, *, matched: type |
             return call.run(x)
         return call.run(x, to or _match(call, matched))
 
-    return Operated(Hidden(model), swap)
+    return _operated(model, swap)
 
 
 def without_noise(model: AnyModule) -> AnyModule:
@@ -77,7 +77,7 @@ def without_noise(model: AnyModule) -> AnyModule:
     """
     if edits := entry.surgery_of(model):
         return edits.without_noise(model)
-    return Operated(Hidden(model), turned_off)
+    return _operated(model, turned_off)
 
 
 def with_rates(model: AnyModule, rates: Mapping[str, Any]) -> AnyModule:
@@ -110,7 +110,7 @@ def with_rates(model: AnyModule, rates: Mapping[str, Any]) -> AnyModule:
             module = Dropout(0, module.broadcast_dims, rng_collection=module.rng_collection, parent=None)
         return call.run(x, module.clone(**{str(amount_field(type(module))): matching[-1]}))
 
-    return Operated(Hidden(model), set_rate, tuple(rates))
+    return _operated(model, set_rate, tuple(rates))
 
 
 def move(model: AnyModule, moves: Mapping[str, str]) -> AnyModule:
@@ -139,7 +139,7 @@ def move(model: AnyModule, moves: Mapping[str, str]) -> AnyModule:
             raise DropbnError(f"'{call.name}' does more than add noise, so it cannot be moved.")
         return x if call.name in moves else call.run(x)
 
-    return Operated(Hidden(model), lift, tuple(map(glob.escape, moves)), tuple(moves.items()))
+    return _operated(model, lift, tuple(map(glob.escape, moves)), tuple(moves.items()))
 
 
 def move_to_last_bn(
@@ -191,6 +191,10 @@ def move_to_last_bn(
         return move(module, {noise: target for target, noise in kept.items()}) if kept else module
 
     return tuple(map(edited, model)) if isinstance(model, tuple) else edited(model)
+
+
+def _operated(model: Any, operation: Callable, *options: Any) -> nn.Module:
+    return Operated(Hidden(model), operation, *options)
 
 
 def _module_of(source, layers):
