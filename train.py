@@ -28,9 +28,10 @@ def main():
 
     from dropbn import data
     from dropbn.diagnose import lint
-    from dropbn.train import console, loop, measurements
+    from dropbn.train import console, fields, loop, measurements
     from dropbn.train.plan import make_plan
 
+    fields.check(_CONFIG.value)
     workdir = _WORKDIR.value or f"runs/{_name(flags.FLAGS['config'].config_filename)}"
     dataset = data.load(_CONFIG.value.data)
     plan = make_plan(_CONFIG.value, dataset)

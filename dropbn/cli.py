@@ -5,27 +5,36 @@ import inspect
 import os
 import re
 import shlex
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator, Sequence
 
 import absl.logging
 import jax
 from absl import app, flags
 
-from dropbn import runtime
-from dropbn.errors import DropbnError, Preempted, unknown
+from dropbn import failures, runtime
+from dropbn.errors import DropbnError, Preempted, shown, unknown
 
 # A process that is silent for so long counts as dead, and the others end.
 _HEARTBEAT_SECONDS = 30
 
 
+class Ended(SystemExit):
+    """The command ends, and why has been said. Any other SystemExit is somebody else's."""
+
+
 def run(
     main: Callable[..., int | None], *, arguments: Sequence[str] = (), failure: int = 1, interrupted: str = ""
 ) -> None:
-    """Parses flags and calls `main`. A user's mistake ends in a sentence, not in a traceback.
+    """Parses flags and calls `main`. Whatever goes wrong ends in a sentence, not in a traceback.
 
-    With --help it prints how the command is used instead, see `answer_help`.
+    DROPBN_TRACEBACK=1 in the environment shows the traceback as well. With --help it prints how the command
+    is used instead, see `answer_help`. The exit status is that of `main`; `failure` if something went wrong;
+    2 for flags and configs that are refused; 3 if the other processes did not come; 130 after Ctrl-C; 143
+    after a SIGTERM that came while no step was under way, so that nothing was saved.
 
     Args:
       main: called with the positional arguments; returns the exit status.
@@ -33,9 +42,13 @@ def run(
       failure: exit status after a `DropbnError`.
       interrupted: what to say after Ctrl-C.
     """
+    for name in ("stdout", "stderr"):  # None if it was closed; the next file would take its number.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     answer_help(inspect.getdoc(inspect.getmodule(main)) or "", *arguments)
     absl.logging.set_verbosity(absl.logging.FATAL)  # Errors are raised, and said once.
     runtime.prepare()
+    _end_on_sigterm(interrupted)
 
     def guarded(argv):
         _connect()
@@ -47,21 +60,44 @@ def run(
             _exit(f"give {arguments[len(given)]}", 2)
         try:
             status = main(*given)
-        except DropbnError as error:
-            _exit(str(error), failure)
+            sys.stdout.flush()
         except Preempted as stop:
             print(f"{stop.message}; resume with\n  {shlex.join(sys.orig_argv)}", flush=True)
             raise
-        except jax.errors.JaxRuntimeError as error:
-            if not jax.distributed.is_initialized():
-                raise
-            lost = str(error).splitlines()[0]
-            _exit(f"lost another process ({lost}); {interrupted or 'run the command again on all'}", failure)
+        except Ended:
+            raise
         except KeyboardInterrupt:
             _exit(f"interrupted{interrupted and '; '}{interrupted}", 130)
+        except BaseException as error:
+            failures.show_traceback()
+            if isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized():
+                lost = shown(str(error).splitlines()[0])
+                _exit(
+                    f"lost another process ({lost}); {interrupted or 'run the command again on all'}", failure
+                )
+            _exit(failures.sentence(error), failure)
         sys.exit(status)
 
-    app.run(guarded, flags_parser=_parse)
+    try:
+        app.run(guarded, flags_parser=_parse)
+    except KeyboardInterrupt:
+        _exit("interrupted", 130)
+
+
+def _end_on_sigterm(more):
+    """Until a run is under way, SIGTERM ends the command at once: a scheduler must not take it for done."""
+    if threading.current_thread() is not threading.main_thread():
+        return
+    process = os.getpid()
+
+    def end(number, frame):
+        if os.getpid() != process:  # A process that was forked says nothing.
+            os._exit(143)
+        _exit(
+            f"stopped by SIGTERM while no step was under way, so nothing was saved{more and '; '}{more}", 143
+        )
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def answer_help(about: str, *arguments: str) -> None:
@@ -132,30 +168,40 @@ def parsing() -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        _exit(f"cannot load the config: {str(error).strip().splitlines()[-1].strip()}", 2)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        # What get_config itself refused arrives wrapped in its traceback.
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, DropbnError) and "Traceback" not in str(cause):
-                _exit(str(cause), 2)
-            cause = cause.__cause__ or cause.__context__
-        # For a key that a config lacks, ml_collections raises an AttributeError or KeyError. Its text is the
-        # key, quoted once or twice, and on a second line the nearest key.
-        text = str(error.args[0] if error.args else error)
-        plain = text.replace("\\n", "\n").replace("\\'", "'").strip("'\"")
-        if new := re.match(r'Key "(\w+)" does not exist and cannot be added', plain):
-            _exit(f"the config file sets a new field. {unknown('field', new[1], _fields(plain))}", 2)
-        if "Traceback" in text:  # A config file failed; its own line is the last outside libraries.
-            lines = [
-                line
-                for line in re.findall(r'File "(.+)", line (\d+)', text)
-                if "site-packages" not in line[0]
-            ]
-            _exit(f"{', line '.join(lines[-1])}: {text.strip().splitlines()[-1]}", 2)
-        key = re.match(r"(\w+)'?(?:\n(.*))?$", plain)
-        _exit(f"the config has no field '{key[1]}'. {key[2] or ''}".strip() if key else text, 2)
+    except (Ended, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        if isinstance(error, SystemExit) and not failures.place(error):
+            raise  # absl has shown its help.
+        failures.show_traceback()
+        _exit(_config_sentence(error), 2)
+
+
+def _config_sentence(error):
+    # What get_config itself refused arrives wrapped in its traceback.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, DropbnError) and "Traceback" not in str(cause):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    # For a key that a config lacks, ml_collections raises an AttributeError or KeyError. Its text is the
+    # key, quoted once or twice, and on a second line the nearest key.
+    text = str(error.args[0] if error.args else error)
+    plain = text.replace("\\n", "\n").replace("\\'", "'").strip("'\"")
+    if new := re.match(r'Key "(\w+)" does not exist and cannot be added', plain):
+        return f"the config file sets a new field. {unknown('field', new[1], _fields(plain))}"
+    if "has no attribute 'get_config'" in text:
+        return "the config file has no function get_config()"
+    if isinstance(error, OSError) and not failures.place(error):
+        return f"cannot load the config: {shown(str(error).strip().splitlines()[-1].strip())}"
+    if "Traceback" in text and (where := failures.place(error)):
+        return f"{where}: {shown(text.strip().splitlines()[-1])}"
+    if failures.place(error):
+        return failures.sentence(error)
+    if not isinstance(error, (flags.Error, AttributeError, KeyError, TypeError, ValueError)):
+        return failures.sentence(error)
+    key = re.match(r"(\w+)'?(?:\n(.*))?$", plain)
+    return f"the config has no field '{key[1]}'. {key[2] or ''}".strip() if key else text
 
 
 def _fields(text):
@@ -166,13 +212,21 @@ def _fields(text):
 def _parse(argv):
     with parsing():
         argv = flags.FLAGS(argv)
-        if "config" in flags.FLAGS and not isinstance(flags.FLAGS.config, str):
-            flags.FLAGS.config.lock()  # Raises what loading the file raised.
+        if "config" in flags.FLAGS and hasattr(flags.FLAGS["config"], "config_filename"):
+            config = flags.FLAGS.config  # Raises what loading the file raised.
+            if not hasattr(config, "lock"):
+                raise DropbnError(f"get_config() returns {shown(repr(config))}, not a ConfigDict.")
+            config.lock()
         return argv
 
 
 def _exit(message, status):
-    print(f"error: {message}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # Nobody reads the standard error either.
+        print(f"error: {message}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
         os._exit(status)  # Otherwise this process would wait for the others, and they for it.
-    sys.exit(status)
+    try:
+        sys.stdout.flush()
+    except OSError:  # Python would try again at the end, and say so.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    raise Ended(status)

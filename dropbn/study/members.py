@@ -13,6 +13,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from dropbn import failures
 from dropbn.errors import DropbnError
 
 
@@ -50,8 +51,8 @@ def load(file: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # A config file is code: whatever it raises.
-        raise DropbnError(f"{file} cannot be loaded: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # A config file is code: whatever it raises.
+        raise DropbnError(f"{file} cannot be loaded: {failures.sentence(error)}") from error
     if not (hasattr(module, "sweep") and hasattr(module, "TABLES")):
         raise DropbnError(
             f"{file} has no sweep(table), so it is a single experiment: train it with train.py."

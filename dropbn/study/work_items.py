@@ -17,7 +17,7 @@ from dropbn.errors import DropbnError
 from dropbn.results import Result
 from dropbn.study import cost, finished_runs, provenance
 from dropbn.study.members import Member
-from dropbn.train import checkpoint, measurements, parallel, workdir
+from dropbn.train import checkpoint, fields, measurements, parallel, workdir
 from dropbn.train.plan import Plan, make_plan
 
 
@@ -55,6 +55,7 @@ def create(
     elsewhere = {(cell, one.seed): one for cell, members in (published or {}).items() for one in members}
     for member in chosen:
         try:
+            fields.check(member.config)
             key = member.config.data.to_json()
             if key not in datasets:
                 datasets[key] = data.load(member.config.data)

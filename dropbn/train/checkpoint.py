@@ -14,7 +14,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, shown
 from dropbn.train import parallel
 from dropbn.train.retention import LatestTwoAndBest, best_step
 
@@ -46,7 +46,7 @@ def manager(
         multiprocessing_options=_processes(shared),
         lightweight_initialize=True,  # Otherwise one damaged file would keep all of them from opening.
     )
-    place = epath.Path(directory)
+    place = _place(directory)
     if not place.is_dir() and (read_only or place.exists()):
         raise DropbnError(f"No checkpoint in {place}: train first, or name another workdir.")
     with _writing(place):
@@ -61,6 +61,26 @@ def manager(
         with _writing(place):
             opened.wait_until_finished()
             opened.close()
+
+
+def _place(directory):
+    """A directory as a path, also in a bucket; raises if this machine cannot reach such places."""
+    kind = str(directory).partition("://")[0]
+    try:
+        place = epath.Path(directory)
+        place.is_dir()
+    except ImportError as error:
+        package = {"gs": "gcsfs", "s3": "s3fs"}.get(kind, kind)
+        raise DropbnError(
+            f"Checkpoints in {kind}:// need {package}, which is not installed: pip install {package}."
+        ) from error
+    except KeyError as error:
+        raise DropbnError(
+            f"Checkpoints cannot be kept in {kind}://: give a directory or gs://bucket/run."
+        ) from error
+    except Exception as error:  # Buckets raise many kinds.
+        raise DropbnError(f"Cannot reach {shown(directory)}: {_reason(error)}.") from error
+    return place
 
 
 class _Manager(ocp.CheckpointManager):

@@ -1,6 +1,8 @@
 """The fields of a config and their types, by which the config.json of a workdir is checked."""
 
-from dropbn.readers import NUMBER, Kinds
+from ml_collections import ConfigDict
+
+from dropbn.readers import NUMBER, Kinds, check_fields
 
 FIELDS: dict[str, Kinds] = {
     "seed": int,
@@ -59,3 +61,8 @@ FIELDS: dict[str, Kinds] = {
     "optimizer.warmup": str,
     "eval.train_examples": int,
 }
+
+
+def check(config: ConfigDict) -> None:
+    """Raises a DropbnError for the first field that a config lacks or has with another type."""
+    check_fields(config.to_dict(), FIELDS, "The config")

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from dropbn import data
 from dropbn.errors import DropbnError, Preempted
-from dropbn.train import divergence, feeds, preemption, programs, steps, workdir
+from dropbn.train import divergence, feeds, fields, preemption, programs, steps, workdir
 from dropbn.train.plan import Plan, make_plan
 from dropbn.train.progress import Progress, Reporter
 from dropbn.train.runs import open_run
@@ -47,6 +47,7 @@ def train_and_evaluate(
         diverged: the first layer and step that were not finite.
       Preempted: SIGTERM came; the state was saved.
     """
+    fields.check(config)
     dataset = dataset or data.load(config.data)
     return run_plan(make_plan(config, dataset), directory, dataset, checkpoint_dir)
 

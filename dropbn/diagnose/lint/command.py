@@ -22,7 +22,7 @@ from absl import flags
 from dropbn import cli
 from dropbn.diagnose import entry
 from dropbn.diagnose.lint.report import check
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, shown
 
 
 def _load(target: str) -> Any:
@@ -54,8 +54,11 @@ def main(target: str) -> int:
     for text in given.input:
         shape, _, dtype = text.partition(":")
         if not re.fullmatch(r"\d+(,\d+)*", shape):
-            raise DropbnError(f"--input={text} is not a shape, such as 2,32,32,3 or 2,16:int32.")
-        inputs.append(jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))), dtype or "float32"))
+            raise DropbnError(f"--input={shown(text)} is not a shape, such as 2,32,32,3 or 2,16:int32.")
+        try:
+            inputs.append(jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))), dtype or "float32"))
+        except (TypeError, ValueError) as error:
+            raise DropbnError(f"--input={shown(text)}: {shown(error)}.") from error
     if not inputs:
         raise DropbnError("Give the shape of the model's input, as in --input=2,32,32,3.")
     report = check(_load(target), *inputs, num_steps=given.num_steps)
