@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dropbn.diagnose import call
+from dropbn.diagnose import call, given
 from dropbn.errors import DropbnError
 
 
@@ -80,8 +80,14 @@ class Batches:
         return [Batches(part, self._inputs, self._labels) for part in parts] if number > 1 else []
 
     def inputs(self, batch: Any) -> Any:
-        """What the model gets of a batch."""
-        return _part(batch, self._inputs, "image", 0, "inputs")
+        """What the model gets of a batch.
+
+        Raises:
+          DropbnError: the batch has no such part, or it is no array or tree of arrays with an example.
+        """
+        found = _part(batch, self._inputs, "image", 0, "inputs")
+        given.check_inputs(found)
+        return found
 
     def labels_or_none(self, batch: Any) -> np.ndarray | None:
         """The labels of a batch; None where it has none and `labels` was not given."""
@@ -120,4 +126,11 @@ def _part(batch, chosen, key, index, argument):
                 f"A batch has the keys {sorted(batch)}: say with {argument}= which one holds the {argument}."
             )
         return batch[key]
-    return batch[index] if isinstance(batch, (tuple, list)) else batch
+    if not isinstance(batch, (tuple, list)):
+        return batch
+    if index >= len(batch):
+        raise DropbnError(
+            f"A batch is a {type(batch).__name__} of {len(batch)}: give (inputs, labels), or say with "
+            f"{argument}= where the {argument} are."
+        )
+    return batch[index]

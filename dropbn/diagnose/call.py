@@ -9,8 +9,9 @@ import jax
 import numpy as np
 
 from dropbn.diagnose.flags import flags_of
+from dropbn.diagnose.given import check_rngs
 from dropbn.diagnose.outputs import Chosen
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, shown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +51,16 @@ class Call:
 
     def __post_init__(self) -> None:
         if not isinstance(self.args, tuple):
-            raise DropbnError(f"args={self.args!r}: give a tuple of positional arguments, such as (x,).")
+            raise DropbnError(
+                f"args={shown(repr(self.args))}: give a tuple of positional arguments, such as (x,)."
+            )
         for name in ("kwargs", "rngs", "train_kwargs", "test_kwargs"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) and (value is not None or name == "kwargs"):
-                raise DropbnError(f"{name}={value!r}: give a dict.")
+                raise DropbnError(f"{name}={shown(repr(value))}: give a dict.")
+        check_rngs(self.rngs or {})
+        if not (self.method is None or isinstance(self.method, str) or callable(self.method)):
+            raise DropbnError(f"method={shown(repr(self.method))}: give a name or a function of the module.")
 
     @classmethod
     def of(cls, keywords: Mapping[str, Any]) -> "Call":
@@ -141,7 +147,9 @@ def part(tree: Any, chosen: Any, argument: str, whole: str) -> Any:
             return getattr(tree, chosen)
         return (() if hasattr(tree, "shape") else tree)[chosen]
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise DropbnError(f"{argument}={chosen!r} is no part of {whole}: {_described(tree)}.") from error
+        raise DropbnError(
+            f"{argument}={shown(repr(chosen))} is no part of {whole}: {_described(tree)}."
+        ) from error
 
 
 def num_examples(x: Any) -> int:

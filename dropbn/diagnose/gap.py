@@ -22,7 +22,7 @@ from dropbn.diagnose.flips import Flips
 from dropbn.diagnose.remedies import Remedies
 from dropbn.diagnose.scores import Scorer
 from dropbn.diagnose.shares import Shares
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, shown
 from dropbn.results import Result
 
 if TYPE_CHECKING:
@@ -173,6 +173,8 @@ def explain(
     decided = None
     if num_samples or not score:
         decided = tasks.find(task, called.output_shape(layers), train.labels_or_none(train.first))
+    if score is not None and not callable(score):
+        raise DropbnError(f"score={shown(repr(score))}: give a function of (outputs, batch).")
     score = score or functools.partial(_score, decided, train)
     scorers = {name: Scorer(called, batches, name, score) for name, batches in data.items()}
 

@@ -54,6 +54,10 @@ class Model(model.Model):
         """
         pair = model if isinstance(model, tuple) else (model, model)
         if len(pair) != 2 or not all(isinstance(each, nn.Module) for each in pair):
+            if classes := [each.__name__ for each in pair if isinstance(each, type)]:
+                raise DropbnError(
+                    f"The model is the class {classes[0]}: give an instance, {classes[0]}(...)."
+                )
             raise DropbnError(
                 f"A {type(model).__name__} is neither a Linen or NNX module nor a pair of Linen modules (for "
                 "training, for test)."

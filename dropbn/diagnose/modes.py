@@ -33,8 +33,9 @@ import jax
 from dropbn.diagnose import entry
 from dropbn.diagnose.call import Call
 from dropbn.diagnose.entry import ModelOrPair
+from dropbn.diagnose.given import check_inputs
 from dropbn.diagnose.interception import LI_ADJUST, TEST, TRAIN, Mode
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, shown
 
 __all__ = ["LI_ADJUST", "TEST", "TRAIN", "Mode", "apply"]
 
@@ -78,9 +79,11 @@ def apply(
     """
     if not isinstance(mode, Mode):
         raise DropbnError(
-            f"mode={mode!r} is no Mode: give modes.TRAIN, modes.TEST or modes.Mode(noise, batch_norm, "
-            "update); an argument `mode` of the model goes into kwargs=."
+            f"mode={shown(repr(mode))} is no Mode: give modes.TRAIN, modes.TEST or modes.Mode(noise, "
+            "batch_norm, update); an argument `mode` of the model goes into kwargs=."
         )
+    for x in args[:1]:
+        check_inputs(x)
     given = Call.of(call)
     watch = None if observe is None else lambda layer, norm, x, mask: observe(layer.module, x)
     called, variables = entry.model_of(model, variables, given)

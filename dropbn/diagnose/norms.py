@@ -14,6 +14,7 @@ from flax.traverse_util import unflatten_dict
 from dropbn.diagnose.registry import Switch
 from dropbn.diagnose.seam import Layer
 from dropbn.diagnose.tracing import Path, flat_stats
+from dropbn.errors import DropbnError
 from dropbn.nn.kernels.moments import Moments
 
 # Mean and variance of a layer, in the shape of its channels.
@@ -144,6 +145,15 @@ def statistics(norms: Mapping[Path, Norm], variables: dict, path: Path) -> Stati
         layer = layer[key]
     mean, var = (np.asarray(value, np.float64) for value in norms[path].split(layer))
     return mean, var
+
+
+def refuse_broken(name: str, mean: np.ndarray, var: np.ndarray) -> None:
+    """Raises for running statistics that no training leaves: not finite, or a variance below 0."""
+    if not (np.all(np.isfinite(mean)) and np.all(np.isfinite(var)) and np.all(var >= 0)):
+        raise DropbnError(
+            f"The running statistics of '{name}' are not finite, or a variance is negative: "
+            "recalibrate.recalibrate takes them again from batches, if the weights are finite."
+        )
 
 
 def with_statistics(

@@ -238,6 +238,7 @@ def _closed_form(model, variables, batches):
     for name, norm in marked.norms.items():
         path = tuple(name.split("/")) if name != "." else ()
         mean, old = norms.statistics(marked.layers.known, variables, path)
+        norms.refuse_broken(name, mean, old)
         observation.refuse_untrained(name, mean, old)
         carried = [
             (flows.noises[noise], way) for (noise, layer), way in flows.reached.items() if layer == name

@@ -205,6 +205,7 @@ ESTIMATORS = {"pooled": _pooled, "li2018": _li2018}
 
 def _row(name, epsilon, real, running, is_moving):
     moving_mean, moving_var = running
+    norms.refuse_broken(name, moving_mean, moving_var)
     if is_moving:  # A layer that training freezes may keep those of initialisation.
         observation.refuse_untrained(name, moving_mean, moving_var)
     if not (np.any(real.variance) and np.any(moving_var)):

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict
 from jax.interpreters import batching
 
 import dropbn
+from dropbn.diagnose.given import check_variables
 from dropbn.errors import DropbnError
 
 Path = tuple[str, ...]
@@ -183,5 +184,6 @@ def abstract(tree: Any) -> tuple:
 
 
 def flat_stats(variables: Mapping) -> dict[Path, jax.Array]:
-    """`batch_stats` by path."""
+    """`batch_stats` by path; raises for variables that are no dict."""
+    check_variables(variables)
     return flatten_dict(flax.core.unfreeze(variables.get("batch_stats", {})))

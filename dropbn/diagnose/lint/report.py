@@ -12,6 +12,7 @@ import rich.text
 
 from dropbn.diagnose import entry, noise_flow
 from dropbn.diagnose.entry import ModelOrPair
+from dropbn.diagnose.given import check_inputs
 from dropbn.diagnose.lint.rules import RULES, Facts
 from dropbn.diagnose.noise_flow import marks
 from dropbn.results import Result
@@ -151,6 +152,8 @@ def check(
     [('DBN101', 'BatchNorm_0', 0.5)]
     """
     called, state = entry.model_to_trace(model, variables, call)
+    for x in inputs[:1]:
+        check_inputs(x)
     marked = marks.trace(called, inputs, {}, state)
     facts = Facts(marked, noise_flow.follow(marked), num_steps)
     rows = [
