@@ -1,10 +1,14 @@
 """README and docs: their Python runs as it stands, their links lead somewhere, the two commands are first."""
 
+import functools
 import pathlib
 import re
 
+import numpy as np
 import pytest
 import rich.console
+
+from dropbn.nn import layers, noise, norm
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -48,6 +52,9 @@ def test_the_layers_run():
     # Uout 0.5 directly before BN: v / (v + s2 (c^2 + v)) with s2 = 1/12 and the convolution's c near 0.
     assert 0.9 < names["found"].rows[0]["ratio"] < 0.94
     assert names["y"].shape == (256, 4, 4, 32)
+    linen = names["block"].clone(parts=layers.Parts(norm.BatchNorm, functools.partial(noise.Dropout, 0.2)))
+    np.testing.assert_array_equal(names["tested"], linen.apply(names["linen_variables"], names["images"]))
+    assert (names["trained"] != names["tested"]).any()
 
 
 @pytest.mark.filterwarnings("ignore:'backbone_bn' is called in training")
