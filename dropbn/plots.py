@@ -1,12 +1,17 @@
-"""Figures as pure functions of numbers: each returns a matplotlib Figure, and writes it if given a path."""
+"""Figures as pure functions of numbers: each returns a matplotlib Figure, and writes it if given a path.
+
+A path that cannot be written raises a DropbnError.
+"""
 
 import os
+import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dropbn import writers
 from dropbn.errors import extra
 
 with extra("plot"):
@@ -57,9 +62,7 @@ def single(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 def finish_single(figure: Figure, path: str | os.PathLike | None = None, **legend: Any) -> Figure:
     """The figure of `single` with its legend, written to `path` if given."""
     figure.axes[0].legend(frameon=False, **legend)
-    if path is not None:
-        figure.savefig(path, dpi=150)
-    return figure
+    return _written(figure, path)
 
 
 def band(axes: Axes, at: ArrayLike, runs: ArrayLike, **look: Any) -> None:
@@ -217,6 +220,20 @@ def flips(
     if number:
         axes.set_xlabel("output (the marker: the largest)")
         figure.legend(*axes.get_legend_handles_labels(), loc="outside upper right", ncols=2, frameon=False)
+    return _written(figure, path)
+
+
+def write(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure; the ending of `path` says which type, and without one it is a PNG.
+
+    Raises:
+      DropbnError: it cannot be written.
+    """
+    with writers.replacing(path) as file:
+        figure.savefig(file, format=pathlib.Path(path).suffix[1:] or "png", dpi=150)
+
+
+def _written(figure, path):
     if path is not None:
-        figure.savefig(path, dpi=150)
+        write(figure, path)
     return figure

@@ -5,12 +5,13 @@ import dataclasses
 import io
 import json
 import os
-import pathlib
 
 import rich.box
 import rich.console
 import rich.table
 import rich.text
+
+from dropbn import writers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +31,19 @@ class Result:
         return Result([{key: row[key] for key in row if key not in keys} for row in self.rows], self.title)
 
     def to_json(self, path: str | os.PathLike | None = None) -> str:
-        """The rows as JSON, also written to `path` if given."""
+        """The rows as JSON, also written to `path` if given.
+
+        Raises:
+          DropbnError: the file cannot be written.
+        """
         return _write(json.dumps(self.rows, indent=1), path)
 
     def to_csv(self, path: str | os.PathLike | None = None) -> str:
-        """The rows as CSV with a header line, also written to `path` if given."""
+        """The rows as CSV with a header line, also written to `path` if given.
+
+        Raises:
+          DropbnError: the file cannot be written.
+        """
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(self.rows[0]) if self.rows else [], lineterminator="\n")
         writer.writeheader()
@@ -61,5 +70,5 @@ def _cell(value):
 
 def _write(text, path):
     if path is not None:
-        pathlib.Path(path).write_text(text)
+        writers.replace(path, text)
     return text

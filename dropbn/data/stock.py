@@ -3,11 +3,11 @@
 import contextlib
 import hashlib
 import os
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dropbn import writers
 from dropbn.data import files, records
 from dropbn.errors import DropbnError, extra, shown, unknown
 
@@ -113,13 +113,8 @@ def _keep(path, decoded, digest):
     kept: dict[str, Any] = {"digest": digest}
     for split, arrays in decoded.items():
         kept |= {f"{split}_images": arrays.images, f"{split}_labels": arrays.labels}
-    temporary = pathlib.Path(f"{path}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **kept)
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
+    with contextlib.suppress(DropbnError), writers.replacing(path) as file:
+        np.savez(file, **kept)
 
 
 def prepare(name: str, directory: str = "") -> "tfds.core.DatasetBuilder":

@@ -13,7 +13,7 @@ import shlex
 
 from absl import flags
 
-from dropbn import cli, page
+from dropbn import cli, page, writers
 from dropbn.errors import DropbnError
 from dropbn.train import console
 from dropbn.train import workdir as workdirs
@@ -45,10 +45,7 @@ def write_page(workdir: str | os.PathLike, output: str | os.PathLike | None = No
     else:
         raise DropbnError(f"{workdir} holds neither a study (no table.json) nor a run (no config.json).")
     path = directory / "report.html" if output is None else pathlib.Path(output)
-    try:
-        workdirs.replace(path, text)
-    except OSError as error:
-        raise DropbnError(f"Cannot write to {path}: {error.strerror}.") from error
+    writers.replace(path, text)
     return path
 
 

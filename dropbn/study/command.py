@@ -102,13 +102,14 @@ def main(overrides: Sequence[str]) -> int:
     parallel.wait_for_all("the members are trained")
     if parallel.is_first():
         failed = _errors(chosen) | _unreadable(cells, given.workdir) | failed
-        command = _command(given, overrides)
-        found = _collect(module, name, cells, claimed, published, failed, bool(todo), command)
-        table_text.show(found, console)
+        kept = [_cell(cell, published) for cell in cells]
+        found = _collect(module, name, kept, cells, claimed, failed, _command(given, overrides))
+        table_text.show(found, console)  # Before it is written, because the disk may be full.
+        for member, error in failed.items():
+            console.print(f"Failed: {member}: {headline(error)}", soft_wrap=True)
+        _write(module, found, kept, bool(todo))
         console.print(f"Written to {given.workdir}: table.md, table.csv, table.json, figures", soft_wrap=True)
     parallel.wait_for_all("the table is written")
-    for member, error in failed.items():
-        console.print(f"Failed: {member}: {headline(error)}", soft_wrap=True)
     return 1 if failed else 0
 
 
@@ -138,36 +139,48 @@ def _unreadable(cells, workdir):
     return {name: error for name, error in found.items() if error}
 
 
-def _collect(module, name, cells, claimed, published, failed, is_new, command):
-    """Makes the table of all cells, since those that --only leaves out may be finished from before."""
+def _cell(cell, published):
+    """A cell with its finished members."""
+    directories = members.directory_of(cell["arg"], flags.FLAGS.workdir).glob("seed*")
+    return finished_runs.cell(cell["arg"], cell["paper"], directories, published.get(cell["arg"], ()))
+
+
+def _collect(module, name, kept, cells, claimed, failed, command):
+    """The table of all cells, since those that --only leaves out may be finished from before."""
     given = flags.FLAGS
-    kept = [
-        finished_runs.cell(
-            cell["arg"],
-            cell["paper"],
-            members.directory_of(cell["arg"], given.workdir).glob("seed*"),
-            published.get(cell["arg"], ()),
-        )
-        for cell in cells
-    ]
     wanted = set(range(given.seeds))
     missing = sum(len(wanted - {member.seed for member in cell.members}) for cell in kept)
     first = (module.__doc__ or module.__name__).strip().splitlines()[0].rstrip(".")
     return table.collect(
-        given.workdir,
         f"{first} ({name})",
-        getattr(module, "METRIC", "accuracy"),
+        _metric(module),
         kept,
         getattr(module, "COMPARABLE", True),
         {cell["arg"]: cell.get("adjusted") for cell in cells},
         claimed,
-        list if given.quick or given.collect else functools.partial(flipped, kept, given.workdir, is_new),
         config=given.config,
         command=command,
         seeds=sorted({member.seed for cell in kept for member in cell.members}),
         failed=[{"member": member, "error": error} for member, error in failed.items()],
         unfinished=max(missing - len(failed), 0),
     )
+
+
+def _write(module, found, kept, is_new):
+    """Writes the table and the figures."""
+    given = flags.FLAGS
+    plain = given.quick or given.collect
+    more = list if plain else functools.partial(flipped, kept, given.workdir, is_new)
+    try:
+        table.write(given.workdir, found, kept, _metric(module), more)
+    except DropbnError as error:
+        raise DropbnError(
+            f"{error} No member is lost: once this is mended, the same command writes the rest."
+        ) from error
+
+
+def _metric(module):
+    return getattr(module, "METRIC", "accuracy")
 
 
 def _is_chosen(cell, only):

@@ -6,13 +6,12 @@ have what it shows. A paper's values are drawn with the gid "paper".
 
 import collections
 import os
-import pathlib
 import re
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from dropbn import plots
+from dropbn import plots, writers
 from dropbn.study import estimates, placements, verdicts
 from dropbn.study.finished_runs import Cell
 from dropbn.study.li2018_figures import error_bars, shift_curves, training_curves, weights
@@ -71,6 +70,7 @@ def draw(cells: list[Cell], directory: str | os.PathLike, metric: str = "error")
     Returns:
       {"file": its name, "caption": what it shows, which part is ours, which the paper's} for every figure.
     """
+    directory = writers.make_directory(directory)
     groups: dict[tuple[str, str], list[Cell]] = {}
     drawn = []
     for cell in cells:
@@ -89,8 +89,7 @@ def draw(cells: list[Cell], directory: str | os.PathLike, metric: str = "error")
         for name, figure in figures.items():
             if figure is not None:
                 file = re.sub(r"[^\w.-]+", "_", "_".join((name, *key))) + ".png"
-                pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
-                figure.savefig(pathlib.Path(directory, file), dpi=150)
+                plots.write(figure, directory / file)
                 drawn.append({"file": file, "caption": _caption(name, figure, group)})
     return drawn
 

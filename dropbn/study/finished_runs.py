@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dropbn import readers
+from dropbn import readers, writers
 from dropbn.errors import DropbnError
 from dropbn.study.numbers import NUMBERS
 from dropbn.train import workdir
@@ -105,17 +105,15 @@ def unpack(images: int, bits: str) -> np.ndarray:
 def write(directory: str | os.PathLike, summary: dict) -> None:
     """Marks the run in a workdir as finished and removes an earlier error; `correct` is packed."""
     summary = summary | {"correct": {name: pack(right) for name, right in summary["correct"].items()}}
-    to = pathlib.Path(directory, "eval")
-    to.mkdir(exist_ok=True)
-    workdir.replace(to / "summary.json", json.dumps(summary) + "\n")
+    to = writers.make_directory(pathlib.Path(directory, "eval"))
+    writers.replace(to / "summary.json", json.dumps(summary) + "\n")
     pathlib.Path(directory, "error.txt").unlink(missing_ok=True)
 
 
 def write_error(directory: str | os.PathLike, error: str) -> pathlib.Path:
     """Writes the error of a failed run into its workdir; returns the file."""
-    file = pathlib.Path(directory, "error.txt")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    workdir.replace(file, error)
+    file = writers.make_directory(directory) / "error.txt"
+    writers.replace(file, error)
     return file
 
 
@@ -189,8 +187,9 @@ def publish(directory: str | os.PathLike, cells: Iterable[Cell]) -> None:
         for statistics, right in one.correct.items()
     ]
     directory = pathlib.Path(directory)
-    workdir.replace(directory / "members.csv", _csv(("cell", "seed", *NUMBERS, *fields), numbers))
-    workdir.replace(directory / "correct.csv", _csv(("cell", "seed", "statistics", "images", "bits"), bits))
+    # A member counts once it is in members.csv, so that comes last.
+    writers.replace(directory / "correct.csv", _csv(("cell", "seed", "statistics", "images", "bits"), bits))
+    writers.replace(directory / "members.csv", _csv(("cell", "seed", *NUMBERS, *fields), numbers))
 
 
 def published(directory: str | os.PathLike) -> dict[str, list[Finished]]:

@@ -6,12 +6,11 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from dropbn import readers
+from dropbn import readers, writers
 from dropbn.errors import DropbnError, shown
 from dropbn.results import Result
 from dropbn.study import estimates, finished_runs, provenance, verdicts
 from dropbn.study.table_text import markdown
-from dropbn.train import workdir
 
 # metric -> (offset, factor): its values are offset + factor * accuracy, in %.
 _VALUES = {"accuracy": (0, 1), "error": (100, -1)}
@@ -59,39 +58,30 @@ def row(
 
 
 def collect(
-    directory: str | os.PathLike,
     title: str,
     metric: str,
     cells: list[finished_runs.Cell],
     comparable: bool,
     adjusted: dict,
     claimed: list,
-    more: Callable[[], list[dict]] = list,
     **facts: Any,
 ) -> dict:
-    """Writes W/members.csv, correct.csv, table.csv, table.json, table.md and W/figures from what is finished.
+    """The contents of table.json from what is finished, without figures.
 
     Args:
-      directory: the study's workdir W.
       title: the title of the table.
       metric: what the paper's values are, "accuracy" or "error".
       cells: the cells of the study with their finished runs.
       comparable: whether the paper's values belong to the same networks on the same data.
       adjusted: cell -> the paper's value with re-estimated statistics.
       claimed: the paper's claims.
-      more: draws further figures in W/figures; returns the file and caption of each.
       **facts: what else the table says about the study, such as command, seeds, failed.
-
-    Returns:
-      The contents of table.json.
 
     Raises:
       DropbnError: the members belong to several editions (`provenance.EDITION`).
     """
     provenance.refuse_several_editions(cells)
-    directory = pathlib.Path(directory)
-    (directory / "figures").mkdir(parents=True, exist_ok=True)
-    found = {
+    return {
         "title": title,
         "metric": f"test {metric}, %",
         "comparable": comparable,
@@ -101,6 +91,28 @@ def collect(
         "claims": verdicts.judge(claimed, cells),
         "figures": [],
     }
+
+
+def write(
+    directory: str | os.PathLike,
+    found: dict,
+    cells: list[finished_runs.Cell],
+    metric: str,
+    more: Callable[[], list[dict]] = list,
+) -> None:
+    """Writes W/members.csv, correct.csv, table.csv, table.json, table.md and W/figures.
+
+    Args:
+      directory: the study's workdir W.
+      found: what `collect` returned; the figures are added.
+      cells: the cells of the study with their finished runs.
+      metric: what the paper's values are, "accuracy" or "error".
+      more: draws further figures in W/figures; returns the file and caption of each.
+
+    Raises:
+      DropbnError: a file cannot be written. Those before it are.
+    """
+    directory = writers.make_directory(directory)
     finished_runs.publish(directory, cells)
     _write(directory, found)  # Before anything is drawn: a figure that fails must not cost the numbers.
     from dropbn.study import figures  # Imported late: matplotlib takes long, and training does not need it.
@@ -110,7 +122,6 @@ def collect(
     drawn = [*figures.draw(here, directory / "figures", metric), *more()]
     found["figures"] = [figure | {"file": f"figures/{figure['file']}"} for figure in drawn]
     _write(directory, found)
-    return found
 
 
 def refuse_another(directory: str | os.PathLike, config: str) -> None:
@@ -125,6 +136,6 @@ def refuse_another(directory: str | os.PathLike, config: str) -> None:
 
 
 def _write(directory, found):
-    workdir.replace(directory / "table.json", json.dumps(found, indent=1) + "\n")
-    workdir.replace(directory / "table.csv", Result(found["rows"]).to_csv())
-    workdir.replace(directory / "table.md", markdown(found))
+    writers.replace(directory / "table.json", json.dumps(found, indent=1) + "\n")
+    writers.replace(directory / "table.csv", Result(found["rows"]).to_csv())
+    writers.replace(directory / "table.md", markdown(found))

@@ -87,6 +87,6 @@ def _keep_error(member, error):
     """Marks a member as failed; returns the line that says why."""
     try:
         file = finished_runs.write_error(member.directory, error)
-    except OSError:
+    except DropbnError:
         return f"failed: {headline(error)}"
     return f"failed: {headline(error)} ({file})"

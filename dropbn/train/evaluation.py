@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from dropbn import data, readers
+from dropbn import data, readers, writers
 from dropbn.diagnose import gap, recalibrate, shift
 from dropbn.errors import unknown
 from dropbn.results import Result
@@ -54,7 +54,7 @@ def evaluate(
     Raises:
       DropbnError: no run in the workdir; no such checkpoint, or one that does not fit its config or was
         trained on other data; a recipe for a network without BN; samples of a network that has no noise or
-        does not classify.
+        does not classify; a file that cannot be written.
     """
     config = workdir.read_config(directory)
     if recalibration and recalibration not in recalibrate.RECIPE_NAMES:
@@ -82,16 +82,16 @@ def evaluate(
         config.to_dict(),
         int(state.step),
     )
-    to = directory / "eval"
-    with workdir.writing(directory):
-        to.mkdir(exist_ok=True)
-        if recalibration:
-            flat = {"/".join(path): leaf for path, leaf in flatten_dict(batch_stats).items()}
-            np.savez(to / f"batch_stats-{recalibration}.npz", **flat)
-        workdir.replace(to / "report.json", json.dumps(_report(found), indent=1) + "\n")
-        found.shift.to_csv(to / "shift.csv")
-        found.shift.plot(to / "shift.png", label=directory.name)
-        found.gap.plot(to / "flips.png")
+    to = writers.make_directory(directory / "eval")
+    if recalibration:
+        flat = {"/".join(path): leaf for path, leaf in flatten_dict(batch_stats).items()}
+        with writers.replacing(to / f"batch_stats-{recalibration}.npz") as file:
+            np.savez(file, **flat)
+    found.shift.to_csv(to / "shift.csv")
+    found.shift.plot(to / "shift.png", label=directory.name)
+    found.gap.plot(to / "flips.png")
+    # Last, so that a report is never newer than the files beside it.
+    writers.replace(to / "report.json", json.dumps(_report(found), indent=1) + "\n")
     return found
 
 

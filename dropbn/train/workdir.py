@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 import ml_collections
 
-from dropbn import readers
+from dropbn import readers, writers
 from dropbn.errors import DropbnError, extra, shown
 from dropbn.train.fields import FIELDS
 
 # A process that was killed early, or a study's member that could not begin, leaves these behind.
-_LEFTOVERS = ("config.json.tmp", "checkpoint_dir", "checkpoint_dir.tmp", "error.txt", ".lock")
+_LEFTOVERS = ("checkpoint_dir", "error.txt", ".lock")
 
 
 def claim(
@@ -36,7 +36,7 @@ def claim(
         its checkpoints elsewhere, or something that is no run. Nothing is written then.
     """
     path = local(workdir)
-    if path.is_dir() and any(file.name not in _LEFTOVERS for file in path.iterdir()):
+    if path.is_dir() and not all(map(_is_leftover, path.iterdir())):
         refuse_another(path, config)
         if checkpoint_dir and checkpoints(path) != checkpoint_dir:
             raise DropbnError(
@@ -46,8 +46,8 @@ def claim(
     with writing(path):
         path.mkdir(parents=True, exist_ok=True)
         if checkpoint_dir:
-            replace(path / "checkpoint_dir", checkpoint_dir + "\n")
-        replace(path / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
+            writers.replace(path / "checkpoint_dir", checkpoint_dir + "\n")
+        writers.replace(path / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
     return path
 
 
@@ -99,8 +99,10 @@ def lock(workdir: str | os.PathLike) -> Iterator[None]:
     Raises:
       DropbnError: another process is training there, or nothing can be written.
     """
+    path = pathlib.Path(workdir) / ".lock"
+    writers.refuse_special(path)
     with writing(workdir):
-        file = open(pathlib.Path(workdir) / ".lock", "w")  # noqa: SIM115 - closed below
+        file = path.open("a")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,7 +186,7 @@ def log(workdir: str | os.PathLike, restored_step: int) -> Iterator[Log]:
     with contextlib.ExitStack() as stack:
         with writing(directory):
             kept = [record for record in read_metrics(workdir) if record["step"] <= restored_step]
-            replace(file, "".join(json.dumps(record) + "\n" for record in kept))
+            writers.replace(file, "".join(json.dumps(record) + "\n" for record in kept))
             lines = file.open("a", encoding="utf-8")
             stack.callback(_close, lines)
             # Not tensorboardX's SummaryWriter: on a full disk its thread dies, and we would wait forever.
@@ -225,19 +227,8 @@ def writing(workdir: str | os.PathLike) -> Iterator[None]:
         raise DropbnError(f"Cannot write to workdir {workdir}: {error.strerror}.") from error
 
 
-def replace(path: pathlib.Path, text: str) -> None:
-    """Replaces a file in one step, so that a kill leaves either the old one or the new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        # A text may contain file names, which need not be valid UTF-8.
-        with temporary.open("w", encoding="utf-8", errors="replace") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
+def _is_leftover(file):
+    return file.name in _LEFTOVERS or file.suffix == writers.SUFFIX
 
 
 def _noise(config):

@@ -46,9 +46,9 @@ def test_a_table_by_hand(tmp_path):
         "unfinished": 1,
         "config": "",
     }
-    found = table.collect(
-        tmp_path, "A title", "accuracy", [plain, noisy], True, {"plain": 96.5}, [claim], **facts
-    )
+    cells, given = [plain, noisy], ({"plain": 96.5}, [claim])
+    found = table.collect("A title", "accuracy", cells, True, *given, **facts)
+    table.write(tmp_path, found, cells, "accuracy")
     [judged] = found["claims"]
     assert (judged["difference"], judged["seeds"]) == (pytest.approx(9.5), 2)
     # 10 and 9 points: s = 0.7071, half width 12.7062 * 0.7071 / sqrt(2) = 6.3531.
@@ -71,7 +71,8 @@ def test_a_table_by_hand(tmp_path):
     assert "| claim | verdict | difference | paper | source | metric |" in text
 
     other = tmp_path / "other"
-    table.collect(other, "A title", "accuracy", [plain, noisy], False, {"plain": 96.5}, [claim], **facts)
+    found = table.collect("A title", "accuracy", cells, False, *given, **facts)
+    table.write(other, found, cells, "accuracy")
     text = (other / "table.md").read_text()
     assert "| cell | seeds | value | adjusted | shift |" in text and "96.50" not in text
     assert "| difference | paper (other network and data) | source | metric |" in text
