@@ -21,6 +21,7 @@ from dropbn.train.retention import LatestTwoAndBest, best_step
 State = TypeVar("State")  # A pytree of arrays.
 # A folder beside the steps for checkpoints that cannot be read: a new one of the same step takes their place.
 _SET_ASIDE = "unreadable"
+_TRIES = 5  # A run writes checkpoints more slowly than they are read.
 
 
 @contextlib.contextmanager
@@ -137,6 +138,8 @@ def save(
 def restore(opened: ocp.CheckpointManager, like: State, which: str | int = "latest") -> State:
     """Restores a checkpoint into the structure of `like`, strictly.
 
+    A run that still trains there removes old checkpoints. If that happens while one is read, another is chosen.
+
     Args:
       opened: from `manager`.
       like: a state of the wanted structure, shapes and dtypes (arrays or `jax.ShapeDtypeStruct`s).
@@ -156,20 +159,33 @@ def restore_all(
     opened: ocp.CheckpointManager, like: State, which: str | int = "latest"
 ) -> tuple[State, dict]:
     """As `restore`, with what was saved beside the state as `about`."""
+    for tries_left in reversed(range(_TRIES)):
+        opened.reload()
+        steps = opened.all_steps()
+        try:
+            return _read(opened, _chosen(opened, which), like)
+        except DropbnError:
+            opened.reload()
+            if not tries_left or opened.all_steps() == steps:
+                raise
+    raise AssertionError("the last try returns or raises")
+
+
+def _chosen(opened, which):
+    """The step that "latest", "best" or a number means."""
     steps, where = sorted(opened.all_steps()), opened.directory
     if not steps:
         raise DropbnError(f"No checkpoint in {where}: train first, or name another workdir.")
     if which == "latest":
-        step = steps[-1]
-    elif which == "best":
+        return steps[-1]
+    if which == "best":
         step = best_step(opened)
         if step is None:
             raise DropbnError(f"The checkpoints in {where} have no accuracy to choose the best by.")
-    elif str(which).isdecimal() and int(which) in steps:
-        step = int(which)
-    else:
-        raise DropbnError(f"No checkpoint {which!r} in {where}: it has {steps}, 'latest' and 'best'.")
-    return _read(opened, step, like)
+        return step
+    if str(which).isdecimal() and int(which) in steps:
+        return int(which)
+    raise DropbnError(f"No checkpoint {which!r} in {where}: it has {steps}, 'latest' and 'best'.")
 
 
 def resume(opened: ocp.CheckpointManager, like: State, shared: bool = False) -> tuple[State, dict, list[str]]:

@@ -183,6 +183,7 @@ def log(workdir: str | os.PathLike, restored_step: int) -> Iterator[Log]:
 
     directory = pathlib.Path(workdir)
     file = directory / "metrics.jsonl"
+    writers.refuse_special(file)
     with contextlib.ExitStack() as stack:
         with writing(directory):
             kept = [record for record in read_metrics(workdir) if record["step"] <= restored_step]

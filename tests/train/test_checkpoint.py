@@ -35,6 +35,28 @@ def test_latest_and_best_are_kept(saved):
                 checkpoint.restore(opened, _state(0), which)
 
 
+@pytest.mark.parametrize(("which", "step"), [("latest", 90), ("best", 80), ("50", None)])
+def test_a_checkpoint_that_training_removes_gives_way_to_the_next(saved, monkeypatch, which, step):
+    """Right after it was chosen."""
+    choose = checkpoint._chosen
+
+    def choose_and_train(opened, which):
+        chosen = choose(opened, which)
+        monkeypatch.setattr(checkpoint, "_chosen", choose)
+        with checkpoint.manager(saved) as training:
+            for later, accuracy in ((60, 0.6), (70, 0.95), (80, 0.99), (90, 0.6)):
+                checkpoint.save(training, later, _state(later // 10), accuracy)
+        return chosen
+
+    monkeypatch.setattr(checkpoint, "_chosen", choose_and_train)
+    with checkpoint.manager(saved, read_only=True) as opened:
+        if step:
+            assert checkpoint.restore(opened, _state(0), which)["step"] == step // 10
+        else:
+            with pytest.raises(DropbnError, match=r"No checkpoint '50' in .* has \[80, 90\]"):
+                checkpoint.restore(opened, _state(0), which)
+
+
 def test_a_run_that_went_on_is_saved_where_it_is_stopped(saved, monkeypatch):
     """At the step of a preemption, by a manager of a new process; orbax's own cannot."""
     monkeypatch.setattr(multihost_utils, "reached_preemption_sync_point", lambda step: True)

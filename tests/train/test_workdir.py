@@ -1,13 +1,15 @@
 """A run's directory: nothing overwritten, no torn or stale line."""
 
 import json
+import os
+import shutil
 
 import pytest
 from ml_collections import ConfigDict
 from tensorboardX.proto import event_pb2
 
 from configs import base, digits
-from dropbn import readers
+from dropbn import readers, writers
 from dropbn.errors import DropbnError
 from dropbn.train import workdir
 from dropbn.train.fields import FIELDS
@@ -88,6 +90,28 @@ def test_a_second_process_is_kept_out(tmp_path):
         pass
     with workdir.lock(tmp_path):
         pass
+
+
+def test_what_lies_in_the_place_of_a_file_is_not_opened(tmp_path):
+    """Opening a pipe would wait for another process, opening a link would write into another file."""
+    secret = tmp_path / "secret"
+    secret.write_text("old")
+    for name in (".lock", "metrics.jsonl"):
+        for make in (os.mkfifo, lambda path: path.symlink_to(secret)):
+            run = tmp_path / "run"
+            run.mkdir()
+            make(run / name)
+            refused = pytest.raises(DropbnError, match=rf"/{name}: it is a (pipe|symbolic link), not a")
+            with refused, workdir.lock(run) if name == ".lock" else workdir.log(run, 0):
+                pass
+            shutil.rmtree(run)
+    assert secret.read_text() == "old"
+
+
+def test_a_kill_while_the_config_is_written_leaves_a_new_directory(tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / f".0123{writers.SUFFIX}").write_text("{")
+    assert workdir.claim(tmp_path / "run", digits.get_config()) == tmp_path / "run"
 
 
 def test_tensorboard_gets_the_same_numbers(tmp_path):
