@@ -1,5 +1,6 @@
 """`dropbn study` from the command line: what it chooses, refuses and estimates; how it resumes if killed."""
 
+import errno
 import functools
 import json
 import os
@@ -10,10 +11,12 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 from small_members import TINY, members_of
 
+from dropbn.errors import DropbnError
 from dropbn.study import command, work_items
 from dropbn.train import workdir
 
@@ -139,6 +142,49 @@ def test_a_dry_run_trains_nothing(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "8 members, 8 to be trained" in done.stdout and "place=P3" in done.stdout
     assert not (tmp_path / "w").exists()
+
+
+@pytest.fixture
+def collecting(tmp_path, monkeypatch):
+    """What collects the published study of digits in a directory."""
+    for name in ("members.csv", "correct.csv"):
+        shutil.copy(ROOT / "docs" / "results" / "digits" / name, tmp_path)
+    given = {"config": "configs/small.py:digits", "workdir": str(tmp_path), "seeds": 1, "only": "place=P4"}
+    given |= {"quick": False, "dry_run": False, "collect": True, "parallel": "members"}
+    flags = types.SimpleNamespace(FLAGS=types.SimpleNamespace(**given))
+    monkeypatch.setattr(command, "flags", flags)
+    monkeypatch.chdir(ROOT)
+    return tmp_path
+
+
+def test_a_file_in_the_place_of_the_figures_costs_no_number(collecting, capsys):
+    (collecting / "figures").write_text("notes")
+    with pytest.raises(DropbnError, match=r"directory .*/figures: File exists\. No member is lost: once"):
+        command.main([])
+    assert "P5 above no dropout" in capsys.readouterr().out
+    published = ROOT / "docs" / "results" / "digits" / "table.csv"
+    assert (collecting / "table.csv").read_text() == published.read_text()
+    assert (collecting / "figures").read_text() == "notes"
+
+
+def test_a_full_disk_costs_no_member_and_the_table_is_printed(collecting, capsys, monkeypatch):
+    before = {file.name: file.read_bytes() for file in collecting.iterdir()}
+    written, sync = [], os.fsync
+
+    def filling(file):
+        """There is room for members.csv and correct.csv, and for half of what follows."""
+        written.append(file)
+        if len(written) > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", filling)
+    with pytest.raises(DropbnError, match=r"table\.json: No space left on device\. No member is lost: once"):
+        command.main([])
+    assert "P5 above no dropout" in capsys.readouterr().out
+    assert {file.name: file.read_bytes() for file in collecting.iterdir()} == before
+    monkeypatch.setattr(os, "fsync", sync)
+    assert command.main([]) == 0 and "Written to " in capsys.readouterr().out
 
 
 def test_collecting_published_members_gives_the_published_table(tmp_path):
