@@ -1,9 +1,12 @@
 """Evaluation recomputes what training logged and what its tables claim."""
 
+import contextlib
 import csv
+import errno
 import functools
 import itertools
 import json
+import os
 
 import flax.traverse_util
 import jax
@@ -222,6 +225,31 @@ def test_evaluation_changes_no_state_and_no_checkpoint(run):
     files = {f: f.read_bytes() for f in (directory / "checkpoints").rglob("*") if f.is_file()}
     evaluation.evaluate(directory)
     assert {f: f.read_bytes() for f in (directory / "checkpoints").rglob("*") if f.is_file()} == files
+
+
+def test_a_report_is_never_newer_than_the_files_beside_it(run, found, monkeypatch):
+    """Whichever write is the last one: here the disk fills, and a kill does the same."""
+    monkeypatch.setattr(measurements, "explain_run", lambda *run: found.gap)
+    monkeypatch.setattr(measurements, "measure_shift", lambda *run: found.shift)
+    to, sync = run[0] / "eval", os.fsync
+    for room in (3, 4):
+        written = []
+
+        def filling(file, room=room, written=written):
+            written.append(file)
+            if len(written) > room:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            sync(file)
+
+        names = ("report.json", "shift.csv", "shift.png", "flips.png")
+        for name in names:
+            (to / name).write_text("old")
+        monkeypatch.setattr(os, "fsync", filling)
+        with contextlib.nullcontext() if room == 4 else pytest.raises(DropbnError, match="No space left"):
+            evaluation.evaluate(run[0])
+        monkeypatch.setattr(os, "fsync", sync)
+        new = {name for name in names if (to / name).read_bytes() != b"old"}
+        assert len(new) == room and ("report.json" in new) == (room == 4)
 
 
 def test_no_run_no_evaluation(tmp_path):
