@@ -138,7 +138,8 @@ def save(
 def restore(opened: ocp.CheckpointManager, like: State, which: str | int = "latest") -> State:
     """Restores a checkpoint into the structure of `like`, strictly.
 
-    A run that still trains there removes old checkpoints. If that happens while one is read, another is chosen.
+    A run that still trains there removes old checkpoints. If that happens while one is read, another is
+    chosen.
 
     Args:
       opened: from `manager`.
