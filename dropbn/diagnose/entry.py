@@ -113,5 +113,7 @@ def _are_arrays(variables):
 
 
 def _have_moved(variables):
-    """Whether any statistics are not those of initialization, mean 0 and variance 1."""
-    return any(np.any(leaf != (path[-1] == "var")) for path, leaf in flat_stats(variables).items())
+    """Whether any mean or variance is not that of initialization, 0 or 1."""
+    initial = {"mean": 0, "var": 1}
+    stats = ((path[-1], leaf) for path, leaf in flat_stats(variables).items())
+    return any(np.any(leaf != initial[name]) for name, leaf in stats if name in initial)

@@ -91,6 +91,8 @@ class Model(model.Model):
 
     def intercepting(self, interceptor: Interceptor) -> contextlib.AbstractContextManager:
         def intercept(run, args, kwargs, context):
+            if context.module.scope is None:  # It is not part of the model that runs.
+                return run(*args, **kwargs)
             return interceptor(run, args, kwargs, _Layer(context))
 
         return nn.intercept_methods(intercept)
@@ -144,7 +146,7 @@ class _Layer:
 
     @property
     def is_call(self) -> bool:
-        return self._context.method_name == "__call__" and self.module.scope is not None
+        return self._context.method_name == "__call__"
 
     @property
     def signature(self) -> inspect.Signature:

@@ -29,7 +29,7 @@ class Layer(Protocol):
 
     @property
     def is_call(self) -> bool:
-        """Whether the method is `__call__`, on a module that is part of the model."""
+        """Whether the method is `__call__`."""
 
     @property
     def signature(self) -> inspect.Signature:
