@@ -7,7 +7,7 @@ import pathlib
 
 from absl import flags
 
-from dropbn import cli
+from dropbn import cli, processes
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "A run of train.py; several runs share one figure.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")
@@ -19,7 +19,7 @@ _RECALIBRATE = flags.DEFINE_string(
 )
 _SAMPLES = flags.DEFINE_integer("mc_samples", 0, "Draws of Monte Carlo dropout.", lower_bound=0)
 flags.mark_flag_as_required("workdir")
-cli.define_processes()
+processes.define()
 
 
 def main():

@@ -5,7 +5,7 @@ import re
 
 from absl import flags
 
-from dropbn import cli
+from dropbn import cli, processes
 from dropbn.errors import extra
 
 with cli.parsing(), extra("train"):
@@ -20,7 +20,7 @@ _CHECKPOINTS = flags.DEFINE_string(
     "",
     "Where its checkpoints go; by default the workdir. May be gs://bucket/run.",
 )
-cli.define_processes()
+processes.define()
 
 
 def main():

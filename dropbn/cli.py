@@ -15,11 +15,8 @@ import absl.logging
 import jax
 from absl import app, flags
 
-from dropbn import failures, runtime
+from dropbn import failures, meeting, processes, runtime
 from dropbn.errors import DropbnError, Preempted, shown, unknown
-
-# A process that is silent for so long counts as dead, and the others end.
-_HEARTBEAT_SECONDS = 30
 
 
 class Ended(SystemExit):
@@ -51,23 +48,29 @@ def run(
     _end_on_sigterm(interrupted)
 
     def guarded(argv):
-        _connect()
-        given = argv[1:]
-        if given[len(arguments) :]:
-            unexpected = given[len(arguments)]
-            _exit(f"unexpected argument {unexpected!r}; flags begin with -- and take their value after =", 2)
-        if len(given) < len(arguments):
-            _exit(f"give {arguments[len(given)]}", 2)
+        given, failing = argv[1:], 2
         try:
+            processes.connect()
+            if given[len(arguments) :]:
+                unexpected = shown(given[len(arguments)])
+                _exit(
+                    f"unexpected argument {unexpected!r}; flags begin with -- and take their value after =", 2
+                )
+            if len(given) < len(arguments):
+                _exit(f"give {arguments[len(given)]}", 2)
+            failing = failure
             status = main(*given)
             sys.stdout.flush()
         except Preempted as stop:
+            meeting.leave()
             print(f"{stop.message}; resume with\n  {shlex.join(sys.orig_argv)}", flush=True)
             raise
         except Ended:
             raise
         except KeyboardInterrupt:
             _exit(f"interrupted{interrupted and '; '}{interrupted}", 130)
+        except processes.NotAll as error:
+            _exit(str(error), 3)
         except BaseException as error:
             failures.show_traceback()
             if isinstance(error, jax.errors.JaxRuntimeError) and jax.distributed.is_initialized():
@@ -75,7 +78,8 @@ def run(
                 _exit(
                     f"lost another process ({lost}); {interrupted or 'run the command again on all'}", failure
                 )
-            _exit(failures.sentence(error), failure)
+            _exit(failures.sentence(error), failing)
+        meeting.leave()
         sys.exit(status)
 
     try:
@@ -126,38 +130,6 @@ def _describe(flag):
     default = f" (default: {flag.default})" if flag.default and not flag.boolean else ""
     about = " ".join(flag.help.split()).replace(".;", ";")  # absl joins its own words by a semicolon.
     return textwrap.fill(f"  --{flag.name}: {about}{default}", 100, subsequent_indent=" " * 6)
-
-
-def define_processes() -> None:
-    """Defines the flags of commands that can run as several processes, one for each host."""
-    flags.DEFINE_bool(
-        "distributed", False, "One process of several, as TPU pod, SLURM, Open MPI or Kubernetes say."
-    )
-    flags.DEFINE_string("coordinator_address", None, "host:port of process 0, where nothing else says it.")
-    flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
-
-
-def _connect():
-    """Joins the other processes, if the flags say that there are some. Only process 0 prints."""
-    given = flags.FLAGS
-    if "distributed" not in given:
-        return
-    if not (given.distributed or given.coordinator_address):
-        if given.num_processes is not None or given.process_id is not None:
-            _exit("give --coordinator_address=host:port of process 0 too, or --distributed alone", 2)
-        return
-    try:
-        jax.distributed.initialize(
-            given.coordinator_address,
-            given.num_processes,
-            given.process_id,
-            heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-        )
-    except (RuntimeError, ValueError) as error:
-        _exit(f"cannot join the other processes: {str(error).splitlines()[0]}", 2)
-    if jax.process_index():
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
 
 
 @contextlib.contextmanager
@@ -224,6 +196,7 @@ def _exit(message, status):
     with contextlib.suppress(OSError):  # Nobody reads the standard error either.
         print(f"error: {message}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
+        meeting.fail(message)
         os._exit(status)  # Otherwise this process would wait for the others, and they for it.
     try:
         sys.stdout.flush()

@@ -31,7 +31,7 @@ import jax
 import rich.console
 from absl import flags
 
-from dropbn import cli
+from dropbn import cli, processes
 from dropbn.errors import DropbnError, headline
 from dropbn.study import finished_runs, members, table, table_text, training, work_items
 from dropbn.study.progress import StudyProgress
@@ -97,6 +97,9 @@ def main(overrides: Sequence[str]) -> int:
         for error in dict.fromkeys(failed.values()):
             console.print(f"Cannot run: {error}", soft_wrap=True)
         return 0
+    if parallel.is_first() and not given.collect:
+        os.makedirs(given.workdir, exist_ok=True)
+    parallel.share(given.workdir)
     if not given.collect:
         failed |= _train(chosen, todo, failed, console)
     parallel.wait_for_all("the members are trained")
@@ -213,7 +216,7 @@ def run() -> None:
     flags.DEFINE_enum(
         "parallel", "members", ["members", "data"], "What is divided among devices: members, or every batch."
     )
-    cli.define_processes()
+    processes.define()
     changes = [argument for argument in sys.argv if argument.startswith("--config.")]
     sys.argv = [argument for argument in sys.argv if argument not in changes]
     if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):

@@ -1,17 +1,24 @@
 """Devices: the only file that says pmap."""
 
+import contextlib
 import itertools
+import os
+import pathlib
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
+from dropbn import processes
 from dropbn.errors import DropbnError
 
 AXIS = "batch"
 Tree = TypeVar("Tree")  # A pytree of arrays and numbers.
 _PATIENCE_SECONDS = 7 * 24 * 3600  # A process may wait for others whose share of a study takes longer.
+_LATE_SECONDS = 10
 _waits = itertools.count()
 
 
@@ -84,10 +91,46 @@ def wait_for_all(where: str) -> None:
         from orbax.checkpoint import multihost
 
         # Processes that are named wait at the coordinator; a collective would time out after 30 seconds.
-        processes = set(range(jax.process_count()))
+        everyone = set(range(jax.process_count()))
         multihost.sync_global_processes(
-            f"{next(_waits)} {where}", timeout=_PATIENCE_SECONDS, processes=processes
+            f"{next(_waits)} {where}", timeout=_PATIENCE_SECONDS, processes=everyone
         )
+
+
+def share(directory: str | os.PathLike) -> None:
+    """Raises in all processes unless all of them see the same directory; returns when all have come here.
+
+    Process 0 leaves a file there for as long as that takes. If it cannot, it says why itself, and the others
+    go on until they notice that it has ended.
+    """
+    if jax.process_count() == 1:
+        return
+    topic, file = f"workdir {next(_waits)}", pathlib.Path(directory, f".seen-by-all-{secrets.token_hex(8)}")
+    told, heading = None, "the processes do not see the same workdir"
+    try:
+        if is_first():
+            with contextlib.suppress(OSError):
+                file.touch()
+            told = file.name if file.exists() else ""
+        name = processes.tell(topic, told, _PATIENCE_SECONDS)
+        is_same = not name or _appears(file.with_name(name))
+        seen = "that of process 0" if is_same else f"another one, on {os.uname().nodename},"
+        processes.agree({f"{directory} is": seen}, topic, heading, _PATIENCE_SECONDS)
+    finally:
+        if is_first():
+            file.unlink(missing_ok=True)
+
+
+def _appears(file):
+    """Whether a file is there; a network's file system may show it some seconds late."""
+    deadline = time.monotonic() + _LATE_SECONDS
+    while not file.exists():
+        if time.monotonic() > deadline:
+            return False
+        with contextlib.suppress(OSError):
+            os.listdir(file.parent)  # Such a system looks again.
+        time.sleep(0.2)
+    return True
 
 
 def side_by_side(number: int) -> Layout:

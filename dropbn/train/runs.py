@@ -127,12 +127,12 @@ def open_run(
     shared = plan.layout.processes > 1
     writes = parallel.is_first() or not shared
     if shared and not writes:  # One process makes the workdir, and the others find it.
-        parallel.wait_for_all(f"{directory} is claimed")
+        parallel.share(directory)
     try:
         directory = workdir.claim(directory, plan.config, checkpoint_dir)
     finally:
         if shared and writes:
-            parallel.wait_for_all(f"{directory} is claimed")
+            parallel.share(directory)
     about = {"config": workdir.digest(plan.config), "dataset": dataset.fingerprint}
     with (
         workdir.lock(directory) if writes else contextlib.nullcontext(),

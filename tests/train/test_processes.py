@@ -172,8 +172,8 @@ def test_groups_streams_and_resumed_runs_of_processes(mlp_config, tmp_path, grou
 # train.py, which here takes a process for dead after 5 seconds, not 30.
 IMPATIENT = """
 import runpy
-from dropbn import cli
-cli._HEARTBEAT_SECONDS = 5
+from dropbn import processes
+processes.HEARTBEAT_SECONDS = 5
 runpy.run_path("train.py", run_name="__main__")
 """
 
