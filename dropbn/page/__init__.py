@@ -2,10 +2,10 @@
 
 import io
 import json
-from html import escape
 
 from dropbn.errors import headline
 from dropbn.page import parts
+from dropbn.page.parts import escape, joined
 from dropbn.page.tables import table_of_rows
 from dropbn.study.table_text import ABOUT_CLAIMS, about_rows, claim_rows
 
@@ -123,18 +123,18 @@ def curve(records: list[dict], score: str = "accuracy") -> bytes:
 
 
 def _study_terms(table):
-    """term -> HTML: how a study was run."""
-    versions = (f"{name} {version}" for name, version in table.get("versions", {}).items())
+    """term -> what it says: how a study was run."""
+    versions = [f"{name} {version}" for name, version in table.get("versions", {}).items()]
     left = table.get("unfinished", 0)
     return {
         "command": parts.code(table.get("command", "")),
         "config": parts.code(table.get("config", "")),
-        "metric": escape(table.get("metric", "")),
-        "seeds": ", ".join(map(str, table.get("seeds", []))),
-        "device": escape(table.get("device", "")),
-        "versions": escape(", ".join(versions)),
-        "date": escape(table.get("date", "")),
-        "unfinished": f"{left} member{'s' * (left > 1)}; the tables hold the others" if left else "",
+        "metric": table.get("metric", ""),
+        "seeds": joined(table.get("seeds", [])),
+        "device": table.get("device", ""),
+        "versions": joined(versions),
+        "date": table.get("date", ""),
+        "unfinished": f"{left} member{'s' * (left != 1)}; the tables hold the others" if left else "",
     }
 
 
@@ -153,18 +153,18 @@ def _failed(members):
 
 
 def _run_terms(name, config, evaluation):
-    """term -> HTML: how a run was trained."""
+    """term -> what it says: how a run was trained."""
     model, noise = config["model"], config["model"]["noise"]
     sizes = [f"{key} {model[key]}" for key in ("depth", "width") if model[key]]
-    orders = [f"{key} {parts.code(model[key])}" for key in ("block", "head") if model[key]]
+    orders = [joined((key, parts.code(model[key])), " ") for key in ("block", "head") if model[key]]
     amount = noise["beta" if noise["kind"] == "uout" else "rate"]
     return {
-        "network": escape(", ".join([model["name"], *sizes])),
-        "data": escape(config["data"]["name"]),
-        "noise": escape(f"{noise['kind']} {amount:g}" if amount else "none"),
-        "place": ", ".join(filter(None, [escape(model["place"]), *orders])) or "as published",
-        "seed": str(config["seed"]),
-        "training": escape(f"{config['duration']}, {config['batch_size']} images a step"),
+        "network": joined([model["name"], *sizes]),
+        "data": config["data"]["name"],
+        "noise": f"{noise['kind']} {amount:g}" if amount else "none",
+        "place": joined(filter(None, [model["place"], *orders])) or "as published",
+        "seed": config["seed"],
+        "training": f"{config['duration']}, {config['batch_size']} images a step",
         "evaluated": f"the checkpoint of step {evaluation['checkpoint_step']}" if evaluation else "",
         "workdir": parts.code(name),
     }

@@ -6,6 +6,7 @@
 `dropbn.page` says what the page shows.
 """
 
+import contextlib
 import json
 import os
 import pathlib
@@ -17,6 +18,9 @@ from dropbn import cli, page, writers
 from dropbn.errors import DropbnError
 from dropbn.train import console
 from dropbn.train import workdir as workdirs
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_LARGEST_IMAGE = 20 * 1024**2  # bytes
 
 
 def write_page(workdir: str | os.PathLike, output: str | os.PathLike | None = None) -> pathlib.Path:
@@ -34,19 +38,37 @@ def write_page(workdir: str | os.PathLike, output: str | os.PathLike | None = No
         cannot be read, or the file cannot be written.
     """
     directory = pathlib.Path(workdir)
-    table = _read_json(directory / "table.json")
-    if table is not None:
-        text = page.study(table, _images(directory, [figure["file"] for figure in table.get("figures", [])]))
-    elif (directory / "config.json").exists():
-        text = _run_page(directory)
-    elif (directory / "members").exists():
-        command = f"python -m dropbn study --config=FILE:TABLE --workdir={shlex.quote(str(workdir))}"
-        raise DropbnError(f"{workdir} holds a study without a table yet; run `{command}`, which writes it.")
-    else:
-        raise DropbnError(f"{workdir} holds neither a study (no table.json) nor a run (no config.json).")
+    with _said_in_a_sentence(directory):
+        text = _page(directory)
     path = directory / "report.html" if output is None else pathlib.Path(output)
     writers.replace(path, text)
     return path
+
+
+@contextlib.contextmanager
+def _said_in_a_sentence(directory):
+    """Turns what goes wrong if a file has other fields than dropbn gives it into a DropbnError."""
+    try:
+        yield
+    except DropbnError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"[:200]
+        raise DropbnError(
+            f"No page can be made of {directory}: its files do not hold what dropbn writes ({what})."
+        ) from error
+
+
+def _page(directory):
+    table = _read_json(directory / "table.json")
+    if table is not None:
+        return page.study(table, _images(directory, [figure["file"] for figure in table.get("figures", [])]))
+    if (directory / "config.json").exists():
+        return _run_page(directory)
+    if (directory / "members").exists():
+        command = f"python -m dropbn study --config=FILE:TABLE --workdir={shlex.quote(str(directory))}"
+        raise DropbnError(f"{directory} holds a study without a table yet; run `{command}`, which writes it.")
+    raise DropbnError(f"{directory} holds neither a study (no table.json) nor a run (no config.json).")
 
 
 def _run_page(directory):
@@ -78,14 +100,19 @@ def _read_json(file):
 
 
 def _images(directory, files):
-    """file -> its bytes; None if it cannot be read."""
-    images = {}
-    for file in files:
-        try:
-            images[file] = (directory / file).read_bytes()
-        except OSError:
-            images[file] = None
-    return images
+    """file -> its bytes; None if it is no PNG of the workdir, or is too large for a page."""
+    return {file: _image(directory.resolve(), file) for file in files}
+
+
+def _image(directory, file):
+    try:
+        path = (directory / file).resolve()  # A path may lead out of the workdir, and so may a link.
+        if not (path.is_relative_to(directory) and path.is_file() and path.stat().st_size <= _LARGEST_IMAGE):
+            return None
+        content = path.read_bytes()
+    except (OSError, RuntimeError, ValueError):  # A loop of links, or a name that no file can have.
+        return None
+    return content if content.startswith(_PNG) else None
 
 
 def main() -> None:

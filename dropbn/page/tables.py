@@ -5,9 +5,8 @@ import json
 import math
 import statistics
 from decimal import Decimal
-from html import escape
 
-from dropbn.page.parts import breakable
+from dropbn.page.parts import breakable, escape
 
 _NONE = "&ndash;"
 
@@ -29,6 +28,7 @@ def table_of_rows(rows: list[dict], caption: str) -> str:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     half_of = {key: f"{key}_interval" for key in keys if f"{key}_interval" in keys}
     half_of |= {before: key for before, key in itertools.pairwise(keys) if key == "interval"}
+    half_of = {key: half for key, half in half_of.items() if _are_numbers(rows, key, half)}
     shown = [key for key in keys if any(row.get(key) is not None for row in rows)]
     shown = [key for key in shown if key not in half_of.values()]
     if not shown:
@@ -48,17 +48,20 @@ def table_of_rows(rows: list[dict], caption: str) -> str:
 """
 
 
+def _are_numbers(rows, *keys):
+    return {type(row.get(key)) for row in rows for key in keys} <= {int, float, type(None)}
+
+
 def _column(rows, key, half, tag):
     """The cells of a column, with its heading first."""
     values, widths = ([row.get(k) for row in rows] for k in (key, half))
-    if {*map(type, values)} <= {int, float, type(None)}:
+    if _are_numbers(rows, key):
         kind, cells = "number", _numbers(values, widths)
     else:
         longest = max(len(str(value)) for value in values)
         kind = "short" if longest <= 18 else "medium" if longest <= 40 else "long"
         cells = [
-            ("", _NONE) if value is None else (escape(str(value)), breakable(str(value), ",/"))
-            for value in values
+            ("", _NONE) if value is None else (escape(value), breakable(value, ",/")) for value in values
         ]
     label = escape(key.replace("_", " ").replace("/", " "))
     scope = ' scope="row"' if tag == "th" else ""
@@ -69,16 +72,20 @@ def _column(rows, key, half, tag):
 
 
 def _numbers(values, widths):
-    """(data-value, HTML) of every number; half widths have the same width, so that the means are aligned."""
+    """(data-value, HTML) of every number.
+
+    Half widths have the same width, so that the means are aligned: page.css adds the rest of the longest one,
+    unseen.
+    """
     typical = _decimals(values, widths)
     # A half width far below the typical one must not look like 0.
     decimals = [max(typical, -_exponent(w)) if 1e-6 < (w or 0) < 1 else typical for w in widths]
     halves = ["" if w is None else f"± {_number(w, d)}" for w, d in zip(widths, decimals, strict=True)]
-    room = max(map(len, halves))
+    longest = max(halves, key=len)
     for value, digits, half in zip(values, decimals, halves, strict=True):
         text = _NONE if value is None else _number(value, digits)
-        if room:
-            text += f' <span class="half" style="min-width:{room}ch">{half}</span>'
+        if longest:
+            text += f' <span class="half" data-rest="{longest[len(half) :]}">{half}</span>'
         yield "" if value is None or math.isnan(value) else json.dumps(value), text
 
 

@@ -3,8 +3,11 @@
 # ruff: noqa: RUF001 (minus signs and dashes are what the page shows)
 
 import base64
+import copy
+import hashlib
 import html.parser
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -15,7 +18,7 @@ import xml.etree.ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from dropbn import __version__
+from dropbn import __version__, page
 from dropbn.errors import DropbnError
 from dropbn.page.command import write_page
 from dropbn.page.tables import table_of_rows
@@ -70,6 +73,10 @@ class Document(html.parser.HTMLParser):
 
     def all(self, tag):
         return [attributes for name, attributes in self.attributes if name == tag]
+
+
+def _hash(text):
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _document(workdir):
@@ -210,8 +217,11 @@ def test_a_page_needs_nothing_else(kind, request):
     workdir = request.getfixturevalue(kind)
     found = _document(workdir)
     (policy,) = [meta["content"] for meta in found.all("meta") if "http-equiv" in meta]
-    inline = "img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
-    assert policy == f"default-src 'none'; {inline}"
+    style, script = (_hash(found.texts[tag][0]) for tag in ("style", "script"))
+    assert " ".join(policy.split()) == (
+        f"default-src 'none'; img-src data:; style-src '{style}'; script-src '{script}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
     assert "width=device-width" in next(
         m["content"] for m in found.all("meta") if m.get("name") == "viewport"
     )
@@ -220,7 +230,7 @@ def test_a_page_needs_nothing_else(kind, request):
         for name in ("src", "href", "srcset", "action", "data", "poster"):
             assert attributes.get(name, "data:").startswith("data:")
         assert not any(name.startswith("on") for name in attributes)
-        assert "url(" not in attributes.get("style", "")
+        assert "style" not in attributes  # A hash would not allow it.
     (style,), (script,) = found.texts["style"], found.texts["script"]
     assert "url(" not in style and "@import" not in style and "prefers-color-scheme: dark" in style
     assert not re.search(r"fetch|XMLHttp|import|http", script)
@@ -262,6 +272,105 @@ def test_a_run_shows_all_it_holds(run):
     assert xml.etree.ElementTree.fromstring(drawn).tag.endswith("svg")
     assert found.texts["figcaption"] == ["By epoch: accuracy in %.", "Figure 1. The shift of every BN layer."]
     assert write_page(run).read_bytes() == write_page(run).read_bytes()
+
+
+def _leaves(tree, path=()):
+    """The path of every leaf of nested lists and dicts."""
+    if isinstance(tree, dict | list):
+        for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+            yield from _leaves(value, (*path, key))
+    else:
+        yield path
+
+
+def _with(tree, path, leaf):
+    """A copy of the tree with another leaf."""
+    tree = inner = copy.deepcopy(tree)
+    for key in path[:-1]:
+        inner = inner[key]
+    inner[path[-1]] = leaf
+    return tree
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [("study", "table.json"), ("run", "config.json"), ("run", "eval/report.json"), ("run", "metrics.jsonl")],
+)
+def test_no_value_becomes_an_element(kind, file, request, monkeypatch):
+    """Each value in turn is markup, or something else of another kind: it is shown, or refused."""
+    monkeypatch.setattr(page, "curve", lambda records, score: b"")  # It takes long.
+    path = request.getfixturevalue(kind) / file
+    (whole, *_) = path.read_text().splitlines()
+    whole, shown, before = json.loads(whole), 0, _document(path.parents[file.count("/")])
+    tags = {tag for tag, _ in before.attributes}
+    names = {name for _, attributes in before.attributes for name in attributes}
+    if file == "eval/report.json":
+        del whole["config"]  # It is not shown.
+    leaves = [leaf for leaf in _leaves(whole) if 1 not in leaf[1:]]  # Of rows the first.
+    for leaf in leaves:
+        for value in ("\"'><script>evil()</script><img src=x onerror=evil()>", [{"<b>": "<i>"}]):
+            path.write_text(json.dumps(_with(whole, leaf, value)) + "\n")
+            try:
+                found = _document(path.parents[file.count("/")])
+            except DropbnError:
+                continue
+            assert {tag for tag, _ in found.attributes} <= tags, leaf
+            assert {name for _, attributes in found.attributes for name in attributes} <= names, leaf
+            assert len(found.all("script")) == 1
+            shown += any("evil()" in text for texts in found.texts.values() for text in texts[1:])
+    assert shown > (0 if file == "metrics.jsonl" else len(leaves) / 2)
+
+
+def test_only_images_in_the_workdir_are_shown(study, tmp_path):
+    """table.json names files, eval/ may hold anything: none of it is embedded unless it is a PNG of ours."""
+    image = (study / "figures" / "shift.png").read_bytes()
+    (tmp_path / "outside.png").write_bytes(image)
+    (study / "figures" / "link.png").symlink_to(tmp_path / "outside.png")
+    (study / "figures" / "inside.png").symlink_to("shift.png")
+    (study / "out").symlink_to(tmp_path)
+    (study / "loop.png").symlink_to("loop.png")
+    (study / "notes.png").write_text("secret")
+    os.mkfifo(study / "pipe.png")
+    with (study / "large.png").open("wb") as file:
+        file.write(image)
+        file.truncate(21 * 1024**2)
+    given = ["../outside.png", str(tmp_path / "outside.png"), "/etc/passwd", "/dev/zero", "x" * 5000, "\0"]
+    given += ["figures/link.png", "out/outside.png", "loop.png", "notes.png", "pipe.png", "large.png", "."]
+    shown = [
+        "figures/shift.png",
+        "figures/inside.png",
+        "figures/../figures/shift.png",
+        str(study / "figures/shift.png"),
+    ]
+    table = {"figures": [{"file": file, "caption": "a figure"} for file in (*given, *shown)]}
+    (study / "table.json").write_text(json.dumps(table))
+    found = _document(study)
+    refused = [text for text in found.texts["p"] if "cannot be read" in text]
+    assert len(refused) == len(given) and all(file in text for file, text in zip(given, refused, strict=True))
+    sources = [image["src"] for image in found.all("img")]
+    assert sources == ["data:image/png;base64," + base64.b64encode(image).decode()] * len(shown)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"rows": 5}',
+        '{"rows": [{"a": 1, "a_interval": "x"}]}',
+        '{"figures": [{"file": 3, "caption": ""}]}',
+        '{"figures": [{}]}',
+        '{"claims": [{}]}',
+        '{"failed": [{"member": [], "error": ""}]}',
+        f'{{"rows": [{{"value": 1{"0" * 400}}}]}}',
+        '{"rows": [{"value": NaN, "value_interval": Infinity}]}',
+        '{"title": 5, "seeds": {"a": 1}, "unfinished": -1, "metric": []}',
+    ],
+)
+def test_fields_that_dropbn_does_not_write(tmp_path, text):
+    (tmp_path / "table.json").write_text(text)
+    try:
+        write_page(tmp_path)
+    except DropbnError as error:
+        assert re.match(r"No page can be made of .*: its files do not hold what dropbn writes \(", str(error))
 
 
 def test_a_run_that_is_not_evaluated_or_has_only_begun(run):
@@ -390,7 +499,6 @@ def test_the_command(study):
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # Clicks the heads of the table of results and puts down the order of its rows after each click.
 CLICKS = """
-<script>
 const results = document.querySelectorAll("table")[1];
 const heads = [...results.tHead.rows[0].cells];
 const found = [];
@@ -405,23 +513,45 @@ const size = getComputedStyle(document.body).fontSize;
 const shown = [...document.images].every(image => image.naturalWidth > 0);
 document.title = JSON.stringify({found, widths, size, shown});
 console.log("clicked");
-</script>
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH")
-def test_a_browser_sorts_and_has_nothing_to_complain_about(study, tmp_path):
-    clicked = tmp_path / "clicked.html"
-    text = write_page(study).read_text(encoding="utf-8")
-    clicked.write_text(text.replace("</body>", CLICKS + "</body>"), encoding="utf-8")
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+def _browsed(text, directory):
+    """A page as chromium leaves it, and what it printed on its console."""
+    file = directory / "page.html"
+    file.write_text(text, encoding="utf-8")
+    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--user-data-dir={directory / 'profile'}"]
     flags += ["--enable-logging=stderr", "--virtual-time-budget=2000", "--window-size=390,800"]
-    command = [CHROMIUM, *flags, "--dump-dom", f"file://{clicked}"]
+    flags += ["--disable-background-networking"]
+    command = [CHROMIUM, *flags, "--dump-dom", f"file://{file}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    messages = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+    return Document(done.stdout), [line for line in done.stderr.splitlines() if "CONSOLE" in line]
+
+
+needs_browser = pytest.mark.skipif(
+    CHROMIUM is None, reason="no chromium, chromium-browser or google-chrome on the PATH"
+)
+
+
+@needs_browser
+def test_a_browser_runs_no_other_script(study, tmp_path):
+    """Even if a value were not escaped: neither an element nor a handler."""
+    evil = "<script>document.title = 1</script><img src=x onerror='document.title = 2' alt=x>"
+    text = write_page(study).read_text(encoding="utf-8").replace("<main>", f"<main>{evil}")
+    found, messages = _browsed(text, tmp_path)
+    assert found.texts["title"] == [f"Title {NASTY}"]
+    assert sum("Content Security Policy" in line for line in messages) >= 2, messages
+
+
+@needs_browser
+def test_a_browser_sorts_and_has_nothing_to_complain_about(study, tmp_path):
+    text = write_page(study).read_text(encoding="utf-8")
+    text = text.replace("script-src ", f"script-src '{_hash(CLICKS)}' ")
+    text = text.replace("</body>", f"<script>{CLICKS}</script></body>")
+    found, messages = _browsed(text, tmp_path)
     assert len(messages) == 1 and "clicked" in messages[0], messages
 
-    seen = json.loads(Document(done.stdout).texts["title"][0])
+    seen = json.loads(found.texts["title"][0])
     assert seen["shown"] and float(seen["size"].removesuffix("px")) >= 16
     width, scrolled = seen["widths"]
     assert width <= 500 and scrolled <= width  # Wide tables scroll by themselves, the page does not.
