@@ -7,15 +7,14 @@
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import shlex
 
 from absl import flags
 
-from dropbn import cli, page, writers
-from dropbn.errors import DropbnError
+from dropbn import cli, page, readers, writers
+from dropbn.errors import DropbnError, shown
 from dropbn.train import console
 from dropbn.train import workdir as workdirs
 
@@ -53,7 +52,7 @@ def _said_in_a_sentence(directory):
     except DropbnError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"[:200]
+        what = shown(f"{type(error).__name__}: {error}")
         raise DropbnError(
             f"No page can be made of {directory}: its files do not hold what dropbn writes ({what})."
         ) from error
@@ -72,11 +71,7 @@ def _page(directory):
 
 
 def _run_page(directory):
-    config = workdirs.read_config(directory).to_dict()
-    try:
-        records = workdirs.read_metrics(directory)
-    except ValueError as error:
-        raise DropbnError(f"{directory / 'metrics.jsonl'} is not valid JSON: {error}.") from error
+    config, records = workdirs.read_config(directory).to_dict(), workdirs.read_metrics(directory)
     figures = sorted(path.relative_to(directory).as_posix() for path in (directory / "eval").glob("*.png"))
     evaluation, images = _read_json(directory / "eval" / "report.json"), _images(directory, figures)
     return page.run(
@@ -86,17 +81,7 @@ def _run_page(directory):
 
 def _read_json(file):
     """The JSON object in a file; None if there is no such file."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise DropbnError(f"Cannot read {file}: {error.strerror}.") from error
-    except ValueError as error:
-        raise DropbnError(f"{file} is not valid JSON: {error}.") from error
-    if not isinstance(found, dict):
-        raise DropbnError(f"{file} does not hold a JSON object.")
-    return found
+    return readers.read_json(file) if os.path.lexists(file) else None
 
 
 def _images(directory, files):

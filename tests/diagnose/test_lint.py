@@ -455,7 +455,10 @@ def test_the_command(tmp_path):
     found = _command(tmp_path, "net:good", "--input=2,5")
     assert found.returncode == 0 and "nothing found" in found.stdout
     found = _command(tmp_path, "net:text", "--input=2,5")
-    assert found.returncode == 2 and found.stderr == "error: 'net:text' gives a str, not a Linen or NNX module.\n"
+    assert (
+        found.returncode == 2
+        and found.stderr == "error: 'net:text' gives a str, not a Linen or NNX module.\n"
+    )
     found = _command(tmp_path, "--help")
     assert found.returncode == 0 and "package.module:name --input=2,32,32,3" in found.stdout
     assert {"--input:", "--format:", "--fail_below:", "--num_steps:"} <= {*found.stdout.split()}

@@ -306,7 +306,7 @@ def test_no_value_becomes_an_element(kind, file, request, monkeypatch):
     names = {name for _, attributes in before.attributes for name in attributes}
     if file == "eval/report.json":
         del whole["config"]  # It is not shown.
-    leaves = [leaf for leaf in _leaves(whole) if 1 not in leaf[1:]]  # Of rows the first.
+    leaves = [leaf for leaf in _leaves(whole) if not {*leaf} & {*range(1, 99)}]  # Of rows the first.
     for leaf in leaves:
         for value in ("\"'><script>evil()</script><img src=x onerror=evil()>", [{"<b>": "<i>"}]):
             path.write_text(json.dumps(_with(whole, leaf, value)) + "\n")
@@ -318,7 +318,7 @@ def test_no_value_becomes_an_element(kind, file, request, monkeypatch):
             assert {name for _, attributes in found.attributes for name in attributes} <= names, leaf
             assert len(found.all("script")) == 1
             shown += any("evil()" in text for texts in found.texts.values() for text in texts[1:])
-    assert shown > (0 if file == "metrics.jsonl" else len(leaves) / 2)
+    assert shown or file == "metrics.jsonl"  # Whose values are numbers, or it is refused.
 
 
 def test_only_images_in_the_workdir_are_shown(study, tmp_path):
