@@ -188,6 +188,18 @@ NETS = {
 }
 
 
+def _sorted_with_a_parameter(module, x, train):
+    """What is sorted beside the draw is a parameter, of which only the shape is known before training."""
+    if not train:
+        return x
+    rank = module.param("rank", lambda _: jnp.arange(8.0))
+    drawn = random.uniform(module.make_rng("noise"), (8,))
+    return x * 2 * (jax.lax.sort((drawn, rank), num_keys=1)[1] < 4)
+
+
+NETS["a parameter without a value decides"] = _sorted_with_a_parameter, {("DBN101", "directly"): None}
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_noise_within_a_network(name):
     body, wanted = NETS[name]

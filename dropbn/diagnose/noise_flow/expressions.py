@@ -113,15 +113,11 @@ def affine(m: Expression, n: Expression, at_test: tuple[Expression, Expression] 
     """
     test_m, test_n = at_test or (None, ZERO)
     roots = [m, n, *([test_m] if test_m else []), test_n]
-    on_grid = all(root.is_elementwise for root in roots)
-    if not on_grid and max(each.size for root in roots for each in _nodes(root)) > _LARGEST:
+    values = [_values(roots, seed) for seed in range(2)]
+    if any(each is None for each in values):
         return None
-    evaluate, tolerance = (_on_grid, 1e-3) if on_grid else (_in_arrays, 0.03)
-    try:
-        found = [_moments(*evaluate(roots, seed), known=bool(at_test)) for seed in range(2)]
-    except (TypeError, ValueError):  # The shape of a parameter without a value decides.
-        return None
-    a, b = (np.array(each) for each in found)
+    tolerance = 1e-3 if all(root.is_elementwise for root in roots) else 0.03
+    a, b = (np.array(_moments(*each, known=bool(at_test))) for each in values if each)
     scale = 1 + np.abs(a).max()
     if at_test is None and max(a[2], b[2]) > tolerance**-2:
         return None  # E[m] = 0: test mode has no such array, as in z = mean + deviation * drawn.
@@ -144,8 +140,20 @@ def equal(a: tuple[Expression, ...], b: tuple[Expression, ...]) -> bool:
 
 def is_positive(m: Expression) -> bool:
     """Whether m >= 0, as far as a grid or some draws tell."""
-    evaluate = _on_grid if m.is_elementwise else _in_arrays
-    return bool(np.all(np.asarray(evaluate([m], 0)[0]) >= 0))
+    values = _values([m], 0)
+    return values is not None and bool(np.all(np.asarray(values[0]) >= 0))
+
+
+def _values(roots, seed):
+    """The values of the expressions at many elements; None if they cannot be told or the arrays are large."""
+    if all(root.is_elementwise for root in roots):
+        return _on_grid(roots, seed)
+    if max(each.size for root in roots for each in _nodes(root)) > _LARGEST:
+        return None
+    try:
+        return _in_arrays(roots, seed)
+    except (TypeError, ValueError):  # The shape of a parameter without a value decides.
+        return None
 
 
 def _moments(m, n, *at_test, known):
