@@ -10,15 +10,14 @@ The momentum, epsilon and the argument that masks values follow from these runs.
 """
 
 import collections
-import dataclasses
 import inspect
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dropbn.diagnose import registry
 from dropbn.diagnose.norms import Mask, Norm
 from dropbn.diagnose.registry import Switch
 
@@ -37,7 +36,7 @@ class Probe(NamedTuple):
       norm: what is supposed of it.
     """
 
-    module: nn.Module
+    module: Any
     signature: inspect.Signature
     name: str
     variables: dict
@@ -47,7 +46,7 @@ class Probe(NamedTuple):
     @classmethod
     def of(
         cls,
-        module: nn.Module,
+        module: Any,
         signature: inspect.Signature,
         name: str,
         variables: dict,
@@ -214,7 +213,7 @@ def _close(a, b, tolerance=0.02):
 
 def _of_field(module, found, tolerance, digits):
     """A number that was found, exactly, if a field of the module says it or 1 minus it; otherwise rounded."""
-    fields = (getattr(module, field.name) for field in dataclasses.fields(module))
+    fields = registry.fields_of(module).values()
     numbers = [value for field in fields if isinstance(field, float) for value in (field, 1 - field)]
     near = [value for value in numbers if abs(value - found) <= tolerance]
     return min(near, key=lambda value: abs(value - found), default=float(f"{found:.{digits}g}"))

@@ -1,6 +1,5 @@
 """Finds the batch normalizations of a model: by their class, or by what they do."""
 
-import dataclasses
 import functools
 import inspect
 import itertools
@@ -101,7 +100,7 @@ def _flag_fields(module):
 def _switches(module: nn.Module, arguments: Mapping[str, Any]) -> Iterator[Switch | None]:
     """The known flags among the arguments and fields of a module; if there is none, each bool, or no flag."""
     known = [flag for flag in FLAGS if isinstance(arguments.get(flag), bool)] + _flag_fields(module)
-    fields = {field.name: getattr(module, field.name) for field in dataclasses.fields(module)}
+    fields = registry.fields_of(module)
     if known:
         yield from (Switch(flag, bool(FLAGS[flag][1])) for flag in dict.fromkeys(known))
     else:

@@ -87,9 +87,15 @@ def amount_field(kind: Any) -> str | None:
     return next((field for field in AMOUNTS if field in fields), None)
 
 
+def fields_of(module: Any) -> dict[str, Any]:
+    """What a module was constructed with, by name; of NNX, its attributes."""
+    names = getattr(module, "__dataclass_fields__", None) or vars(module)
+    return {name: getattr(module, name) for name in names}
+
+
 def amount_of(noise: Any) -> Any:
     """The amount that a noise was constructed with; None if there is none."""
-    fields = getattr(noise, "__dataclass_fields__", None) or vars(noise)
+    fields = fields_of(noise)
     return getattr(noise, next((field for field in AMOUNTS if field in fields), "amount"), None)
 
 

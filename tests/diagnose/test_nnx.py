@@ -330,6 +330,42 @@ def test_noise_that_is_drawn_by_hand_is_followed_and_switched():
     np.testing.assert_allclose(output, modes.apply(model, X, mode=modes.TEST)[0])
 
 
+class OwnNorm(nnx.Module):
+    """A batch normalization of no known class, whose statistics and flag have names of its own."""
+
+    def __init__(self, rngs):
+        self.moving_mean, self.moving_var = nnx.BatchStat(jnp.zeros(48)), nnx.BatchStat(jnp.ones(48))
+        self.training, self.momentum = True, 0.8
+
+    def __call__(self, x):
+        moving = self.moving_mean, self.moving_var
+        mean, var = (x.mean(0), x.var(0)) if self.training else (leaf[...] for leaf in moving)
+        if self.training:
+            for leaf, new in zip(moving, (mean, var), strict=True):
+                leaf[...] = self.momentum * leaf[...] + (1 - self.momentum) * new
+        return (x - mean) / jnp.sqrt(var + 1e-4)
+
+
+def test_a_norm_of_an_own_class_is_found_by_what_it_does():
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.drop, self.norm = nnx.Dropout(0.2, rngs=rngs), OwnNorm(rngs)
+
+        def __call__(self, x):
+            return self.norm(self.drop(x.reshape(len(x), -1)))
+
+    [row] = shift.predict(Net(nnx.Rngs(0)), BATCHES).rows
+    x = np.concatenate([np.float64(x).reshape(len(x), -1) for x in BATCHES])
+    assert row["layer"] == "norm" and row["real_var"] == pytest.approx(x.var(0).mean(), rel=1e-6)
+    # v + s2 (v + c^2) with s2 = rate / (1 - rate), up to the draws of 48 x 69 values.
+    assert row["moving_var"] == pytest.approx(1.5**2 + 0.25 * (1.5**2 + 0.3**2), rel=0.1)
+    adjusted = recalibrate.recalibrate(Net(nnx.Rngs(0)), BATCHES, "li2018_moving").batch_stats["norm"]
+    wanted = np.ones(48)
+    for batch in BATCHES:
+        wanted = 0.8 * wanted + 0.2 * batch.reshape(len(batch), -1).var(0)
+    np.testing.assert_allclose(adjusted["moving_var"], wanted, 1e-5)
+
+
 def test_what_is_not_served_is_a_sentence():
     class Raw(nnx.Module):
         def __init__(self, rngs):

@@ -10,6 +10,7 @@ from flax import nnx
 from flax.core import unfreeze
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from dropbn.diagnose.registry import OURS
 from dropbn.diagnose.tracing import MissingKey, Path, name_of
 from dropbn.errors import DropbnError
 
@@ -87,6 +88,8 @@ def split(model: nnx.Module) -> tuple[Skeleton, dict]:
     graph, state = nnx.split(model)
     leaves, streams, values = [], [], {}
     for place, variable in nnx.to_flat_state(state):
+        if str(place[-1]).startswith(OURS):  # in a copy that runs
+            continue
         value = _value(variable)
         if isinstance(variable, nnx.RngState):
             streams.append(Stream(place, variable.tag, value.shape, isinstance(variable, nnx.RngKey)))

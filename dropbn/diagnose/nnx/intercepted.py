@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from dropbn.diagnose import registry
+from dropbn.diagnose.nnx.graph import Skeleton, split
 from dropbn.diagnose.registry import MOVED
 from dropbn.diagnose.seam import Interceptor
 from dropbn.diagnose.tracing import Path
@@ -31,6 +32,7 @@ class _Place:
 
     path: Path
     run: int
+    alone: Skeleton | None = None  # the module itself, if it keeps state and no class is registered
 
 
 @contextlib.contextmanager
@@ -66,11 +68,12 @@ def prepare(model: nnx.Module, extra: Mapping[Path, Any]) -> None:
     for place, module in list(nnx.iter_modules(model)):
         path = tuple(map(str, place))
         modules[path] = module
-        setattr(module, _PLACE, _Place(path, run))
-        if registry.of(module, registry.NORMS):
-            setattr(
-                module, MOVED, nnx.BatchStat({name: module.__dict__[name][...] for name in ("mean", "var")})
-            )
+        alone, stats = None, _stats(module)
+        if stats and not registry.of(module, registry.NORMS):
+            alone, _ = split(module)
+        setattr(module, _PLACE, _Place(path, run, alone))
+        if stats:
+            setattr(module, MOVED, nnx.BatchStat(stats))
         if any("__call__" in vars(base) for base in type(module).__mro__):
             object.__setattr__(module, "__class__", _intercepted(type(module)))
     for leaf, value in extra.items():
@@ -149,12 +152,49 @@ class Layer:
         vars(self.module)[name].set_value(value)
 
     def leaves(self) -> dict[str, dict[str, Any]]:
-        stats = {
-            name: leaf.get_value()
-            for name, leaf in vars(self.module).items()
-            if isinstance(leaf, nnx.BatchStat) and name != MOVED
-        }
-        return {"batch_stats": stats} if stats else {}
+        if vars(self.module)[_PLACE].alone is None:
+            return {"batch_stats": stats} if (stats := _stats(self.module)) else {}
+        found = split(self.module)[1]
+        return {name: {key: found[name][key] for key in found[name] if key != MOVED} for name in found}
 
-    def without_place(self, fields: Mapping[str, Any]) -> None:
-        return None  # Only registered classes of batch normalizations are known.
+    def without_place(self, fields: Mapping[str, Any]) -> "Alone | None":
+        alone = vars(self.module)[_PLACE].alone
+        return None if alone is None else Alone(alone, _plain(self.module)).clone(**fields)
+
+
+class Alone:
+    """A module outside of its model, which runs as an unbound Linen module does."""
+
+    def __init__(self, skeleton: Skeleton, fields: Mapping[str, Any]) -> None:
+        vars(self).update(fields)
+        self._skeleton, self._fields = skeleton, dict(fields)
+
+    def __hash__(self) -> int:
+        return hash((self._skeleton, *sorted(self._fields.items(), key=str)))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Alone) and vars(self) == vars(other)
+
+    def clone(self, **fields: Any) -> "Alone":
+        """A copy with other attributes."""
+        return Alone(self._skeleton, self._fields | fields)
+
+    def apply(self, variables: dict, *args: Any, mutable: list[str], **kwargs: Any) -> tuple[Any, dict]:
+        """(output, the variables of the mutable collections after the call)."""
+        module = self._skeleton.merge(variables, {})
+        for name, value in self._fields.items():
+            object.__setattr__(module, name, value)
+        output, updated = module(*args, **kwargs), split(module)[1]
+        return output, {name: updated[name] for name in mutable}
+
+
+def _stats(module):
+    """The leaves that a module itself keeps in `batch_stats`."""
+    leaves = {name: leaf for name, leaf in vars(module).items() if isinstance(leaf, nnx.BatchStat)}
+    return {name: leaf.get_value() for name, leaf in leaves.items() if not name.startswith(registry.OURS)}
+
+
+def _plain(module):
+    """The attributes of a module that are numbers, flags or names."""
+    kinds = (bool, int, float, str, tuple, type(None))
+    return {name: value for name, value in vars(module).items() if isinstance(value, kinds)}
