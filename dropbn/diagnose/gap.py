@@ -79,8 +79,9 @@ class Gap(Result):
         elif not (self.draws or self.never_off) and "dropout noise" not in causes:
             sentences.append("No noise was found, so no share of the gap is attributed to it.")
         if "lagging statistics" not in causes:
+            known = "known " if self.other_state else ""  # The other state may be a BN's.
             sentences.append(
-                "No BN takes statistics in training, so no share of the gap is attributed to them."
+                f"No {known}BN takes statistics in training, so no share of the gap is attributed to them."
             )
         return " ".join(filter(None, [*sentences, self.remedies.advice, self.shares.advice]))
 
