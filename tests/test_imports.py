@@ -54,3 +54,14 @@ def test_imports_run_one_way(package):
         own = inside.parts[0] if len(inside.parts) > 1 else GROUND
         if own == package:
             assert _imported(file) - {own} <= {*MAY_IMPORT[own]}, inside
+
+
+def test_a_user_of_linen_does_not_wait_for_nnx():
+    """Only packages named nnx import it when they are imported; others do so in functions."""
+    for file in FILES:
+        if "nnx" in file.relative_to(ROOT).parts:
+            continue
+        for node in ast.parse(file.read_text()).body:
+            if isinstance(node, ast.ImportFrom):
+                names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+                assert "nnx" not in names, file
