@@ -17,6 +17,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLITS = ("train", "test")
 _CHANNELS = (1, 3, 4)
 _DEPTH_AT = 24  # where the IHDR chunk of a PNG says its bits a channel
+_MOST_PIXELS = 80_000_000  # of an image; Pillow warns of those that are slightly larger.
 FORMATS = ("PNG", "JPEG")  # Pillow knows many more, and one of them starts Ghostscript.
 # What may lie among images, as notes and what file managers leave. Any other file may be an image that would
 # silently be missing.
@@ -151,6 +152,7 @@ def from_npz(path: str | os.PathLike) -> tuple[dict[str, Arrays], int]:
         width, channels), or labels are not one integer in [0, classes) for each image.
     """
     try:
+        _refuse_special(_expanded(path))
         with np.load(_expanded(path), allow_pickle=False) as file:
             # NumPy never reads to the checksum at the end of an array whose header says too little.
             if damaged := file.zip.testzip():
@@ -229,10 +231,11 @@ def _files(folder):
 
 def _refuse_unread(folder, read, advice):
     """Raises if a folder holds something, other than notes and hidden files, that is not among the `read`."""
+    known = {*read}
     unread = [
         f"{file.name}{'/' * file.is_dir()}"
         for file in _listed(folder)
-        if file not in read and file.suffix.lower() not in _NOTES and not file.name.startswith(".")
+        if file not in known and file.suffix.lower() not in _NOTES and not file.name.startswith(".")
     ]
     if unread:
         more = f" and {len(unread) - 3} more" if len(unread) > 3 else ""
@@ -241,10 +244,20 @@ def _refuse_unread(folder, read, advice):
         )
 
 
+def _refuse_special(path):
+    """Raises for a pipe, a socket or a device, whose reader may wait forever."""
+    if path.exists() and not path.is_file():
+        raise OSError("it is not a regular file")
+
+
 def _open(file):
     from PIL import Image
 
+    _refuse_special(file)
     image = Image.open(file, formats=FORMATS)
+    if image.width * image.height > _MOST_PIXELS:
+        image.close()
+        raise ValueError(f"{image.width} x {image.height} pixels are more than {_MOST_PIXELS:,}")
     if image.format != "PNG":
         return image
     with image:

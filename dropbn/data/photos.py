@@ -10,8 +10,14 @@ with extra("data"):
     from PIL import Image, ImageEnhance
 
 
+_LONGEST = 16  # times the shorter side
+
+
 class View(NamedTuple):
     """How an image of any size becomes a square.
+
+    Of an image whose longer side is more than 16 times the shorter one, only the middle is used: resized as a
+    whole, one of 1 x 60000 pixels would take gigabytes.
 
     In training, it is a random part, resized to `part_size` x `part_size` (with `scale`), or the whole image
     with its shorter side resized to `resize`. It is then rotated, cropped to `size` (a random part in the
@@ -63,6 +69,9 @@ class View(NamedTuple):
 
 
 def _image(pixels):
+    most = _LONGEST * min(pixels.shape[:2])
+    top, left = (max(0, side - most) // 2 for side in pixels.shape[:2])
+    pixels = pixels[top : top + most, left : left + most]
     return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
 
 

@@ -1,5 +1,7 @@
 """One's own images: exactly those that were given, and errors that name the file."""
 
+import os
+import socket
 import struct
 import zlib
 
@@ -9,6 +11,7 @@ from PIL import Image
 
 from configs import base
 from dropbn import data
+from dropbn.data import files
 from dropbn.errors import DropbnError
 
 RNG = np.random.default_rng(0)
@@ -117,6 +120,31 @@ def test_broken_folders(tmp_path, how, message):
     _break(tmp_path, how)
     with pytest.raises(DropbnError, match=message):
         _load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "large"])
+def test_what_would_wait_forever_or_take_all_memory(tmp_path, kind, monkeypatch):
+    _folder(tmp_path / "d")
+    image = tmp_path / "d" / "train" / "äpfel" / "3.png"
+    if kind == "large":
+        monkeypatch.setattr(files, "_MOST_PIXELS", 6 * 7 - 1)
+    else:
+        image.unlink()
+        if kind == "pipe":
+            os.mkfifo(image)
+        else:
+            monkeypatch.chdir(image.parent)
+            with socket.socket(socket.AF_UNIX) as listening:
+                listening.bind(image.name)
+    reason = "7 x 6 pixels are more than 41" if kind == "large" else "it is not a regular file"
+    with pytest.raises(DropbnError, match=rf"\.png cannot be read as an image \(PNG or JPEG\): {reason}"):
+        _load(f"folder:{tmp_path / 'd'}")
+
+
+def test_an_archive_that_is_a_pipe(tmp_path):
+    os.mkfifo(tmp_path / "d.npz")
+    with pytest.raises(DropbnError, match=r"Cannot read .*d\.npz \(it is not a regular file\)"):
+        _load(f"npz:{tmp_path / 'd.npz'}")
 
 
 def _arrays(**changes):

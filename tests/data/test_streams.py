@@ -34,6 +34,33 @@ def test_the_middle_in_test():
     np.testing.assert_array_equal(grey, np.full((4, 4, 3), 9))
 
 
+@pytest.mark.parametrize("shape", [(4, 400), (400, 4), (2, 66), (66, 2)])
+def test_the_middle_of_a_long_image(shape, monkeypatch):
+    """The pixels of the whole image where that is resized by a whole number, without making a large one."""
+    pixels = RNG.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    factor = 32 / min(shape)
+    size = [max(32, round(side * factor)) for side in (shape[1], shape[0])]
+    whole = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)).astype(int)
+    top, left = (round((side - 24) / 2) for side in whole.shape[:2])
+    made, resize = [], Image.Image.resize
+    monkeypatch.setattr(
+        Image.Image, "resize", lambda image, size, *given: made.append(size) or resize(image, size, *given)
+    )
+    found = View(24, 32).test(pixels)
+    assert np.abs(found - whole[top : top + 24, left : left + 24]).max() <= 1
+    View(24, 32, rotation=15.0, jitter=0.1, flip=True).train(pixels, np.random.default_rng(0))
+    assert len(made) == 2 and all(width * height <= 16 * 32**2 for width, height in made)
+
+
+@pytest.mark.parametrize("shape", [(4, 64), (64, 4), (30, 40)])
+def test_no_other_image_is_cut(shape):
+    pixels = RNG.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    size = [max(8, round(side * 8 / min(shape))) for side in (shape[1], shape[0])]
+    whole = np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    top, left = (round((side - 8) / 2) for side in whole.shape[:2])
+    np.testing.assert_array_equal(View(8, 8).test(pixels), whole[top : top + 8, left : left + 8])
+
+
 def test_random_crops_and_flips_of_the_whole_image():
     view, photo = View(4, 8, flip=True), _photo(8, 10)
     seen = set()
