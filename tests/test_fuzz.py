@@ -1,7 +1,7 @@
-"""Random configs, image folders and archives: they work, or are refused in a sentence of ours.
+"""Random configs, files and arguments: they work, or are refused in a sentence of ours.
 
 20 cases of each by default, the same ones every time, and 1,000 of each with `pytest -m slow
-tests/test_fuzz.py`; of random fields five times as many.
+tests/test_fuzz.py`; of random fields five times as many, of a workdir's files twice, of config files half.
 """
 
 import collections
@@ -10,22 +10,29 @@ import functools
 import io
 import json
 import pickle
+import sys
 import zipfile
 
+import flax.linen as nn
 import hypothesis
 import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
+from absl import flags
+from ml_collections import config_flags
 from PIL import Image
 
 from configs import base
-from dropbn import data, models
+from dropbn import cli, data, models
 from dropbn.data import sampling
+from dropbn.diagnose import shift
 from dropbn.errors import DropbnError
 from dropbn.nn import initializers, noise, order, places
 from dropbn.nn.activations import ACTIVATIONS
-from dropbn.train import feeds, parallel, steps
+from dropbn.study import finished_runs, table
+from dropbn.train import evaluation, feeds, parallel, steps, workdir
+from dropbn.train.fields import check as check_fields
 from dropbn.train.plan import abstract_state, make_plan
 
 CASES = pytest.mark.parametrize("cases", [20, pytest.param(1000, marks=pytest.mark.slow)])
@@ -577,3 +584,182 @@ def test_other_formats_are_not_opened(tmp_path):
         assert image.format == "EPS"
     with pytest.raises(DropbnError, match=r"1.jpeg cannot be read as an image .PNG or JPEG."):
         data.load(_config({"data.name": f"folder:{tmp_path}"}).data)
+
+
+# Files of a workdir, configs that are code, and what the tools are given.
+
+
+def _workdir(root):
+    """A workdir with every file that commands read, and a check of each: path -> a function that reads it."""
+    path = workdir.claim(root, base.get_config())
+    (path / "metrics.jsonl").write_text('{"step": 1, "epoch": 0.5}\n{"step": 2, "epoch": 1.0}\n')
+    (path / "checkpoint_dir").write_text("elsewhere\n")
+    (path / "eval").mkdir()
+    (path / "eval" / "report.json").write_text('{"shift": [{"ratio": 0.5}], "checkpoint_step": 2}')
+    summary = {"accuracy": 0.5, "loss": 1.0, "train_accuracy": 0.75, "train_accuracy_test_mode": 0.25}
+    summary |= {"recalibrated": {}, "correct": {"running": finished_runs.pack(np.array([True, False]))}}
+    (path / "eval" / "summary.json").write_text(json.dumps(summary))
+    (path / "table.json").write_text('{"config": "configs/small.py:digits"}')
+    (path / "members.csv").write_text("cell,seed,accuracy\na,0,50.0\n")
+    (path / "correct.csv").write_text("cell,seed,statistics,images,bits\na,0,running,2,gA==\n")
+    return {
+        "config.json": workdir.read_config,
+        "metrics.jsonl": workdir.read_metrics,
+        "checkpoint_dir": workdir.checkpoints,
+        "eval/report.json": evaluation.read_report,
+        "eval/summary.json": finished_runs.read,
+        "table.json": lambda path: table.refuse_another(path, "configs/small.py:digits"),
+        "members.csv": finished_runs.published,
+        "correct.csv": finished_runs.published,
+    }
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=9) | st.just("x y" * 5000),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(list("abc")), inner, max_size=3)
+    ),
+    max_leaves=5,
+)
+
+
+def _edited(good):
+    """A file of JSON with one value changed, removed or added; any other file is broken as bytes."""
+    try:
+        tree = json.loads(good)
+    except ValueError:
+        return _broken(good)
+    if not isinstance(tree, dict):
+        return _broken(good)
+    names = list(tree)
+    changed = st.builds(lambda name, value: tree | {name: value}, st.sampled_from(names), _JSON)
+    removed = st.sampled_from(names).map(lambda name: {key: tree[key] for key in names if key != name})
+    return (changed | removed | _JSON).map(lambda found: json.dumps(found).encode())
+
+
+@CASES
+def test_broken_files_of_a_workdir_are_named(cases, tmp_path):
+    readers, outcomes = _workdir(tmp_path), collections.Counter()
+    written = {name: (tmp_path / name).read_bytes() for name in readers}
+    for read in readers.values():
+        read(tmp_path)
+
+    def check(name, content):
+        (tmp_path / name).write_bytes(content)
+        try:
+            readers[name](tmp_path)
+            outcomes["read"] += 1
+        except DropbnError as error:
+            assert str(tmp_path) in str(error) and len(str(error)) < 1500
+            outcomes["refused"] += 1
+        finally:
+            (tmp_path / name).write_bytes(written[name])
+
+    def broken(name):
+        return st.tuples(st.just(name), _broken(written[name]) | _edited(written[name]))
+
+    _run(lambda change: check(*change), cases * 2, st.sampled_from(list(readers)).flatmap(broken))
+    print(json.dumps(outcomes))
+    assert outcomes["refused"] > cases / 2
+
+
+_LINES = st.sampled_from(
+    [
+        "config.seed = 3",
+        "config.sed = 3",
+        "config.seed = 'x'",
+        "config.model = 5",
+        "config.model.noise.rate = None",
+        "1 / 0",
+        "raise SystemExit(0)",
+        "raise KeyError('a' * 5000)",
+        "import no_such_module",
+        "open('no such file')",
+        "def",
+        "\0",
+        "return 5",
+        "del config.data",
+        "assert False, 'no'",
+        "config = config.to_dict()",
+        "from dropbn.nn import order; order.parse(5)",
+    ]
+)
+
+
+@CASES
+def test_config_files_that_fail_end_in_a_sentence(cases, tmp_path, monkeypatch, capsys):
+    outcomes = collections.Counter()
+
+    def check(lines):
+        body = "\n    ".join(["config = base.get_config()", *lines, "return config"])
+        (tmp_path / "own.py").write_text(f"from configs import base\ndef get_config():\n    {body}\n")
+        values = flags.FlagValues()
+        monkeypatch.setattr(cli.flags, "FLAGS", values)
+        monkeypatch.delitem(sys.modules, "config_config", raising=False)
+        monkeypatch.setattr(sys, "argv", ["train.py", f"--config={tmp_path}/own.py"])
+        try:
+            with cli.parsing():
+                config_flags.DEFINE_config_file("config", flag_values=values)
+            cli._parse(sys.argv)
+            check_fields(values.config)
+        except cli.Ended as ended:
+            said = capsys.readouterr().err
+            assert ended.code == 2 and said.startswith("error: ") and "Traceback" not in said
+            assert len(said) < 1500
+            outcomes["refused"] += 1
+        except DropbnError:
+            outcomes["refused"] += 1
+        else:
+            outcomes["accepted"] += 1
+
+    _run(check, cases // 2, st.lists(_LINES, min_size=1, max_size=2))
+    print(json.dumps(outcomes))
+    assert outcomes["refused"] > cases / 4
+
+
+_ANY = st.recursive(
+    st.sampled_from(
+        [None, True, 5, 0.5, "abc", "x y" * 5000, b"x", np.zeros((0, 3)), np.ones((4, 3)), object(), int]
+    )
+    | st.just(np.array(["a"] * 4))
+    | st.just(np.float32(3)),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.sampled_from(["image", "label", "x"]), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+_ARGUMENTS = st.dictionaries(
+    st.sampled_from(
+        ["inputs", "args", "kwargs", "method", "rngs", "outputs", "train_kwargs", "test_kwargs", "train"]
+    ),
+    _ANY,
+    max_size=2,
+)
+
+
+class _Net(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        return nn.BatchNorm(use_running_average=not train)(nn.Dropout(0.5, deterministic=not train)(x))
+
+
+@CASES
+def test_random_arguments_of_the_tools_are_refused_in_a_sentence(cases):
+    outcomes, x = collections.Counter(), np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    variables = _Net().init(jax.random.key(0), x, train=False)
+    models, good = st.sampled_from([_Net(), _Net(), _Net(), _Net, None, "net", (_Net, _Net)]), st.just([x])
+    some = st.sampled_from([variables, variables, variables, None, {}, "v", [1], {"params": 3}])
+
+    def check(model, given, batches, call):
+        try:
+            shift.measure(model, given, batches, **call)
+            outcomes["accepted"] += 1
+        except DropbnError as error:
+            assert len(str(error)) < 1500
+            outcomes["refused"] += 1
+
+    _run(check, cases, models, some, good | st.lists(_ANY, max_size=2) | _ANY, _ARGUMENTS)
+    print(json.dumps(outcomes))
+    assert outcomes["refused"] > cases / 2
