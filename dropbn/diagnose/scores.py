@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 
 from dropbn.diagnose.batches import Batches
-from dropbn.diagnose.call import fold_in, num_examples
+from dropbn.diagnose.call import fold_in
 from dropbn.diagnose.interception import Mode
 from dropbn.diagnose.model import Model
 from dropbn.diagnose.predictor import Predictor
@@ -166,25 +166,22 @@ class Scorer:
     def __init__(self, model: Model, batches: Batches, name: str, score: Callable) -> None:
         """The arguments are those of `gap.explain`; `name` stands for the batches in error messages."""
         self.batches, self._name, self._model, self._score = batches, name, model, score
+        self._lengths: list[int] = []
 
     def __call__(self, variables: dict, mode: Mode) -> tuple[Scores, np.ndarray]:
         """The scores and the outputs of all images."""
         predict = Predictor(self._model, mode)
         scores, outputs = self._of(predict(variables, self.batches))
+        self._lengths = [len(part) for part in outputs]
         if mode.batch_norm == "batch":
-            scores = scores._replace(
-                batch=np.repeat(np.arange(len(outputs)), [len(part) for part in outputs])
-            )
+            scores = scores._replace(batch=np.repeat(np.arange(len(outputs)), self._lengths))
         return scores, np.concatenate(outputs)
 
     def of_outputs(self, outputs: np.ndarray) -> Scores:
-        """The scores of given outputs of all images."""
-        start, predictions = 0, []
-        for batch in self.batches:
-            stop = start + num_examples(self.batches.inputs(batch))
-            predictions.append((batch, outputs[start:stop]))
-            start = stop
-        return self._of(predictions)[0]
+        """The scores of given outputs of all images, for batches of which each has as many as in a call."""
+        # Inputs need not have one row for each output: those of graphs have one for each node.
+        parts = np.split(outputs, np.cumsum(self._lengths)[:-1])
+        return self._of(zip(self.batches, parts, strict=True))[0]
 
     def _of(self, predictions):
         found, outputs = [], []

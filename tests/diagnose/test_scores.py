@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dropbn.diagnose import modes
+from dropbn.diagnose import gap, modes, uncertainty
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.linen import Model
 from dropbn.diagnose.scores import Difference, Scorer, Scores, difference
@@ -121,3 +121,24 @@ def test_scores_of_given_outputs_are_those_of_the_model():
     assert wanted.batch is None
     by_batch, _ = scorer(variables, modes.Mode(False, "batch", False))
     assert by_batch.batch.tolist() == [0] * 4 + [1] * 4 + [2] * 2
+
+
+class Pairs(nn.Module):
+    """A prediction for each pair of rows, as for graphs of two nodes."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.Dropout(0.5)(x, deterministic=not train)
+        x = nn.BatchNorm()(x, use_running_average=not train)
+        return nn.Dense(3)(x.reshape(len(x) // 2, 2, -1).mean(1))
+
+
+def test_outputs_may_be_fewer_than_the_rows_of_inputs():
+    x = jax.random.normal(jax.random.key(0), (6, 8, 4))
+    batches = [(rows, np.arange(4) % 3) for rows in x]
+    variables = Pairs().init(jax.random.key(1), x[0])
+    found = gap.explain(Pairs(), variables, batches, batches, num_samples=3)
+    [drawn] = [row for row in found.remedies.rows if row["remedy"].startswith("mean of")]
+    mean = uncertainty.sample(Pairs(), variables, batches, num_samples=3).mean
+    labels = np.concatenate([labels for _, labels in batches])
+    assert drawn["accuracy"] == np.mean(mean.argmax(-1) == labels)
