@@ -54,7 +54,7 @@ def manager(
         place.mkdir(parents=True, exist_ok=True)
         # Given here because the manager of a new process cannot tell what a checkpoint holds.
         handler = ocp.StandardCheckpointHandler()
-        opened = _Manager(place.resolve(), options=options, item_handlers=handler)
+        opened = _listed(lambda: _Manager(place.resolve(), options=options, item_handlers=handler), place)
         policy.manager = opened
     try:
         yield opened
@@ -93,6 +93,17 @@ class _Manager(ocp.CheckpointManager):
 
     def reached_preemption(self, step):
         return False
+
+    def reload(self):
+        _listed(super().reload, self.directory)
+
+
+def _listed(listing, directory):
+    """What `listing` returns. Orbax fails if a run removes a checkpoint while the steps are listed."""
+    for _ in range(_TRIES):
+        with contextlib.suppress(FileNotFoundError):
+            return listing()
+    raise DropbnError(f"The checkpoints in {directory} are removed faster than they can be listed.")
 
 
 def _processes(shared):
@@ -270,6 +281,8 @@ def _writing(directory):
     """Turns any error in writing into a sentence."""
     try:
         yield
+    except DropbnError:
+        raise
     except Exception as error:  # Orbax and its storage raise many kinds.
         raise DropbnError(
             f"Cannot write checkpoints to {directory} ({_reason(error)}). Earlier ones are intact: once this "

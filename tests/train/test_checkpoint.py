@@ -4,6 +4,7 @@ import random
 import shutil
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from jax.experimental import multihost_utils
 
@@ -55,6 +56,28 @@ def test_a_checkpoint_that_training_removes_gives_way_to_the_next(saved, monkeyp
         else:
             with pytest.raises(DropbnError, match=r"No checkpoint '50' in .* has \[80, 90\]"):
                 checkpoint.restore(opened, _state(0), which)
+
+
+@pytest.mark.parametrize(("failures", "readable"), [(2, True), (10**6, False)])
+def test_steps_that_go_while_they_are_listed(saved, monkeypatch, failures, readable):
+    """Orbax lists the steps and then asks for the time of each."""
+    left, infos = [None] * failures, ocp.CheckpointManager._load_checkpoint_infos
+
+    def disturbed(self, **given):
+        if left:
+            left.pop()
+            raise FileNotFoundError
+        return infos(self, **given)
+
+    monkeypatch.setattr(ocp.CheckpointManager, "_load_checkpoint_infos", disturbed)
+    if readable:
+        with checkpoint.manager(saved, read_only=True) as opened:
+            left += [None] * failures
+            assert checkpoint.restore(opened, _state(0), "best")["step"] == 2
+    else:
+        refused = pytest.raises(DropbnError, match=r"^The checkpoints in .* are removed faster than")
+        with refused, checkpoint.manager(saved, read_only=True):
+            pass
 
 
 def test_a_run_that_went_on_is_saved_where_it_is_stopped(saved, monkeypatch):
