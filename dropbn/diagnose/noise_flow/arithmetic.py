@@ -5,9 +5,20 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.special
 from jax.extend.core import Primitive
 from numpy.typing import DTypeLike
+
+
+def _special(name):
+    """A function of scipy.special, which takes its time to import."""
+
+    def function(*arguments):
+        from scipy import special
+
+        return getattr(special, name)(*arguments)
+
+    return function
+
 
 # Elementwise functions that NumPy computes. JAX, which computes the others, compiles each for every shape.
 _NUMPY: dict[str, Callable] = {
@@ -46,7 +57,7 @@ _NUMPY: dict[str, Callable] = {
     "floor": np.floor,
     "ceil": np.ceil,
     "is_finite": np.isfinite,
-    "erf_inv": scipy.special.erfinv,
+    "erf_inv": _special("erfinv"),
     "select_n": lambda which, *cases: np.select([which == i for i in range(len(cases))], cases, cases[0]),
 }
 ELEMENTWISE = frozenset(_NUMPY) | {"logistic", "erf", "integer_pow", "pow", "clamp"}

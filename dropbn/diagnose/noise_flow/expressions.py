@@ -15,7 +15,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import scipy.special
 
 from dropbn.diagnose.noise_flow import arithmetic
 from dropbn.diagnose.tracing import DRAWING
@@ -202,7 +201,9 @@ def _in_arrays(roots, seed):
 def _quantiles(node, u, operands):
     dtype = node.eqn.outvars[node.output].aval.dtype
     if node.eqn.primitive.name == "random_gamma":
-        found = scipy.special.gammaincinv(operands[0], u)
+        from scipy import special  # It takes its time to import.
+
+        found = special.gammaincinv(operands[0], u)
         return (np.log(found) if node.eqn.params["log_space"] else found).astype(dtype)
     return np.floor(u * 2.0 ** (8 * np.dtype(dtype).itemsize)).astype(dtype)
 
