@@ -148,10 +148,7 @@ def test_a_quick_cell_runs(tmp_path):
 QUICK = [
     (li2018, "resnext29,cifar10,place=b,beta=0.5,quick"),
     (li2018, "densenet_bc,cifar100,place=b,beta=0.5,quick"),
-    (kim2023, "resnet110,cifar10,place=G1,quick"),
     (kim2023, "preresnet50_elu,cifar10,place=P6+P7,quick"),
-    (kim2023, "mobilenetv2_140,imagenet2012,place=H1,quick"),
-    (hendrycks2016, "vgg,cifar10,quick"),
     (open_questions, "pooling,after_avgpool,quick"),
     (open_questions, "nonzero_at_zero,before_sigmoid,quick"),
     (open_questions, "restore_skewed,exact,quick"),
@@ -159,6 +156,9 @@ QUICK = [
 
 
 SLOW = [
+    (hendrycks2016, "vgg,cifar10,quick"),
+    (kim2023, "resnet110,cifar10,place=G1,quick"),
+    (kim2023, "mobilenetv2_140,imagenet2012,place=H1,quick"),
     (li2018, "preresnet110,cifar10,place=a,rate=0.5,quick"),
     (li2018, "wrn28_10,cifar10,place=last,rate=0.2,quick"),
     (li2018, "preresnet200,imagenet2012,place=last,rate=0.2,quick"),

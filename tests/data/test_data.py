@@ -125,7 +125,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
-@pytest.mark.parametrize("image_size", [0, 8], ids=["in memory", "streamed"])
+@pytest.mark.parametrize(
+    "image_size", [0, pytest.param(8, marks=pytest.mark.slow)], ids=["in memory", "streamed"]
+)
 def test_a_prepared_folder_that_was_cut_or_edited(change, message, image_size, digits, tmp_path, monkeypatch):
     prepared = pathlib.Path(stock.prepare("digits").data_dir)
     folder = tmp_path / "digits" / prepared.name

@@ -20,7 +20,7 @@ from dropbn.nn.noise import Uout
 
 CASES = public_style_models.CASES | drawn_models.CASES
 # These run by default; compilation makes the others slow.
-_DEFAULT = ("siamese", "vae", "conformer", "frozen backbone", "droq", "attention")
+_DEFAULT = ("vae", "conformer", "attention")
 
 _numbers = itertools.count()
 

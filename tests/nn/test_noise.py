@@ -1,5 +1,7 @@
 """Noise against its closed forms and against flax.linen.Dropout."""
 
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -62,9 +64,14 @@ def test_dropout_draws_the_masks_of_flax(dtype, broadcast_dims):
         np.testing.assert_array_equal(traced == 0, theirs == 0)
 
 
-@pytest.mark.parametrize("x64", [False, True])
-@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
-@pytest.mark.parametrize("partitionable", [False, True])
+_QUICK = [(True, "threefry2x32", False), (False, "rbg", True)]
+_CONFIGURATIONS = itertools.product((False, True), ("threefry2x32", "rbg", "unsafe_rbg"), (False, True))
+
+
+@pytest.mark.parametrize(
+    ("x64", "impl", "partitionable"),
+    [pytest.param(*c, marks=() if c in _QUICK else pytest.mark.slow) for c in _CONFIGURATIONS],
+)
 def test_the_masks_are_those_of_flax_in_every_configuration(x64, impl, partitionable):
     class Model(nn.Module):
         layer: type

@@ -117,7 +117,8 @@ def _equal(directory, other, rel=1e-6):
             assert record[key] == pytest.approx(of_other[key], rel=rel, abs=1e-9), key
 
 
-@pytest.mark.parametrize("group_sizes", [(8, 0), pytest.param((16, 32), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("group_sizes", [(8, 0), (16, 32)])
 def test_groups_streams_and_resumed_runs_of_processes(mlp_config, tmp_path, group_sizes):
     """Two processes of two devices and one of four: each run of a list has the same records.
 
