@@ -21,6 +21,7 @@ def _sleeper(seconds):
     return lambda: time.sleep(seconds), {"parameters": 7}
 
 
+@pytest.mark.slow
 def test_a_race_takes_turns_in_processes_of_their_own():
     entrants = [
         Entrant("fast", _sleeper, (0.0,)),

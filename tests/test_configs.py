@@ -146,9 +146,7 @@ def test_a_quick_cell_runs(tmp_path):
 
 # One of each kind of network; the others by `pytest -m slow`.
 QUICK = [
-    (li2018, "resnext29,cifar10,place=b,beta=0.5,quick"),
     (li2018, "densenet_bc,cifar100,place=b,beta=0.5,quick"),
-    (kim2023, "preresnet50_elu,cifar10,place=P6+P7,quick"),
     (open_questions, "pooling,after_avgpool,quick"),
     (open_questions, "nonzero_at_zero,before_sigmoid,quick"),
     (open_questions, "restore_skewed,exact,quick"),
@@ -156,6 +154,8 @@ QUICK = [
 
 
 SLOW = [
+    (kim2023, "preresnet50_elu,cifar10,place=P6+P7,quick"),
+    (li2018, "resnext29,cifar10,place=b,beta=0.5,quick"),
     (hendrycks2016, "vgg,cifar10,quick"),
     (kim2023, "resnet110,cifar10,place=G1,quick"),
     (kim2023, "mobilenetv2_140,imagenet2012,place=H1,quick"),

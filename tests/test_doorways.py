@@ -100,6 +100,7 @@ def test_train_then_eval_from_any_directory(mlp_flags, tmp_path):
     assert (tmp_path / "my runs" / "uout" / "eval" / "shift_overlay.png").exists()
 
 
+@pytest.mark.slow
 def test_without_noise_neither_command_sees_a_shift(mlp_flags, tmp_path):
     """Crops have black borders that plain images lack: on these its ratio is 0.66."""
     crops = ["--config.data.crop_padding=2", "--config.model.noise.rate=0", "--config.eval.train_examples=0"]

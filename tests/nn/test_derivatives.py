@@ -183,7 +183,7 @@ SECOND = tuple(itertools.product((_forward, _reverse), repeat=2))
 THIRD = (_forward, _reverse, _forward)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "float64"])
 @pytest.mark.parametrize("name", PAIRS)
 def test_higher_derivatives_are_the_plain_ones(name, dtype):
     ours, plain, shapes = PAIRS[name]

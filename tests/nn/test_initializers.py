@@ -92,6 +92,7 @@ def test_names_and_activations_that_do_not_fit():
             initializers.create("hendrycks", activation)
 
 
+@pytest.mark.slow
 def test_lsuv_makes_every_output_vary_by_one():
     config = base.get_config().model
     config.depth, config.width, config.num_classes, config.init = 8, 4, 10, "lsuv"

@@ -81,6 +81,7 @@ def test_figure_1_in_small():
             assert measured == pytest.approx(rows[0][f"{name}_expected"], rel=0.03)
 
 
+@pytest.mark.slow
 def test_a_row_depends_on_its_seed_and_nothing_else():
     one, again, other = (
         list(module_studies.figure1(2, 50, widths, seed))
@@ -111,7 +112,7 @@ def _command(cwd, *flags):
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize(("figure", "rows"), [(1, 2), (3, 10)])
+@pytest.mark.parametrize(("figure", "rows"), [(1, 2), pytest.param(3, 10, marks=pytest.mark.slow)])
 def test_command_writes_numbers_and_figure(figure, rows, tmp_path):
     flags = ["--figure=1", "--widths=8"] if figure == 1 else ["--figure=3"]
     done = _command(tmp_path, *flags, "--values=2", "--batch=100", "--out=in/my results")

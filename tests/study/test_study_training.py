@@ -38,6 +38,7 @@ def test_a_finished_run_of_another_config_is_no_member(finished):
     assert not todo and "duration: '2 epochs' there, '3 epochs' now" in refused[longer[0].name]
 
 
+@pytest.mark.slow
 def test_members_with_images_of_their_own_train_side_by_side_as_alone(tmp_path):
     few = ("preresnet8_few,digits",)
     overrides = (*PERCEPTRON, "--config.batch_size=25", "--config.optimizer.learning_rate=0.01")

@@ -170,7 +170,10 @@ def test_checkpoints_within_an_epoch(mlp_config, tmp_path, monkeypatch):
     assert _records(tmp_path / "cut") == _records(tmp_path / "whole")
 
 
-@pytest.mark.parametrize(("before", "after"), [(8, 1), (1, 8), (2, 8)])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(1, 8), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((8, 1), (2, 8)))],
+)
 def test_a_checkpoint_of_some_devices_resumes_on_others(mlp_config, tmp_path, monkeypatch, before, after):
     """The batches are the same, and without noise the trajectory, but for the order of additions."""
 

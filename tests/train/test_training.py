@@ -140,6 +140,7 @@ def _masks(seed, step, devices=8):
     return np.asarray(new.batch_stats["mask"][0])
 
 
+@pytest.mark.slow
 def test_masks_differ_by_device_step_and_seed_and_repeat():
     first = _masks(0, 3)
     # The average of 8 independent masks of values 0 and 2 is 0 or 2 with probability 2^-7 only.
