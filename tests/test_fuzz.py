@@ -35,7 +35,7 @@ from dropbn.train import evaluation, feeds, parallel, steps, workdir
 from dropbn.train.fields import check as check_fields
 from dropbn.train.plan import abstract_state, make_plan
 
-CASES = pytest.mark.parametrize("cases", [12, pytest.param(1000, marks=pytest.mark.slow)])
+CASES = pytest.mark.parametrize("cases", [8, pytest.param(1000, marks=pytest.mark.slow)])
 # Two steps are compiled several times faster without being optimized.
 QUICKLY = {
     "xla_backend_optimization_level": 0,

@@ -334,6 +334,7 @@ def test_noise_that_is_on_in_test_mode_too_is_named():
     assert "No noise was found" not in found.advice
 
 
+@pytest.mark.slow
 def test_a_scanned_model():
     model = Scanned()
     x = 1 + jax.random.normal(jax.random.key(0), (12, 4, 4, 2))

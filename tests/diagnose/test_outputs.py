@@ -110,6 +110,7 @@ class Auxiliary(nn.Module):
         return (x, nn.Dense(4)(hidden).mean(-1)) if train or self.is_initializing() else x
 
 
+@pytest.mark.slow
 def test_an_output_of_training_alone():
     batches = [(X, CLASSES), (-X, CLASSES)]
     variables = Auxiliary().init(jax.random.key(0), X)

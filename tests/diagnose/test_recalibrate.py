@@ -201,7 +201,11 @@ class Ways(nn.Module):
         return norm(x, "far")
 
 
-@pytest.mark.parametrize("make", [nn.Dropout, noise.GaussianDropout], ids=lambda c: c.__qualname__)
+@pytest.mark.parametrize(
+    "make",
+    [nn.Dropout, pytest.param(noise.GaussianDropout, marks=pytest.mark.slow)],
+    ids=lambda c: c.__qualname__,
+)
 def test_closed_form_is_what_data_would_give(make):
     """Statistics of training with noise on, corrected, against those taken again with noise off.
 

@@ -114,6 +114,7 @@ def test_a_norm_carried_through_a_scan_is_one_layer_that_every_step_calls():
         x, _ = Body(train=False).apply(own, x)
 
 
+@pytest.mark.slow
 def test_two_scans_side_by_side_keep_their_order():
     class Encoder(nn.Module):
         @nn.compact
@@ -229,6 +230,7 @@ class TwoBlocks(nn.Module):
         return x
 
 
+@pytest.mark.slow
 def test_predict_is_where_running_statistics_settle():
     """At initialisation, against a moving average of momentum 0.99 that was run in train mode."""
     model, rng = TwoBlocks(), np.random.default_rng(0)

@@ -190,6 +190,7 @@ def test_the_forward_pass_is_he_2016_in_numpy():
         np.testing.assert_allclose(logits, reference(batch_mode), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_bfloat16_computes_low_and_keeps_high():
     config = _model(dtype="bfloat16")
     model, x = models.create(config), jax.random.normal(jax.random.key(0), (8, 8, 8, 1))

@@ -204,7 +204,7 @@ def test_higher_derivatives_are_the_plain_ones(name, dtype):
         _close(found, [second] * len(seconds) + third * len(thirds), dtype)
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", ["bn", "conv", pytest.param("bn by groups", marks=pytest.mark.slow)])
 def test_slopes_that_are_zero_and_other_transformations(name):
     """Of one output in one argument, with a constant slope. What JAX knows to be zero, it leaves out."""
     ours, plain, shapes = PAIRS[name]

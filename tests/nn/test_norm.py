@@ -118,6 +118,7 @@ def test_derivatives_are_those_of_the_formula(derivatives):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-10), found, wanted)
 
 
+@pytest.mark.slow
 def test_shard_map_sums_its_gradients():
     """Devices share images and statistics, not scale and bias, whose gradients JAX has to sum, twice too."""
     x, (scale, bias) = _input((1, 16, 3, 3, 5)), _variables(5)["params"].values()

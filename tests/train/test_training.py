@@ -258,6 +258,7 @@ def test_a_state_is_not_used_again_after_its_step(mlp_config, tmp_path, monkeypa
     assert len(deleted) == 44 * len(jax.tree.leaves(state))
 
 
+@pytest.mark.slow
 def test_a_network_without_norms_trains_and_evaluates(tiny_config, tmp_path):
     tiny_config.model.name, tiny_config.model.depth = "mlp", 1
     tiny_config.model.block, tiny_config.model.head = "dense relu drop", "dense"
