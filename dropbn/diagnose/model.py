@@ -16,7 +16,6 @@ from flax.traverse_util import unflatten_dict
 from dropbn.diagnose import flags, interception, layers, outputs, registry
 from dropbn.diagnose.call import Call
 from dropbn.diagnose.flags import flags_of
-from dropbn.diagnose.given import check_variables
 from dropbn.diagnose.interception import TEST, Mode, Observe
 from dropbn.diagnose.layers import Layers
 from dropbn.diagnose.seam import Interceptor
@@ -198,7 +197,6 @@ class Model(abc.ABC):
 
     def layers_of(self, variables: dict, args: tuple, kwargs: dict) -> Layers:
         """As `layers`, given the positional and keyword arguments without flags."""
-        check_variables(variables)
         stats = {path: leaf for path, leaf in flat_stats(variables).items() if not _is_ours(path)}
         if "batch_stats" in variables:
             variables = {**variables, "batch_stats": unflatten_dict(stats)}

@@ -197,6 +197,13 @@ def _sorted_with_a_parameter(module, x, train):
     return x * 2 * (jax.lax.sort((drawn, rank), num_keys=1)[1] < 4)
 
 
+def _one_line_for_two_amounts(module, x, train):
+    for keep in (0.9, 0.5):
+        x = nn.Dense(8)(x * _mask(module, x, keep) / keep if train else x)
+    return x
+
+
+NETS["one line for two amounts"] = _one_line_for_two_amounts, {("DBN102", "through weights"): None}
 NETS["a parameter without a value decides"] = _sorted_with_a_parameter, {("DBN101", "directly"): None}
 
 

@@ -12,6 +12,8 @@ import math
 from collections.abc import Hashable
 from typing import Any
 
+import numpy as np
+
 from dropbn.diagnose.noise_flow import expressions, functions
 from dropbn.diagnose.noise_flow.expressions import ONE, ZERO, Expression
 from dropbn.diagnose.noise_flow.marks import Noise
@@ -35,6 +37,7 @@ class Forms:
         self.followed, self._at_test = followed, at_test
         self.noises: dict[str, Noise] = {}
         self.unknown: set[str] = set()
+        self._judged: set[tuple[Expression, Expression]] = set()
         self._taken: dict[Hashable, tuple[Expression, Expression]] = {}
         self._by_label: dict[Hashable, list[tuple[Expression, Expression]]] = {}
 
@@ -89,9 +92,13 @@ class Forms:
             self._by_label.setdefault(form.label, []).append(pair)
             return ""
         name = "; ".join(sorted({draw.name for draw in draws}))
-        if name not in self.noises:
+        if (form.m, form.n) not in self._judged:
+            self._judged.add((form.m, form.n))
             at_test = self._at_test.find(key, form.label) if self._at_test else None
-            self.noises[name] = _noise(form, draws, at_test)
+            noise = _noise(form, draws, at_test)
+            # A function that draws may be called with several amounts, all on its one line.
+            is_same = _is_close(self.noises.get(name, noise).affine, noise.affine)
+            self.noises[name] = noise if is_same else noise._replace(affine=None)
         return name
 
     def find(self, key: Hashable, label: Hashable) -> tuple[Expression, Expression] | None:
@@ -127,6 +134,10 @@ def _noise(form, draws, at_test):
         is_drawn=True,
         per_example=most <= shape[0] < size if shape else False,
     )
+
+
+def _is_close(a, b):
+    return a is b or (a is not None and b is not None and np.allclose(a, b, rtol=0.05, atol=1e-3))
 
 
 def _expression(value):

@@ -101,7 +101,7 @@ class Marked(NamedTuple):
 
 
 def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None) -> Marked:
-    """Traces a model in train mode.
+    """Traces a model in train mode, and in test mode too if training draws numbers by hand.
 
     Args:
       model: a model and how it is called.
