@@ -1,18 +1,20 @@
 """The registered layers of a model, and what the model itself does with them."""
 
-import functools
-from collections.abc import Mapping
+import collections
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend.core
 
 from dropbn.diagnose import interception, layer_marks, random_draws, registry, tracing
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.interception import TEST, TRAIN
 from dropbn.diagnose.layer_marks import Marked
+from dropbn.diagnose.noises import Noise, noise_of
 from dropbn.diagnose.norm_search import norm_of
 from dropbn.diagnose.norms import Norm
-from dropbn.diagnose.seam import first, leaves_of
+from dropbn.diagnose.seam import Layer, first, leaves_of
 from dropbn.diagnose.tracing import Path, flat_stats, split
 from dropbn.errors import DropbnError
 
@@ -24,13 +26,32 @@ class Use(NamedTuple):
       train, test: whether, in this mode, a noise is on or a BN normalizes with the statistics of the batch,
         in at least one of its calls; None if the mode does not reach the layer.
       values: the smallest number of values per channel that a call of a BN gets.
-      norm: what is known of a BN.
+      layer: what is known of it; None of a noise that is drawn by hand.
     """
 
     train: bool | None = None
     test: bool | None = None
     values: float = float("inf")
-    norm: Norm | None = None
+    layer: Norm | Noise | None = None
+
+    @property
+    def norm(self) -> Norm | None:
+        """What is known of a BN."""
+        return self.layer if isinstance(self.layer, Norm) else None
+
+
+class Traced(NamedTuple):
+    """A mode of a model, traced.
+
+    Attributes:
+      jaxpr: its inputs are the arrays of (variables, args, kwargs), then a key for each of `streams`. The
+        outputs of layers are marked: those of noises and BNs with their input, see `tracing.mark_p`, and
+        those of modules with other running state, see `dropbn.diagnose.layer_marks`.
+      streams: the random streams, as their keys are ordered.
+    """
+
+    jaxpr: jax.extend.core.ClosedJaxpr
+    streams: tuple[str, ...]
 
 
 class Layers(NamedTuple):
@@ -50,6 +71,7 @@ class Layers(NamedTuple):
       marked: what else the traces say of each layer, by name; see `dropbn.diagnose.layer_marks`.
       epsilon: the largest machine epsilon of the floats that the model computes.
       returned: the shapes of what the model returns, in training and in test mode.
+      traced: the two modes.
     """
 
     noises: dict[Path, Use]
@@ -64,6 +86,7 @@ class Layers(NamedTuple):
     marked: dict[str, Marked]
     epsilon: float
     returned: tuple[Any, Any]
+    traced: tuple[Traced, Traced]
 
     @property
     def always_on(self) -> frozenset[Path]:
@@ -168,10 +191,10 @@ class _Trace(NamedTuple):
       noises, norms: path -> (whether it is on, the smallest number of values per channel, what it is).
       identities: the modules that return their first argument.
       noisy: the registered layers that do more than add noise.
-      elsewhere, draws, states, marked, epsilon, returned: see `Layers`.
+      elsewhere, draws, states, marked, epsilon, returned, traced: see `Layers`.
     """
 
-    noises: dict[Path, tuple[bool, float, None]]
+    noises: dict[Path, tuple[bool, float, Noise]]
     norms: dict[Path, tuple[bool, float, Norm]]
     identities: set[Path]
     noisy: set[Path]
@@ -181,6 +204,7 @@ class _Trace(NamedTuple):
     marked: dict[str, Marked]
     epsilon: float
     returned: Any
+    traced: Traced
 
 
 @cached
@@ -194,12 +218,12 @@ def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
     noises = _uses(train.noises, test.noises) | {path: Use(True, False) for path in by_hand.values()}
     norms, marked = _uses(train.norms, test.norms), test.marked | train.marked
     found = train.draws, test.draws, by_hand, within, train.states, marked, train.epsilon
-    returned = train.returned, test.returned
-    return Layers(noises, norms, train.elsewhere | test.elsewhere, tuple(streams), *found, returned)
+    both = (train.returned, test.returned), (train.traced, test.traced)
+    return Layers(noises, norms, train.elsewhere | test.elsewhere, tuple(streams), *found, *both)
 
 
 def _trace(model, arrays, rebuild, streams, testing):
-    noises: dict[Path, tuple[bool, float, None]] = {}
+    noises: dict[Path, tuple[bool, float, Noise]] = {}
     norms: dict[Path, tuple[bool, float, Norm]] = {}
     identities: set[Path] = set()
     noisy: set[Path] = set()
@@ -209,15 +233,15 @@ def _trace(model, arrays, rebuild, streams, testing):
         if norm and not norm.is_measured:
             elsewhere[layer.path] = norm.collection
             return
-        found = norms if norm else noises
-        on, fewest, _ = found.get(layer.path, (False, values, norm))
-        found[layer.path] = on or is_on, min(fewest, values), norm
+        found: dict = norms if norm else noises
+        on, fewest, *_ = found.get(layer.path, (False, values))
+        found[layer.path] = on or is_on, min(fewest, values), norm or noise_of(layer.module)
 
     def run(arrays, rngs):
         interceptor = interception.interceptor(TEST if testing else TRAIN, note=note)
         variables, args, kwargs = rebuild(arrays)
         given = variables, args, kwargs, testing, rngs, interceptor, True, True
-        with model.intercepting(functools.partial(_mark, identities, noisy)):
+        with model.intercepting(_Marker(identities, noisy)):
             try:
                 return model.run_under(*given, keeps_stats=testing)[0]
             except tracing.MissingKey:
@@ -232,11 +256,12 @@ def _trace(model, arrays, rebuild, streams, testing):
     marked = layer_marks.read(jaxpr)
     # Called as in training, but without a draw: its rate is 0.
     idle = [path for path in noises if marked.get(tracing.name_of(path), _UNKNOWN).drawn == 0]
-    noises |= {path: (False, noises[path][1], None) for path in idle}
+    noises |= {path: (False, *noises[path][1:]) for path in idle}
     is_key = [number >= len(jaxpr.jaxpr.invars) - len(streams) for number in range(len(jaxpr.jaxpr.invars))]
     draws, states = _apart(random_draws.reached(jaxpr, is_key))
     others = elsewhere, draws, states, marked, layer_marks.coarsest(jaxpr), returned
-    return _Trace(noises, norms, identities, noisy, *others)
+    # A tree's keys are in the order of their names.
+    return _Trace(noises, norms, identities, noisy, *others, Traced(jaxpr, tuple(sorted(streams))))
 
 
 _UNKNOWN = Marked(drawn=float("inf"))
@@ -264,34 +289,51 @@ def _around(draws, modules):
     return found
 
 
-def _mark(identities, noisy, run, args, kwargs, layer):
-    """For `model.Model.intercepting`: marks the outputs of noises, BNs, and others with running state."""
-    norm, noise = norm_of(layer, args, kwargs), registry.of(layer.module, registry.NOISES)
-    with tracing.within(layer.path):
-        y, x = run(*args, **kwargs), first(args, kwargs)
-    if layer.is_call and y is x:
-        identities.add(layer.path)
-    if noise and noise.within:
-        noisy.add(layer.path)
-        noise = None  # Its draws are followed, as its output is not its input with noise.
-    if not layer.is_call or y is x or not isinstance(y, jax.Array):
-        return y
-    kind, leaves = "norm" if norm else "noise" if noise else "", []
-    if not kind and isinstance(x, jax.Array):
-        leaves = leaves_of(layer)
-        kind = "state" if leaves else ""
-    if not kind:
-        return y
-    return tracing.mark_p.bind(y, x, *leaves, kind=kind, name=tracing.name_of(layer.path), times=1)
+class _Marker:
+    """For `model.Model.intercepting`: marks the outputs of noises, BNs, and others with running state.
+
+    Attributes:
+      identities, noisy: see `_Trace`.
+      numbers: how many marks each layer has.
+    """
+
+    def __init__(self, identities: set[Path], noisy: set[Path]) -> None:
+        self.identities, self.noisy = identities, noisy
+        self.numbers: collections.Counter[Path] = collections.Counter()
+
+    def __call__(self, run: Callable, args: tuple, kwargs: dict, layer: Layer) -> Any:
+        before = self.numbers[layer.path]
+        norm, noise = norm_of(layer, args, kwargs), registry.of(layer.module, registry.NOISES)
+        with tracing.within(layer.path):
+            y, x = run(*args, **kwargs), first(args, kwargs)
+        if layer.is_call and y is x:
+            self.identities.add(layer.path)
+        if noise and noise.within:
+            self.noisy.add(layer.path)
+            noise = None  # Its draws are followed, as its output is not its input with noise.
+        # Marked already: a subclass has called its parent, surgery another noise.
+        is_marked = self.numbers[layer.path] > before
+        if not layer.is_call or y is x or not isinstance(y, jax.Array) or is_marked:
+            return y
+        if norm:
+            kind, leaves = "norm", [layer.get(norm.mean.name)] if norm.is_measured else []
+        elif noise:
+            kind, leaves = "noise", []
+        else:
+            kind, leaves = "state", leaves_of(layer) if isinstance(x, jax.Array) else []
+        if kind == "state" and not leaves:
+            return y
+        self.numbers[layer.path] += 1
+        return tracing.mark_p.bind(y, x, *leaves, kind=kind, name=tracing.name_of(layer.path), times=1)
 
 
 def _uses(train, test):
     unreached, uses = (None, float("inf"), None), {}
     for path in train | test:
-        (in_train, values, norm), (in_test, others, same) = (
+        (in_train, values, layer), (in_test, others, same) = (
             found.get(path, unreached) for found in (train, test)
         )
-        if same and same.switch is None and not norm:
+        if isinstance(same, Norm) and same.switch is None and not layer:
             continue  # It is frozen in test mode alone, and nobody knows what switches it.
-        uses[path] = Use(in_train, in_test, min(values, others), norm or same)
+        uses[path] = Use(in_train, in_test, min(values, others), layer or same)
     return uses

@@ -41,7 +41,7 @@ def norm_of(layer: Layer, args: tuple, kwargs: Mapping) -> Norm | None:
         axis, momentum, epsilon = (
             registry.attribute(module, name) for name in ("axis", "momentum", "epsilon")
         )
-        return Norm(switch, axis, momentum, epsilon, shape, shape)
+        return Norm(switch, axis, momentum, epsilon, shape, shape, is_registered=True)
     variables = {
         collection: {name: leaf for name, leaf in leaves.items() if not name.startswith(registry.OURS)}
         for collection, leaves in layer.leaves().items()

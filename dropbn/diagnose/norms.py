@@ -67,6 +67,7 @@ class Norm(NamedTuple):
       mask: the argument that says which values count.
       is_unbiased: whether it remembers m / (m - 1) times the variance of m values.
       collection: in which the leaves are.
+      is_registered: whether its class is known, and so what its parameters mean.
     """
 
     switch: Switch | None
@@ -80,6 +81,7 @@ class Norm(NamedTuple):
     mask: Mask = Mask("mask")
     is_unbiased: bool = False
     collection: str = "batch_stats"
+    is_registered: bool = False
 
     @property
     def is_measured(self) -> bool:

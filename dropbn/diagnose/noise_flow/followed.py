@@ -3,8 +3,8 @@
 import dataclasses
 import itertools
 
-from dropbn.diagnose.noise_flow.marks import Noise
 from dropbn.diagnose.noise_flow.values import Path
+from dropbn.diagnose.noises import Noise
 
 
 @dataclasses.dataclass

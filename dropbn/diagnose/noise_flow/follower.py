@@ -71,6 +71,8 @@ class Follower:
     def step(self, eqn: Any, values: list[Value]) -> list[Value]:
         """The outputs of an equation; those of a call are the outputs of the called jaxpr."""
         name, params = eqn.primitive.name, eqn.params
+        if name == "dropbn_mark" and not self.marked.has(params["name"]):
+            return values[:1]
         inner = next((params[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in params), None)
         is_call = inner is not None and len(getattr(inner, "jaxpr", inner).invars) == len(values)
         return (
@@ -93,9 +95,10 @@ class Follower:
         """The outputs of an equation without draws."""
         name, params = eqn.primitive.name, eqn.params
         if name == "dropbn_mark":
-            y, x, *_ = values
-            is_noise = params["kind"] == "noise"
-            return [self.noise(params["name"], x) if is_noise else self._norm(params["name"], y, x)]
+            (y, x, *_), layer = values, params["name"]
+            if params["kind"] == "norm":
+                return [self._norm(layer, y, x)]
+            return [self.noise(layer, y if self.followed.noises[layer].is_opaque else x)]
         if name in ("scan", "while"):
             return self._loop(eqn, values)
         if name == "cond":

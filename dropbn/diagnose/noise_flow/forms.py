@@ -16,8 +16,8 @@ import numpy as np
 
 from dropbn.diagnose.noise_flow import expressions, functions
 from dropbn.diagnose.noise_flow.expressions import ONE, ZERO, Expression
-from dropbn.diagnose.noise_flow.marks import Noise
 from dropbn.diagnose.noise_flow.values import Form, Value
+from dropbn.diagnose.noises import Noise
 from dropbn.diagnose.tracing import DRAWING
 
 _MOVES = functions.SHAPES - {"pad", "convert_element_type", "dynamic_slice"}

@@ -12,39 +12,11 @@ import jax
 import jax.extend.core
 import numpy as np
 
-from dropbn.diagnose import registry, tracing
-from dropbn.diagnose.interception import TEST, TRAIN
+from dropbn.diagnose import tracing
 from dropbn.diagnose.layers import Layers
 from dropbn.diagnose.model import Model
-from dropbn.diagnose.seam import first
-from dropbn.diagnose.tracing import mark_p, name_of, split
-from dropbn.nn import laws
-
-
-class Noise(NamedTuple):
-    """A noise of the model.
-
-    Attributes:
-      amount: its rate or beta; None if that is traced or the type has none.
-      affine: the moments of y = m x + n; None if they are unknown or infinite.
-      is_positive: m >= 0 and n = 0, so that it commutes with ReLU (Kim et al. 2023, Proposition 1).
-      is_shared: one m serves several positions, as with `broadcast_dims`.
-      is_drawn: the model draws it by hand; no layer is registered.
-      per_example: it is drawn by hand, at most one number for each example, as drop path does.
-    """
-
-    amount: float | None
-    affine: laws.Affine | None
-    is_positive: bool
-    is_shared: bool
-    is_drawn: bool = False
-    per_example: bool = False
-
-    @property
-    def s2(self) -> float | None:
-        """Var[m] of a noise that multiplies by m with E[m] = 1; None of another."""
-        affine = self.affine
-        return affine.var_m if affine and affine == laws.Affine(var_m=affine.var_m) else None
+from dropbn.diagnose.noises import Noise
+from dropbn.diagnose.tracing import mark_p, name_of
 
 
 class Norm(NamedTuple):
@@ -99,6 +71,10 @@ class Marked(NamedTuple):
     other_state: list[str]
     at_test: "Marked | None" = None
 
+    def has(self, name: str) -> bool:
+        """Whether a mark is that of one of its noises or batch normalizations."""
+        return name in self.noises or name in self.norms
+
 
 def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None) -> Marked:
     """Traces a model in train mode, and in test mode too if training draws numbers by hand.
@@ -116,35 +92,37 @@ def trace(model: Model, args: tuple, kwargs: dict, variables: dict | None = None
     variables = flax.core.unfreeze(model.shapes(args, kwargs) if variables is None else variables)
     with contextlib.nullcontext() if known else tracing.unchecked_parameters():
         layers = model.layers_of(variables, args, kwargs)
-        model.refuse_one_mode(layers)
-        in_mode = functools.partial(_trace, model, args, kwargs, variables, known, layers)
-        return in_mode(TRAIN.frozen)._replace(at_test=in_mode(TEST) if layers.training_draws else None)
+    model.refuse_one_mode(layers)
+    model.bound(args, kwargs, testing=False)  # Refuses a flag that says test mode.
+    in_mode = functools.partial(_marked, model, layers, variables, known)
+    training, testing = layers.traced
+    return in_mode(training)._replace(at_test=in_mode(testing) if layers.training_draws else None)
 
 
-def _trace(model, args, kwargs, variables, known, layers, mode):
-    marker = _Marker(layers, flax.traverse_util.flatten_dict(variables), known)
-    (arrays, rebuild), rngs = split((args, kwargs)), model.rngs(layers)
-
-    def run(variables, arrays, rngs):
-        # Otherwise a block under nn.jit would carry the names of the first block that is built alike.
-        args, kwargs = rebuild(arrays)
-        return model.run(variables, args, kwargs, mode, rngs, retrace=True)[0]
-
-    with model.intercepting(marker):
-        jaxpr = jax.make_jaxpr(run)(variables, arrays, rngs)
+def _marked(model, layers, variables, known, traced):
+    jaxpr, keys = traced.jaxpr, model.rngs(layers)
     inputs: list[Parameter | Key | None] = [
         Parameter(
-            jax.tree_util.keystr(keys[1:], simple=True, separator="/"), np.asarray(leaf) if known else None
+            jax.tree_util.keystr(path[1:], simple=True, separator="/"), np.asarray(leaf) if known else None
         )
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(variables)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
     ]
-    met = calls(jaxpr.jaxpr)
-    norms = {
-        name: norm._replace(calls=met[name] / marker.stacked[name]) for name, norm in marker.norms.items()
+    drawn = [Key(keys.get(stream, jax.random.key(0))) for stream in traced.streams]
+    inputs += [None] * (len(jaxpr.jaxpr.invars) - len(inputs) - len(drawn))
+    # A BN that training freezes never sees the noise, and a noise that is always on shifts nothing.
+    met, leaves = calls(jaxpr.jaxpr), flax.traverse_util.flatten_dict(variables)
+    drawn_within = {*layers.by_hand.values(), *layers.within.values()}
+    noises = {
+        name_of(path): layers.noises[path].layer
+        for path in layers.switched_noises
+        if name_of(path) in met and path not in drawn_within
     }
-    keys = [Key(value) for value in jax.tree.leaves(rngs)]
-    inputs += [None] * (len(jaxpr.jaxpr.invars) - len(inputs) - len(keys))
-    return Marked(jaxpr, [*inputs, *keys], marker.noises, norms, layers, layers.other_state(variables))
+    norms = {
+        name_of(path): _norm(path, use.norm, leaves, known, met[name_of(path)])
+        for path, use in layers.norms.items()
+        if use.train and name_of(path) in met
+    }
+    return Marked(jaxpr, [*inputs, *drawn], noises, norms, layers, layers.other_state(variables))
 
 
 def calls(jaxpr: jax.extend.core.Jaxpr) -> dict[Any, float]:
@@ -183,64 +161,17 @@ def loops(jaxpr: jax.extend.core.Jaxpr) -> dict[Any, tuple[int, ...]]:
     return found
 
 
-class _Marker:
-    """For `model.Model.intercepting`: marks the output of every noise and BN, and notes the layer."""
-
-    def __init__(self, layers, leaves, known):
-        self.layers, self.leaves, self.known = layers, leaves, known
-        self.noises, self.norms = {}, {}
-        self.stacked = {}  # How many layers nn.scan or nn.vmap has made of a BN.
-        self.marked: collections.Counter[str] = collections.Counter()
-
-    def __call__(self, run, arguments, named, layer):
-        path, name = layer.path, name_of(layer.path)
-        before = self.marked[name]
-        with tracing.within(path):
-            y, x = run(*arguments, **named), first(arguments, named)
-        # A BN that training freezes never sees the noise, and a noise that is always on shifts nothing.
-        is_norm = self.layers.takes_batch(path)
-        is_registered = path not in (self.layers.by_hand | self.layers.within).values()
-        is_noise = path in self.layers.switched_noises and is_registered
-        if not layer.is_call or not (is_norm or is_noise) or not isinstance(y, jax.Array):
-            return y
-        # Marked already (a subclass has called its parent, surgery another noise), or nothing was done.
-        if self.marked[name] > before or y is x:
-            return y
-        self.marked[name] += 1
-        return self._mark_norm(name, layer, y, x) if is_norm else self._mark_noise(name, layer.module, y, x)
-
-    def _mark_norm(self, name, layer, y, x):
-        norm = self.layers.norms[layer.path].norm
-        mean = layer.get(norm.mean.name)
-        whole = self.leaves["batch_stats", *layer.path, norm.mean.name]
-        self.stacked[name] = math.prod(whole.shape) // mean.size
-        self.norms[name] = _norm(layer, norm, self.leaves if self.known else {})
-        return mark_p.bind(y, x, mean, kind="norm", name=name, times=1)
-
-    def _mark_noise(self, name, module, y, x):
-        self.noises[name] = _noise(module)
-        if not registry.is_affine(module):
-            x = y  # It may be more than a multiplication, such as attention: its output counts.
-        return mark_p.bind(y, x, kind="noise", name=name, times=1)
-
-
-def _noise(module):
-    amount = registry.amount_of(module)
-    amount = float(amount) if laws.is_number(amount) else None
-    affine, law = None, registry.law_of(module)
-    if amount is not None and not getattr(module, "restore", ""):
-        affine = laws.Affine(*map(float, law.affine)) if law and np.all(np.isfinite(law.affine)) else None
-    shared = bool(getattr(module, "is_shared", getattr(module, "broadcast_dims", ())))
-    return Noise(amount, affine, isinstance(law, (laws.Dropout, laws.Uout)), shared)
-
-
-def _norm(layer, norm, flat):
+def _norm(path, norm, leaves, known, calls):
     """A BN; leaves that nn.scan has stacked, and those of channels that are not last, count as unknown."""
+    own = {leaf[-1]: value for leaf, value in leaves.items() if leaf[1:-1] == path}
+    stacked = own[norm.mean.name].shape[: norm.num_stacked(own)]
     found: list[Any] = [None] * 4
-    if flat and norm.axis == -1:
-        own = {path[-1]: np.asarray(leaf) for path, leaf in flat.items() if path[1:-1] == layer.path}
+    if known and norm.axis == -1:
+        own = {name: np.asarray(leaf) for name, leaf in own.items()}
         found = [own.get("scale", np.ones(1)), own.get("bias", np.zeros(1)), *norm.split(own)]
-        if not registry.of(layer.module, registry.NORMS):  # Nobody knows what its parameters mean.
+        if not norm.is_registered:  # Nobody knows what its parameters mean.
             found[:2] = [None, None]
         found = [None if value is None or value.ndim != 1 else np.float64(value) for value in found]
-    return Norm(float(norm.momentum), float(norm.epsilon), *found)
+    scale, bias, mean, var = found
+    calls /= math.prod(stacked)
+    return Norm(float(norm.momentum), float(norm.epsilon), scale, bias, mean, var, calls)

@@ -4,8 +4,9 @@ import numpy as np
 
 from dropbn.diagnose import theory
 from dropbn.diagnose.noise_flow import functions
-from dropbn.diagnose.noise_flow.marks import Noise, Norm
+from dropbn.diagnose.noise_flow.marks import Norm
 from dropbn.diagnose.noise_flow.values import Path, Way
+from dropbn.diagnose.noises import Noise
 
 
 def added(
