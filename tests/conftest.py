@@ -1,11 +1,22 @@
 """Eight simulated CPU devices, the doorways' draws and convolutions, and directories of the tests' own."""
 
 import atexit
+import importlib.metadata
 import os
 import shutil
 import tempfile
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 " + os.environ.get("XLA_FLAGS", "")
+# Compilation is the cost of most tests: programs that are not optimized compile in half the time. XLA refuses
+# flags that it does not know; the last one has gone in jaxlib 0.11.
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        "--xla_force_host_platform_device_count=8",
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        *["--xla_cpu_use_fusion_emitters=false"] * importlib.metadata.version("jaxlib").startswith("0.10."),
+        os.environ.get("XLA_FLAGS", ""),
+    ]
+)
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Data is prepared once, and what one test compiled the others and their processes load.
 if "TFDS_DATA_DIR" not in os.environ:
