@@ -3,7 +3,7 @@
     python -m dropbn report --workdir=runs/table3
     python -m dropbn report --workdir=runs/digits --output=digits.html
 
-`dropbn.page` says what the page shows.
+`dropbn.page.study` and `dropbn.page.run` say what the page shows.
 """
 
 import contextlib
@@ -13,8 +13,10 @@ import shlex
 
 from absl import flags
 
-from dropbn import cli, page, readers, writers
+from dropbn import cli, readers, writers
 from dropbn.errors import DropbnError, shown
+from dropbn.page import run as run_page
+from dropbn.page import study as study_page
 from dropbn.train import console
 from dropbn.train import workdir as workdirs
 
@@ -61,7 +63,9 @@ def _said_in_a_sentence(directory):
 def _page(directory):
     table = _read_json(directory / "table.json")
     if table is not None:
-        return page.study(table, _images(directory, [figure["file"] for figure in table.get("figures", [])]))
+        return study_page.page(
+            table, _images(directory, [figure["file"] for figure in table.get("figures", [])])
+        )
     if (directory / "config.json").exists():
         return _run_page(directory)
     if (directory / "members").exists():
@@ -74,7 +78,7 @@ def _run_page(directory):
     config, records = workdirs.read_config(directory).to_dict(), workdirs.read_metrics(directory)
     figures = sorted(path.relative_to(directory).as_posix() for path in (directory / "eval").glob("*.png"))
     evaluation, images = _read_json(directory / "eval" / "report.json"), _images(directory, figures)
-    return page.run(
+    return run_page.page(
         str(directory), config, records, evaluation, images, console.evaluation_command(directory)
     )
 
