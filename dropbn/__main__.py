@@ -9,6 +9,7 @@ from dropbn.errors import DropbnError, unknown
 COMMANDS = {
     "lint": ("dropbn.diagnose.lint.command", "check a model's noise and batch normalization before training"),
     "study": ("dropbn.study.command", "train every cell of a paper's table with several seeds"),
+    "examine": ("dropbn.page.examine", "say what is wrong with a trained model, and what helps"),
     "report": ("dropbn.page.command", "make one HTML page of a run or a study"),
     "prepare": ("dropbn.data.prepare", "download and prepare a dataset"),
     "module-studies": ("dropbn.study.module_studies", "measure the module tests of Kim et al. (2023)"),

@@ -9,6 +9,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 COMMANDS = {
     "dropbn lint": "--num_steps: ",
+    "dropbn examine": "--repair: ",
     "dropbn study": "--seeds: How many members each cell has, with seeds from 0. (default: 5)",
     "dropbn report": "--output: ",
     "dropbn prepare": "usage: dropbn prepare NAME [DIR]",

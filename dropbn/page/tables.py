@@ -4,14 +4,16 @@ import itertools
 import json
 import math
 import statistics
+from collections.abc import Mapping
 from decimal import Decimal
+from types import MappingProxyType
 
 from dropbn.page.parts import breakable, escape
 
 _NONE = "&ndash;"
 
 
-def table_of_rows(rows: list[dict], caption: str) -> str:
+def table_of_rows(rows: list[dict], caption: str, words: Mapping[str, str] = MappingProxyType({})) -> str:
     """A table with a column for each key that has a value in some row; page.js sorts it.
 
     A key K and K_interval make one column, "mean ± half width"; a key "interval" goes with the key before it.
@@ -21,6 +23,7 @@ def table_of_rows(rows: list[dict], caption: str) -> str:
     Args:
       rows: dicts of text, numbers and None.
       caption: the text above the table.
+      words: key -> what it means, shown where a pointer rests on the heading.
 
     Returns:
       The HTML; "" if no row has any value.
@@ -33,7 +36,10 @@ def table_of_rows(rows: list[dict], caption: str) -> str:
     shown = [key for key in shown if key not in half_of.values()]
     if not shown:
         return ""
-    columns = [_column(rows, key, half_of.get(key), "th" if key == shown[0] else "td") for key in shown]
+    columns = [
+        _column(rows, key, half_of.get(key), "th" if key == shown[0] else "td", words.get(key, ""))
+        for key in shown
+    ]
     head, *body = (f"<tr>{''.join(cells)}</tr>" for cells in zip(*columns, strict=True))
     lines, caption = "\n".join(body), escape(caption)
     return f"""<div class="scroll" role="region" tabindex="0" aria-label="{caption}">
@@ -52,7 +58,7 @@ def _are_numbers(rows, *keys):
     return {type(row.get(key)) for row in rows for key in keys} <= {int, float, type(None)}
 
 
-def _column(rows, key, half, tag):
+def _column(rows, key, half, tag, meaning):
     """The cells of a column, with its heading first."""
     values, widths = ([row.get(k) for row in rows] for k in (key, half))
     if _are_numbers(rows, key):
@@ -64,9 +70,9 @@ def _column(rows, key, half, tag):
             ("", _NONE) if value is None else (escape(value), breakable(value, ",/")) for value in values
         ]
     label = escape(key.replace("_", " ").replace("/", " "))
-    scope = ' scope="row"' if tag == "th" else ""
+    scope, title = ' scope="row"' if tag == "th" else "", f' title="{escape(meaning)}"' if meaning else ""
     return [
-        f'<th scope="col" class="{kind}"><button type="button">{label}</button></th>',
+        f'<th scope="col" class="{kind}"><button type="button"{title}>{label}</button></th>',
         *(f'<{tag}{scope} class="{kind}" data-value="{value}">{cell}</{tag}>' for value, cell in cells),
     ]
 

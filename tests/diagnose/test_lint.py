@@ -22,8 +22,8 @@ from lint_models import CASES, SHARED
 
 from dropbn import models
 from dropbn.diagnose import lint, modes, shift, surgery
-from dropbn.diagnose.lint.command import _load
 from dropbn.diagnose.noise_flow import arithmetic
+from dropbn.diagnose.target import load_model
 from dropbn.errors import DropbnError
 from dropbn.nn import noise
 
@@ -487,7 +487,7 @@ def test_refusals():
         ("no_such_module:net", "gives no model: ModuleNotFoundError"),
     ):
         with pytest.raises(DropbnError, match=match):
-            _load(target)
+            load_model(target)
 
 
 class BehindWeights(nn.Module):

@@ -7,61 +7,25 @@ is computed. The exit status is 0 without errors, 1 with errors, and 2 if the mo
 something that is not understood may shift a batch normalization or be one.
 """
 
-import importlib
-import re
 import sys
-from typing import Any
 
-import jax
-import rich.box
 import rich.console
-import rich.table
-import rich.text
 from absl import flags
 
 from dropbn import cli
-from dropbn.diagnose import entry
+from dropbn.diagnose import target
 from dropbn.diagnose.lint.report import check
-from dropbn.errors import DropbnError, shown
+from dropbn.errors import DropbnError
 
 
-def _load(target: str) -> Any:
-    """The model that "package.module:name" names: a module of Linen or NNX, or what a function returns."""
-    if not re.fullmatch(r"[\w.]+:[\w.]+", target):
-        raise DropbnError(
-            f"'{target}' does not name a model: give package.module:name, the name of a Linen or NNX "
-            "module, or of a function that returns one."
-        )
-    module, _, names = target.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for name in names.split("."):
-            found = getattr(found, name)
-        model = found if entry.is_module(found) else found()
-    except DropbnError:
-        raise
-    except Exception as error:
-        raise DropbnError(f"'{target}' gives no model: {type(error).__name__}: {error}") from error
-    if not entry.is_module(model):
-        raise DropbnError(f"'{target}' gives a {type(model).__name__}, not a Linen or NNX module.")
-    return model
-
-
-def main(target: str) -> int:
+def main(name: str) -> int:
     """Lints a model from the command line; returns the exit status."""
     given = flags.FLAGS
-    inputs = []
-    for text in given.input:
-        shape, _, dtype = text.partition(":")
-        if not re.fullmatch(r"\d+(,\d+)*", shape):
-            raise DropbnError(f"--input={shown(text)} is not a shape, such as 2,32,32,3 or 2,16:int32.")
-        try:
-            inputs.append(jax.ShapeDtypeStruct(tuple(map(int, shape.split(","))), dtype or "float32"))
-        except (TypeError, ValueError) as error:
-            raise DropbnError(f"--input={shown(text)}: {shown(error)}.") from error
+    inputs = [*map(target.shape, given.input)]
     if not inputs:
         raise DropbnError("Give the shape of the model's input, as in --input=2,32,32,3.")
-    report = check(_load(target), *inputs, num_steps=given.num_steps)
+    model, variables = target.load_model(name)
+    report = check(model, *inputs, variables=variables, num_steps=given.num_steps)
     if given.format == "json":
         print(report.to_json())
     else:
