@@ -149,6 +149,34 @@ class ChannelsFirst(nn.Module):
         return (x - used[0]) / jnp.sqrt(used[1] + 1e-5)
 
 
+class Accumulating(nn.Module):
+    """Normalizes halves of a batch apart, and moves its statistics by accumulators that it then empties."""
+
+    momentum: float = 0.9
+
+    @nn.compact
+    def __call__(self, x, train):
+        kept = (*(1,) * (x.ndim - 1), x.shape[-1])
+        total, squares, mean, var = (
+            self.variable("batch_stats", name, make, kept)
+            for name, make in zip(("sum", "squares", "mu", "nu"), 3 * [jnp.zeros] + [jnp.ones], strict=True)
+        )
+        steps = self.variable("batch_stats", "steps", jnp.zeros, (), int)
+        if not train:
+            return _normalized(self, x, mean.value, var.value, 1e-3, ("gain", "offset"))
+        halves = x.reshape(2, -1, *x.shape[1:])
+        axes = tuple(range(1, x.ndim))
+        of_mean, of_square = (each.mean(axes, keepdims=True) for each in (halves, halves**2))
+        if not self.is_initializing():
+            sums = total.value + of_mean.mean(0), squares.value + of_square.mean(0)
+            batch = sums[0] / (steps.value + 1), sums[1] / (steps.value + 1)
+            mean.value += (1 - self.momentum) * (batch[0] - mean.value)
+            var.value += (1 - self.momentum) * (batch[1] - batch[0] ** 2 - var.value)
+            total.value, squares.value, steps.value = 0 * sums[0], 0 * sums[1], 0 * steps.value
+        y = _normalized(self, halves, of_mean, of_square - of_mean**2, 1e-3, ("gain", "offset"))
+        return y.reshape(x.shape)
+
+
 class FrozenNorm(nn.Module):
     """Always uses its statistics, and has no flag."""
 

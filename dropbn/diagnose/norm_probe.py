@@ -6,11 +6,12 @@ It is one with running mean M and running variance V if
 - training moves both, by one momentum, towards the mean and the variance of the batch; or it moves neither,
   and gives the output of test mode.
 
-The momentum, epsilon and the argument that masks values follow from these runs.
+The momentum, epsilon, the argument that masks values, and the parameters a and b follow from these runs.
 """
 
 import collections
 import inspect
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dropbn.diagnose import registry
-from dropbn.diagnose.norms import Mask, Norm
+from dropbn.diagnose.norms import Mask, Norm, Parameter
 from dropbn.diagnose.registry import Switch
 
 
@@ -52,10 +53,17 @@ class Probe(NamedTuple):
         variables: dict,
         arguments: dict,
         norm: Norm,
+        is_fresh: bool = False,
     ) -> "Probe":
-        """A probe for variables and arguments of which the shapes are given."""
+        """A probe for variables and arguments of which the shapes are given.
+
+        With `is_fresh` the state besides the statistics is 0, as accumulators are at the beginning.
+        """
         drawn = np.random.default_rng(0)
         values = _values(variables, lambda shape: drawn.uniform(0.5, 1.5, shape))
+        if is_fresh:
+            state = values[norm.collection]
+            values[norm.collection] = state | {n: 0 * state[n] for n in state.keys() - {*norm.leaves}}
         turns = _values(arguments, lambda shape: np.arange(np.prod(shape)).reshape(shape) % 2)
         return cls(module, signature, name, values, turns, norm)
 
@@ -71,10 +79,15 @@ class Probe(NamedTuple):
         x = _rounded(1 + drawn.normal(size=self.arguments[self.name].shape))
         mean, step = _rounded(drawn.uniform(0.5, 1.5, (2, *self.norm.channels)))
         var = drawn.uniform(0.5, 1.5, self.norm.channels)
-        epsilon = self._epsilon(switch, x, mean, var, step)
-        if epsilon is None:
+        found = self._affine(switch, x, mean, var, step)
+        if found is None:
             return None
-        norm = self.norm._replace(epsilon=_of_field(self.module, epsilon, 0.05 * epsilon + 1e-7, 3))
+        epsilon, scale, bias = found
+        norm = self.norm._replace(
+            epsilon=_of_field(self.module, epsilon, 0.05 * epsilon + 1e-7, 3),
+            scale=self._parameter(scale),
+            bias=self._parameter(bias),
+        )
         cases = (x, mean, var), (x, mean + step, var), (x, mean, 3 * var)
         y, means, variances = self._run(switch, False, *cases)
         if _close(means[0], mean, 1e-6) and _close(variances[0], var, 1e-6):
@@ -120,8 +133,8 @@ class Probe(NamedTuple):
         found = jax.jit(jax.vmap(call))(*map(np.stack, zip(*cases, strict=True)))
         return [np.asarray(each, np.float64) for each in found]
 
-    def _epsilon(self, switch, x, mean, var, step):
-        """Epsilon, if the output in test mode is a (x - mean) / sqrt(var + epsilon) + b; else None."""
+    def _affine(self, switch, x, mean, var, step):
+        """(epsilon, a, b) of the output in test mode, a (x - mean) / sqrt(var + epsilon) + b; else None."""
         zero, along = self._along(mean) + 0 * x, self._along(step)
         small, large = 1e-6 * var, 5 * var
         given = [(x, mean, var), (x, mean, small), (x, mean, large), (x, mean + step, var)]
@@ -149,7 +162,27 @@ class Probe(NamedTuple):
             _close(y_large * self._along(size), y * self._along(size_large)),
             _close(share_of_large * (large + epsilon), var + epsilon),
         ]
-        return max(float(np.median(epsilon)), 0.0) if all(rescaled) else None
+        if not all(rescaled):
+            return None
+        epsilon = max(float(np.median(epsilon)), 0.0)
+        apart = np.where(y == 0, 0, x - zero)  # Where values are masked, the output is 0.
+        scale = (y * apart).sum(self._others) / np.square(apart).sum(self._others) * np.sqrt(var + epsilon)
+        largest = bias[0].max(self._others), bias[0].min(self._others)
+        return epsilon, scale, np.where(largest[0] > -largest[1], *largest)
+
+    def _parameter(self, value):
+        """The parameter with this value, (channels,); None if there is no such."""
+        params = {
+            name: np.reshape(leaf, value.shape)
+            for name, leaf in self.variables.get("params", {}).items()
+            if np.size(leaf) == value.size
+        }
+        distances = {
+            each: np.abs(each.of(params) - value).max()
+            for each in itertools.starmap(Parameter, itertools.product(("", *params), (0.0, 1.0)))
+        }
+        nearest = min(distances, key=distances.__getitem__)
+        return nearest if distances[nearest] < 0.02 else None
 
     def _taken(self, x, mean, var, tolerance):
         """(mask, whether the variance is unbiased) of the values from which these statistics are taken."""

@@ -173,7 +173,14 @@ def _probed(unbound, signature, name, norm, treedef, leaves):
     module, (variables, arguments) = unbound.module, treedef.unflatten(leaves)
 
     def probed(switch):
-        return Probe.of(module, signature, name, variables, arguments, norm).found(switch)
+        for is_fresh in (False, True):
+            probe = Probe.of(module, signature, name, variables, arguments, norm, is_fresh)
+            try:
+                return probe.found(switch)
+            except Unlike:
+                if is_fresh:
+                    raise
+        return None
 
     # A thread of its own has no interceptors, and none of the traces in which the module is called.
     with ThreadPoolExecutor(1) as thread:

@@ -55,6 +55,22 @@ class Mask(NamedTuple):
         return given == 0 if self.is_padding else given
 
 
+class Parameter(NamedTuple):
+    """The scale or the bias of a batch normalization.
+
+    Attributes:
+      name: of the leaf in `params`; "" if there is none.
+      added: the number that is added to the leaf.
+    """
+
+    name: str = ""
+    added: float = 0.0
+
+    def of(self, leaves: Mapping[str, Any]) -> Any:
+        """Its value, from the leaves by name."""
+        return self.added + (leaves[self.name] if self.name else np.zeros(1))
+
+
 class Norm(NamedTuple):
     """A batch normalization.
 
@@ -68,6 +84,8 @@ class Norm(NamedTuple):
       is_unbiased: whether it remembers m / (m - 1) times the variance of m values.
       collection: in which the leaves are.
       is_registered: whether its class is known, and so what its parameters mean.
+      scale, bias: by which it multiplies what it has normalized, and what it adds; None if unknown. One of a
+        registered class has leaves of these names, or none.
     """
 
     switch: Switch | None
@@ -82,6 +100,8 @@ class Norm(NamedTuple):
     is_unbiased: bool = False
     collection: str = "batch_stats"
     is_registered: bool = False
+    scale: Parameter | None = None
+    bias: Parameter | None = None
 
     @property
     def is_measured(self) -> bool:

@@ -15,7 +15,7 @@ import pytest
 
 from dropbn.diagnose import lint, modes, norm_search, recalibrate, shift
 from dropbn.diagnose.linen import Model
-from dropbn.diagnose.norms import Leaf, Mask, Norm
+from dropbn.diagnose.norms import Leaf, Mask, Norm, Parameter
 from dropbn.diagnose.registry import Switch
 
 FLAT = np.float32(1 + np.random.default_rng(0).normal(size=(10, 6)))
@@ -42,7 +42,8 @@ class Own(NamedTuple):
 
 
 def _norm(switch, momentum, epsilon, shape=(6,), axis=-1, channels=6, names=("mean", "var"), **others):
-    given = {"mean": Leaf(names[0]), "var": Leaf(names[1]), "mask": NO_MASK} | others
+    given = {"mean": Leaf(names[0]), "var": Leaf(names[1]), "mask": NO_MASK}
+    given |= {"scale": Parameter("scale"), "bias": Parameter("bias")} | others
     return Norm(Switch(*switch), axis, momentum, epsilon, (channels,), shape, **given)
 
 
@@ -55,13 +56,27 @@ OWN = {
     "padded": Own(
         lambda x, train: own_norms.Padded(CONFIG, name="norm")(x, PADDING[: len(x)], train),
         LONG,
-        _norm(("train", False), 0.999, 0.002, mask=Mask("input_paddings", True, 1)),
+        _norm(
+            ("train", False),
+            0.999,
+            0.002,
+            mask=Mask("input_paddings", True, 1),
+            scale=Parameter("scale", 1.0),
+        ),
         lambda x: x[PADDING == 0],
     ),
     "kept axes": Own(
         lambda x, train: own_norms.KeptAxes(6, 3, not train, name="norm")(x),
         LONG,
-        _norm(("deterministic",), 0.9, 1e-5, (1, 1, 6), names=("moving_mean", "moving_var")),
+        _norm(
+            ("deterministic",),
+            0.9,
+            1e-5,
+            (1, 1, 6),
+            names=("moving_mean", "moving_var"),
+            scale=Parameter("gamma"),
+            bias=Parameter("beta"),
+        ),
     ),
     "unbiased": Own(
         lambda x, train: own_norms.Unbiased(name="norm")(x, training=train),
@@ -72,6 +87,19 @@ OWN = {
         lambda x, train: own_norms.OneLeaf(name="norm")(x, learning=train),
         FLAT,
         _norm(("learning", False), 0.95, 1e-5, mean=Leaf("moments", 0), var=Leaf("moments", 1)),
+    ),
+    "accumulating": Own(
+        lambda x, train: own_norms.Accumulating(name="norm")(x, train),
+        LONG,
+        _norm(
+            ("train", False),
+            0.9,
+            1e-3,
+            (1, 1, 6),
+            names=("mu", "nu"),
+            scale=Parameter("gain"),
+            bias=Parameter("offset"),
+        ),
     ),
     "channels first": Own(
         lambda x, train: own_norms.ChannelsFirst("data", name="norm")(x, train),
@@ -84,6 +112,8 @@ OWN = {
             -2,
             4,
             ("batch_norm_running_mean", "batch_norm_running_var"),
+            scale=Parameter(added=1.0),
+            bias=Parameter(),
         ),
         lambda x: np.moveaxis(x, 1, -1).reshape(-1, 4),
     ),
@@ -121,7 +151,7 @@ def _found(model, x, **flags):
     return {"/".join(path): norm for path, norm in found.items() if norm}
 
 
-@_each(OWN, "renorm", "padded", "one leaf")
+@_each(OWN, "renorm", "padded", "accumulating")
 def test_a_batch_normalization_of_another_class_is_known(name):
     own = OWN[name]
     assert _found(Net(own.call), own.x) == {"norm": own.norm}
@@ -209,7 +239,7 @@ def test_measured_shift_and_new_statistics_are_numpys(name):
     for found, wanted in zip(_statistics(own, new), (values.mean(0), values.var(0)), strict=True):
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     for leaf in {*variables["batch_stats"]["norm"]} - {own.norm.mean.name, own.norm.var.name}:
-        assert new["norm"][leaf] == variables["batch_stats"]["norm"][leaf]
+        np.testing.assert_array_equal(new["norm"][leaf], variables["batch_stats"]["norm"][leaf])
 
 
 @_each(OWN, "unbiased")
@@ -256,6 +286,42 @@ def test_lint_sees_the_noise_before_it(name):
     own = OWN[name]
     rows = lint.check(Net(own.call), own.x, variables=_variables(Net(own.call), own.x)).rows
     assert [(row["code"], row["noise"], row["norm"]) for row in rows] == [("DBN101", "Dropout_0", "norm")]
+
+
+def test_its_parameters_count_in_the_ratio_of_lint():
+    """Behind 0.6 + 1.4 z of an own BN, and of Flax's with the same parameters, dropout shifts alike."""
+
+    class Deeper(nn.Module):
+        norm: nn.Module
+
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.relu(self.norm(x, train))
+            x = nn.Dense(3, use_bias=False)(nn.Dropout(0.5)(x, deterministic=not train))
+            return nn.BatchNorm(use_running_average=not train)(x)
+
+    class Known(nn.BatchNorm):
+        def __call__(self, x, train):
+            return super().__call__(x, use_running_average=not train)
+
+    own, known = Deeper(own_norms.Accumulating()), Deeper(Known(epsilon=1e-3))
+    variables = _variables(own, FLAT)
+    scale, bias, variables["batch_stats"]["BatchNorm_0"]["var"] = map(jnp.full, (6, 6, 3), (1.4, 0.6, 20.0))
+    variables["params"]["norm"] = {"gain": scale, "offset": bias}
+    like = {"params": {"scale": scale, "bias": bias}}
+    like["batch_stats"] = {"mean": jnp.zeros(6), "var": jnp.ones(6)}
+    like = {name: {**variables[name], "norm": like[name]} for name in variables}
+    ratios = [
+        row["ratio"]
+        for model, given in ((own, variables), (known, like))
+        for row in lint.check(model, FLAT, variables=given).rows
+        if row["norm"] == "BatchNorm_0"
+    ]
+    assert len(ratios) == 2 and ratios[0] == pytest.approx(ratios[1], rel=1e-6)
+    w, v = variables["params"]["Dense_0"]["kernel"], variables["batch_stats"]["BatchNorm_0"]["var"]
+    second = np.square(np.maximum(0.6 + 1.4 * np.random.default_rng(0).normal(size=10**6), 0)).mean()
+    wanted = 1 - second * np.square(w).sum() / np.sum(v)
+    assert ratios[0] == pytest.approx(wanted, abs=5e-3 * (1 - wanted))
 
 
 def test_one_that_reads_its_mode_elsewhere_is_named():
