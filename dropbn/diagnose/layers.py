@@ -4,8 +4,10 @@ import collections
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax
 import jax
 import jax.extend.core
+from flax.traverse_util import flatten_dict
 
 from dropbn.diagnose import interception, layer_marks, random_draws, registry, tracing
 from dropbn.diagnose.cache import cached
@@ -60,6 +62,8 @@ class Layers(NamedTuple):
     Attributes:
       noises, norms: by path, in the order of the trace in training, then in test mode.
       elsewhere: BNs whose statistics are in another collection than `batch_stats`, and that collection.
+      moved: modules that keep something else than `batch_stats` and parameters that training moves, and the
+        collection.
       streams: the random streams from which the model draws.
       draws, test_draws: the random draws of no registered noise in training and in test mode, and the batch
         normalizations that each reaches first; see `dropbn.diagnose.random_draws.reached`.
@@ -77,6 +81,7 @@ class Layers(NamedTuple):
     noises: dict[Path, Use]
     norms: dict[Path, Use]
     elsewhere: dict[Path, str]
+    moved: dict[Path, str]
     streams: tuple[str, ...]
     draws: dict[str, list[str]]
     test_draws: dict[str, list[str]]
@@ -120,13 +125,19 @@ class Layers(NamedTuple):
         return [where for where in self.training_draws if where not in self.by_hand | self.within]
 
     def other_state(self, variables: Mapping) -> list[str]:
-        """Modules whose running state is not measured, such as spectral norms.
+        """Modules whose running state is not measured, such as spectral norms and codebooks.
 
         They are no batch normalizations, or keep their statistics in another collection, which is named.
         """
         paths = dict.fromkeys(path[:-1] for path in flat_stats(variables))
         named = [tracing.name_of(path) for path in paths if path not in self.norms]
-        return named + [_name_elsewhere(*each) for each in self.elsewhere.items()]
+        return [*dict.fromkeys(named), *self._names_elsewhere.values()]
+
+    @property
+    def _names_elsewhere(self) -> dict[str, str]:
+        """The modules with running state outside `batch_stats`, by name, with the collection."""
+        paths = self.moved | self.elsewhere
+        return {tracing.name_of(path): f"{tracing.name_of(path)} in '{paths[path]}'" for path in paths}
 
     @property
     def per_example(self) -> frozenset[str]:
@@ -140,10 +151,11 @@ class Layers(NamedTuple):
         One that no noise can shift, and that can shift no batch normalization, is left out.
         """
         has_noise = self.switched_noises or self.unswitched
-        norms = {*map(tracing.name_of, self.norms)}
+        norms, names = {*map(tracing.name_of, self.norms)}, self._names_elsewhere
         found = [name for name, mark in self.marked.items() if mark.may_be_norm and name not in norms]
-        found += [_name_elsewhere(*each) for each in self.elsewhere.items()]
-        return {name: self.states.get(name, []) for name in found if has_noise or self.states.get(name)}
+        found = [*dict.fromkeys([*found, *map(tracing.name_of, self.elsewhere)])]
+        reached = {name: self.states.get(name, []) for name in found}
+        return {names.get(name, name): norms for name, norms in reached.items() if has_noise or norms}
 
     @property
     def known(self) -> dict[Path, Norm]:
@@ -191,7 +203,7 @@ class _Trace(NamedTuple):
       noises, norms: path -> (whether it is on, the smallest number of values per channel, what it is).
       identities: the modules that return their first argument.
       noisy: the registered layers that do more than add noise.
-      elsewhere, draws, states, marked, epsilon, returned, traced: see `Layers`.
+      elsewhere, moved, draws, states, marked, epsilon, returned, traced: see `Layers`.
     """
 
     noises: dict[Path, tuple[bool, float, Noise]]
@@ -199,6 +211,7 @@ class _Trace(NamedTuple):
     identities: set[Path]
     noisy: set[Path]
     elsewhere: dict[Path, str]
+    moved: dict[Path, str]
     draws: dict[str, list[str]]
     states: dict[str, list[str]]
     marked: dict[str, Marked]
@@ -219,7 +232,8 @@ def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
     norms, marked = _uses(train.norms, test.norms), test.marked | train.marked
     found = train.draws, test.draws, by_hand, within, train.states, marked, train.epsilon
     both = (train.returned, test.returned), (train.traced, test.traced)
-    return Layers(noises, norms, train.elsewhere | test.elsewhere, tuple(streams), *found, *both)
+    elsewhere = train.elsewhere | test.elsewhere
+    return Layers(noises, norms, elsewhere, train.moved, tuple(streams), *found, *both)
 
 
 def _trace(model, arrays, rebuild, streams, testing):
@@ -228,6 +242,7 @@ def _trace(model, arrays, rebuild, streams, testing):
     identities: set[Path] = set()
     noisy: set[Path] = set()
     elsewhere: dict[Path, str] = {}
+    moved: dict[Path, str] = {}
 
     def note(layer, norm, is_on, values):
         if norm and not norm.is_measured:
@@ -243,11 +258,13 @@ def _trace(model, arrays, rebuild, streams, testing):
         given = variables, args, kwargs, testing, rngs, interceptor, True, True
         with model.intercepting(_Marker(identities, noisy)):
             try:
-                return model.run_under(*given, keeps_stats=testing)[0]
+                returned, updated = model.run_under(*given, keeps_stats=testing)
             except tracing.MissingKey:
                 raise
             except Exception:  # A BN uses the batch in test mode too, or nn.scan carries statistics.
-                return model.run_under(*given)[0]
+                returned, updated = model.run_under(*given)
+        moved.update(_moved(variables, updated))
+        return returned
 
     def jaxpr_of(run, *given):
         return jax.make_jaxpr(run, return_shape=True)(*given)
@@ -259,7 +276,7 @@ def _trace(model, arrays, rebuild, streams, testing):
     noises |= {path: (False, *noises[path][1:]) for path in idle}
     is_key = [number >= len(jaxpr.jaxpr.invars) - len(streams) for number in range(len(jaxpr.jaxpr.invars))]
     draws, states = _apart(random_draws.reached(jaxpr, is_key))
-    others = elsewhere, draws, states, marked, layer_marks.coarsest(jaxpr), returned
+    others = elsewhere, moved, draws, states, marked, layer_marks.coarsest(jaxpr), returned
     # A tree's keys are in the order of their names.
     return _Trace(noises, norms, identities, noisy, *others, Traced(jaxpr, tuple(sorted(streams))))
 
@@ -267,8 +284,11 @@ def _trace(model, arrays, rebuild, streams, testing):
 _UNKNOWN = Marked(drawn=float("inf"))
 
 
-def _name_elsewhere(path, collection):
-    return f"{tracing.name_of(path)} in '{collection}'"
+def _moved(variables, updated):
+    """The modules that have replaced a variable of theirs outside `params` and `batch_stats`."""
+    given, found = (flatten_dict(flax.core.unfreeze(dict(each))) for each in (variables, updated))
+    replaced = (path for path, leaf in found.items() if path in given and given[path] is not leaf)
+    return {path[1:-1]: path[0] for path in replaced if path[0] not in ("params", "batch_stats")}
 
 
 def _apart(reached):

@@ -65,5 +65,6 @@ def first(args: tuple, kwargs: Mapping[str, Any]) -> Any:
 
 
 def leaves_of(layer: Layer) -> list[jax.Array]:
-    """The arrays that a layer itself keeps in `batch_stats`."""
-    return [leaf for leaf in layer.leaves().get("batch_stats", {}).values() if isinstance(leaf, jax.Array)]
+    """The arrays that a layer itself keeps besides parameters."""
+    collections = (leaves for name, leaves in layer.leaves().items() if name != "params")
+    return [leaf for leaves in collections for leaf in leaves.values() if isinstance(leaf, jax.Array)]

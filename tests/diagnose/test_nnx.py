@@ -366,6 +366,29 @@ def test_a_norm_of_an_own_class_is_found_by_what_it_does():
     np.testing.assert_allclose(adjusted["moving_var"], wanted, 1e-5)
 
 
+def test_other_state_that_training_moves_is_named():
+    class Codes(nnx.Module):
+        def __init__(self):
+            self.codes, self.table = nnx.Variable(jnp.ones(3)), nnx.Variable(jnp.ones(3))
+            self.training = True
+
+        def __call__(self, x):
+            y = self.codes[...] * self.table[...]
+            if self.training:
+                self.codes[...] = 0.9 * self.codes[...] + 0.1 * x.mean(0)
+            return x + y
+
+    class Net(nnx.Module):
+        def __init__(self):
+            self.quantizer = Codes()
+
+        def __call__(self, x):
+            return self.quantizer(x)
+
+    (row,) = lint.check(Net(), np.ones((4, 3), np.float32)).rows
+    assert (row["code"], row["layers"]) == ("DBN402", {"quantizer in 'state'": ""})
+
+
 def test_what_is_not_served_is_a_sentence():
     class Raw(nnx.Module):
         def __init__(self, rngs):

@@ -362,6 +362,38 @@ def test_one_in_another_collection_is_named():
     ]
 
 
+class Elsewhere(nn.Module):
+    """A spectral norm and a codebook, whose running state is outside `batch_stats`."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.SpectralNorm(nn.Dense(6), collection_name="spectral", name="spectral")(x, update_stats=train)
+        return Codes(name="codes")(x, train)[0]
+
+
+class Codes(nn.Module):
+    """The nearest of some codes, which follow the data as moving averages, and their distance."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        table = self.variable("constants", "table", jnp.ones, 6)
+        codes = self.variable("vq", "codes", lambda: jnp.arange(12.0).reshape(2, 6))
+        nearest = jnp.argmin(jnp.square(x[:, None] - codes.value).sum(-1), -1)
+        y = codes.value[nearest] * table.value
+        if train:
+            members = jax.nn.one_hot(nearest, 2)
+            codes.value += 0.1 * (members.T @ x - codes.value)
+        return y, jnp.square(x - y).mean()
+
+
+def test_other_state_outside_batch_stats_is_named():
+    net = Elsewhere()
+    rows = lint.check(net, FLAT).rows
+    assert [(row["code"], {*row["layers"]}) for row in rows] == [
+        ("DBN402", {"codes in 'vq'", "spectral in 'spectral'"})
+    ]
+
+
 def test_a_field_without_a_hash_is_no_obstacle():
     class Configured(nn.Module):
         config: types.SimpleNamespace

@@ -233,7 +233,8 @@ def other_state(facts: Facts) -> Iterator[dict]:
     """A module keeps running state that no tool measures.
 
     It is no batch normalization by what it does, or it keeps its statistics outside `batch_stats`. Spectral
-    normalization is the most common: its state follows from its weights.
+    normalization is the most common: its state follows from its weights. Codebooks that follow the data are
+    another.
     """
     for name in facts.marked.other_state:
         if name not in facts.marked.layers.unseen_states:
@@ -278,8 +279,7 @@ RULES = {
 def _finding(facts, noise="", norm="", way="", ratio=None, assumption="", advice="", other=""):
     amount = facts.followed.noises[noise].amount if noise in facts.followed.noises else None
     marked = facts.marked.layers.marked
-    # A draw has no mark: where it stands says its line.
-    lines = {name: marked[name].line if name in marked else name.partition(" ")[2] for name in (noise, norm)}
+    lines = {name: _line(marked, name) for name in (noise, norm)}
     layers = {name: lines.get(name, "") for name in (noise, norm, other) if name}
     return {"noise": noise, "norm": norm, "way": way, "amount": amount, "ratio": ratio} | {
         "assumption": assumption,
@@ -288,6 +288,14 @@ def _finding(facts, noise="", norm="", way="", ratio=None, assumption="", advice
         "count": 1,
         "layers": layers,
     }
+
+
+def _line(marked, name):
+    module, is_elsewhere, _ = name.partition(" in '")
+    if module in marked:
+        return marked[module].line
+    # A draw has no mark: where it stands says its line.
+    return "" if is_elsewhere else name.partition(" ")[2]
 
 
 def _named(facts, noises):

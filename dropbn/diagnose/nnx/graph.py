@@ -90,7 +90,7 @@ def split(model: nnx.Module) -> tuple[Skeleton, dict]:
     for place, variable in nnx.to_flat_state(state):
         if str(place[-1]).startswith(OURS):  # in a copy that runs
             continue
-        value = _value(variable)
+        value = value_of(variable)
         if isinstance(variable, nnx.RngState):
             streams.append(Stream(place, variable.tag, value.shape, isinstance(variable, nnx.RngKey)))
             continue
@@ -110,7 +110,7 @@ def put_statistics(model: nnx.Module, batch_stats: Mapping) -> nnx.Module:
     """
     flat = {tuple(path): value for path, value in flatten_dict(unfreeze(dict(batch_stats))).items()}
     own = {tuple(map(str, p)): v for p, v in nnx.to_flat_state(nnx.state(model, nnx.BatchStat))}
-    if own.keys() != flat.keys() or any(jnp.shape(flat[p]) != jnp.shape(_value(v)) for p, v in own.items()):
+    if own.keys() != flat.keys() or any(jnp.shape(flat[p]) != jnp.shape(value_of(v)) for p, v in own.items()):
         raise DropbnError("The statistics are not those of this model: take them for the model itself.")
     places = nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
     nnx.update(model, nnx.from_flat_state([(p, v.replace(flat[tuple(map(str, p))])) for p, v in places]))
@@ -159,5 +159,6 @@ class _Keyless(nnx.RngStream):
         )
 
 
-def _value(variable):
+def value_of(variable: Any) -> Any:
+    """The array that a variable holds, or is."""
     return variable.get_value() if isinstance(variable, nnx.Variable) else variable

@@ -107,7 +107,10 @@ class Model(model.Model):
             path = tuple(map(str, place))
             if path[-1] != MOVED or (path[:-1], MOVED) in put:
                 stats[path] = leaf.get_value()
-        return output, {"batch_stats": unflatten_dict(stats)}
+        after = dict(nnx.to_flat_state(nnx.state(copy)))
+        others = [leaf for leaf in self.skeleton.leaves if leaf.collection == "state"]
+        state = {leaf.name[1:]: graph.value_of(after[leaf.place]) for leaf in others if leaf.place in after}
+        return output, {"batch_stats": unflatten_dict(stats), "state": unflatten_dict(state)}
 
 
 def _set_mode(copy, testing):
