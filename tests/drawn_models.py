@@ -286,6 +286,26 @@ class Speech(nn.Module):
         return nn.Dense(3)(x.mean((1, 2)))
 
 
+class PaddedAugment(nn.Module):
+    """Masks a band of each spectrogram, and hands its padding on."""
+
+    @nn.compact
+    def __call__(self, x, padding):
+        return SpecAugment(name="bands")(x, True), padding
+
+
+class PaddedSpeech(nn.Module):
+    """Calls what it augments with in training alone."""
+
+    @nn.compact
+    def __call__(self, x, padding=None, train=False):
+        padding = jnp.zeros(x.shape[:2]) if padding is None else padding
+        if train:
+            x, padding = PaddedAugment(name="augment")(x, padding)
+        x = norm(nn.Conv(4, (3, 3), use_bias=False)(x), train, "norm")
+        return nn.Dense(3)(jnp.mean(x * (1 - padding)[:, :, None, None], (1, 2)))
+
+
 def _keys(stream):
     """What a tool takes by default: key 0 is that of "dropout"."""
     return {"keys": {stream: jax.random.key(1)}}
@@ -329,5 +349,6 @@ CASES = {
     "alpha dropout": Case(SelfNormalizing(), _FLAT, **_found("DBN102", ("alpha", "norm"))),
     "rrelu": Case(Leaky(), _FLAT, **_found("DBN102", ("leaky", "norm"))),
     "input noise": Case(Denoising(), _FLAT, **_found("DBN102", ("", "norm"))),
+    "padded specaugment": Case(PaddedSpeech(), _IMAGES, **_found("DBN102", ("augment/bands", "norm"))),
     "specaugment": Case(Speech(), _IMAGES, **_found("DBN102", ("augment", "norm"))),
 }

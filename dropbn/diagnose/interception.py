@@ -5,8 +5,9 @@ import dataclasses
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Literal, NamedTuple
 
 import jax
@@ -17,7 +18,7 @@ from dropbn.diagnose import registry
 from dropbn.diagnose.norm_search import norm_of
 from dropbn.diagnose.norms import Norm
 from dropbn.diagnose.registry import BY_CALL, MOVED, NOISES
-from dropbn.diagnose.seam import Interceptor, Layer, first
+from dropbn.diagnose.seam import Interceptor, Layer, passed_on
 from dropbn.diagnose.tracing import MissingKey, Path, name_of
 from dropbn.errors import DropbnError, unknown
 from dropbn.nn.kernels import moments
@@ -71,7 +72,7 @@ def interceptor(
     always_on: frozenset[Path] = frozenset(),
     observe: Observe | None = None,
     note: Callable[[Layer, Norm | None, bool, float], None] | None = None,
-    left_out: frozenset[Path] = frozenset(),
+    left_out: Mapping[Path, int] = MappingProxyType({}),
 ) -> Interceptor:
     """For `model.Model.intercepting`: every registered layer runs as a mode says.
 
@@ -86,7 +87,8 @@ def interceptor(
         runs.
       note: called with every layer, with what is known of a BN or None, with whether the model has it on (a
         BN is on if it uses the batch), and with the number of values per channel of a BN.
-      left_out: paths of modules that give their first argument back instead of running.
+      left_out: paths of modules that give their arguments back instead of running, and how many of them; see
+        `layers.Layers.passes`.
     """
     active = set()  # Paths being switched: where a subclass calls its parent, both are the same layer.
 
@@ -94,7 +96,7 @@ def interceptor(
         if _hidden.get() or not layer.is_call or layer.path in active:
             return run(*args, **kwargs)
         if layer.path in left_out:
-            return first(args, kwargs)
+            return passed_on(args, kwargs, left_out[layer.path])
         norm, noise = norm_of(layer, args, kwargs), registry.of(layer.module, NOISES)
         signature = layer.signature if norm or noise else None
         # A subclass with a signature of its own: the parent that it calls is switched.

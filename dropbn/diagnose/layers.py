@@ -1,6 +1,7 @@
 """The registered layers of a model, and what the model itself does with them."""
 
 import collections
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,8 +17,8 @@ from dropbn.diagnose.layer_marks import Marked
 from dropbn.diagnose.noises import Noise, noise_of
 from dropbn.diagnose.norm_search import norm_of
 from dropbn.diagnose.norms import Norm
-from dropbn.diagnose.seam import Layer, first, leaves_of
-from dropbn.diagnose.tracing import Path, flat_stats, split
+from dropbn.diagnose.seam import Layer, first, leaves_of, passed_on
+from dropbn.diagnose.tracing import Path, abstract, flat_stats, split
 from dropbn.errors import DropbnError
 
 
@@ -67,8 +68,10 @@ class Layers(NamedTuple):
       streams: the random streams from which the model draws.
       draws, test_draws: the random draws of no registered noise in training and in test mode, and the batch
         normalizations that each reaches first; see `dropbn.diagnose.random_draws.reached`.
-      by_hand: where draws stand -> the module around them that test mode makes an identity. It is a noise
-        without being registered: it is switched off by leaving it out.
+      by_hand: where draws stand -> the module around them that test mode makes an identity, or does not call.
+        It is a noise without being registered: it is switched off by leaving it out.
+      passes: those modules, and what each gives back then: its first argument if the number is 0, otherwise a
+        tuple of so many.
       within: where draws stand -> the registered layer around them that does more than add noise.
       states: modules with running state that is not a batch normalization's, by name, and the batch
         normalizations that each reaches first.
@@ -86,6 +89,7 @@ class Layers(NamedTuple):
     draws: dict[str, list[str]]
     test_draws: dict[str, list[str]]
     by_hand: dict[str, Path]
+    passes: dict[Path, int]
     within: dict[str, Path]
     states: dict[str, list[str]]
     marked: dict[str, Marked]
@@ -201,14 +205,18 @@ class _Trace(NamedTuple):
 
     Attributes:
       noises, norms: path -> (whether it is on, the smallest number of values per channel, what it is).
-      identities: the modules that return their first argument.
+      called: the modules that it calls.
+      identities: the modules that return their first arguments; how many, as of `Layers.passes`.
+      alike: the modules without variables that return other arrays of the same shapes.
       noisy: the registered layers that do more than add noise.
       elsewhere, moved, draws, states, marked, epsilon, returned, traced: see `Layers`.
     """
 
     noises: dict[Path, tuple[bool, float, Noise]]
     norms: dict[Path, tuple[bool, float, Norm]]
-    identities: set[Path]
+    called: set[Path]
+    identities: dict[Path, int]
+    alike: dict[Path, int]
     noisy: set[Path]
     elsewhere: dict[Path, str]
     moved: dict[Path, str]
@@ -226,11 +234,17 @@ def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
     arrays, rebuild = split(jax.tree.unflatten(treedef, leaves))
     streams = list(dict.fromkeys(["dropout", *(model.call.rngs or ())]))
     train, test = (_trace(model, arrays, rebuild, streams, testing) for testing in (False, True))
-    by_hand = _around([where for where in train.draws if where not in test.draws], test.identities)
+    passes = dict(test.identities)
+    if (
+        test.called <= train.called
+    ):  # Otherwise test mode may do something in the place of what it leaves out.
+        passes |= {path: number for path, number in train.alike.items() if path not in test.called}
+    by_hand = _around([where for where in train.draws if where not in test.draws], passes)
+    passes = {path: passes[path] for path in by_hand.values()}
     within = _around(train.draws, train.noisy)
     noises = _uses(train.noises, test.noises) | {path: Use(True, False) for path in by_hand.values()}
     norms, marked = _uses(train.norms, test.norms), test.marked | train.marked
-    found = train.draws, test.draws, by_hand, within, train.states, marked, train.epsilon
+    found = train.draws, test.draws, by_hand, passes, within, train.states, marked, train.epsilon
     both = (train.returned, test.returned), (train.traced, test.traced)
     elsewhere = train.elsewhere | test.elsewhere
     return Layers(noises, norms, elsewhere, train.moved, tuple(streams), *found, *both)
@@ -239,7 +253,9 @@ def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
 def _trace(model, arrays, rebuild, streams, testing):
     noises: dict[Path, tuple[bool, float, Noise]] = {}
     norms: dict[Path, tuple[bool, float, Norm]] = {}
-    identities: set[Path] = set()
+    called: set[Path] = set()
+    identities: dict[Path, int] = {}
+    alike: dict[Path, int] = {}
     noisy: set[Path] = set()
     elsewhere: dict[Path, str] = {}
     moved: dict[Path, str] = {}
@@ -256,7 +272,7 @@ def _trace(model, arrays, rebuild, streams, testing):
         interceptor = interception.interceptor(TEST if testing else TRAIN, note=note)
         variables, args, kwargs = rebuild(arrays)
         given = variables, args, kwargs, testing, rngs, interceptor, True, True
-        with model.intercepting(_Marker(identities, noisy)):
+        with model.intercepting(_Marker(called, identities, alike, noisy)):
             try:
                 returned, updated = model.run_under(*given, keeps_stats=testing)
             except tracing.MissingKey:
@@ -277,8 +293,8 @@ def _trace(model, arrays, rebuild, streams, testing):
     is_key = [number >= len(jaxpr.jaxpr.invars) - len(streams) for number in range(len(jaxpr.jaxpr.invars))]
     draws, states = _apart(random_draws.reached(jaxpr, is_key))
     others = elsewhere, moved, draws, states, marked, layer_marks.coarsest(jaxpr), returned
-    # A tree's keys are in the order of their names.
-    return _Trace(noises, norms, identities, noisy, *others, Traced(jaxpr, tuple(sorted(streams))))
+    others = *others, Traced(jaxpr, tuple(sorted(streams)))  # A tree's keys are in the order of their names.
+    return _Trace(noises, norms, called, identities, alike, noisy, *others)
 
 
 _UNKNOWN = Marked(drawn=float("inf"))
@@ -313,12 +329,14 @@ class _Marker:
     """For `model.Model.intercepting`: marks the outputs of noises, BNs, and others with running state.
 
     Attributes:
-      identities, noisy: see `_Trace`.
+      called, identities, alike, noisy: see `_Trace`.
       numbers: how many marks each layer has.
     """
 
-    def __init__(self, identities: set[Path], noisy: set[Path]) -> None:
-        self.identities, self.noisy = identities, noisy
+    def __init__(
+        self, called: set[Path], identities: dict[Path, int], alike: dict[Path, int], noisy: set[Path]
+    ) -> None:
+        self.called, self.identities, self.alike, self.noisy = called, identities, alike, noisy
         self.numbers: collections.Counter[Path] = collections.Counter()
 
     def __call__(self, run: Callable, args: tuple, kwargs: dict, layer: Layer) -> Any:
@@ -326,8 +344,9 @@ class _Marker:
         norm, noise = norm_of(layer, args, kwargs), registry.of(layer.module, registry.NOISES)
         with tracing.within(layer.path):
             y, x = run(*args, **kwargs), first(args, kwargs)
-        if layer.is_call and y is x:
-            self.identities.add(layer.path)
+        self.called.add(layer.path)
+        if layer.is_call:
+            self._compare(y, args, kwargs, layer)
         if noise and noise.within:
             self.noisy.add(layer.path)
             noise = None  # Its draws are followed, as its output is not its input with noise.
@@ -345,6 +364,15 @@ class _Marker:
             return y
         self.numbers[layer.path] += 1
         return tracing.mark_p.bind(y, x, *leaves, kind=kind, name=tracing.name_of(layer.path), times=1)
+
+    def _compare(self, y, args, kwargs, layer):
+        """Notes whether a module returns its first arguments, or arrays of their shapes."""
+        number = len(y) if type(y) is tuple else 0
+        given = passed_on(args, kwargs, number)
+        if y is given or (number and len(given) == number and all(map(operator.is_, y, given))):
+            self.identities[layer.path] = number
+        elif not layer.leaves() and abstract(y) == abstract(given):
+            self.alike[layer.path] = number
 
 
 def _uses(train, test):

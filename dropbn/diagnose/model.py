@@ -130,7 +130,7 @@ class Model(abc.ABC):
         retrace: bool = False,
     ) -> tuple[Any, dict]:
         """As `apply`, given the positional and keyword arguments without flags."""
-        always_on = left_out = frozenset[Path]()
+        always_on, left_out = frozenset[Path](), dict[Path, int]()
         if not mode.is_training:
             found = self.layers_of(variables, args, kwargs)
             if any(use.test for use in found.norms.values()):
@@ -138,7 +138,7 @@ class Model(abc.ABC):
             if found.unswitched and not mode.noise and mode != TEST:
                 _warn_unswitched(found.unswitched)
             always_on = found.always_on
-            left_out = frozenset(found.by_hand.values()) if mode != TEST and not mode.noise else left_out
+            left_out = found.passes if mode != TEST and not mode.noise else left_out
         interceptor = interception.interceptor(mode, always_on, observe, left_out=left_out)
         output, updated = self.run_under(variables, args, kwargs, mode == TEST, rngs, interceptor, retrace)
         given = {path: leaf for path, leaf in flat_stats(variables).items() if not _is_ours(path)}

@@ -15,8 +15,9 @@ The switches work by interception, on models that know nothing of this package: 
 `dropbn.nn.noise`, `flax.linen.BatchNorm` (subclasses included) and other classes of batch normalizations are
 reached wherever they stand, also inside `nn.scan`, `nn.remat` and `nn.jit`; `dropbn.diagnose.registry` says
 how other types are registered. NNX has the same layers and transformations. A module that draws in training
-and gives its first argument back in test mode, such as drop path, is a noise too. Noise that a model draws
-elsewhere cannot be switched: it is on in every mode but `TEST`. `lint` names it.
+and gives its first arguments back in test mode, such as drop path, is a noise too. So is one that test mode
+does not call. Noise that a model draws elsewhere cannot be switched: it is on in every mode but `TEST`.
+`lint` names it.
 
 What the model itself does is the truth. `TRAIN` and `TEST` are its own modes: every layer runs as the model
 calls it. In all other modes the model runs as in training. A BN that it freezes in training, with

@@ -64,6 +64,11 @@ def first(args: tuple, kwargs: Mapping[str, Any]) -> Any:
     return next(iter((*args, *kwargs.values())), None)
 
 
+def passed_on(args: tuple, kwargs: Mapping[str, Any], number: int) -> Any:
+    """The first argument of a call if `number` is 0, otherwise a tuple of the first `number` of them."""
+    return tuple([*args, *kwargs.values()][:number]) if number else first(args, kwargs)
+
+
 def leaves_of(layer: Layer) -> list[jax.Array]:
     """The arrays that a layer itself keeps besides parameters."""
     collections = (leaves for name, leaves in layer.leaves().items() if name != "params")

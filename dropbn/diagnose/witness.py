@@ -37,7 +37,7 @@ def unseen(model: Model, variables: dict, x: Any, layers: Layers) -> str:
 
     Two arrays of outputs differ if the RMS of their difference is above 1 % of the RMS of the outputs about
     their mean over the batch, and above 16 machine epsilons of the coarsest floats that the model computes. A
-    model with random draws that are known but cannot be switched, or that are on in test mode too, is not
+    model with random draws that cannot be switched, or that are on in test mode too, is not
     judged: its outputs differ in any case.
 
     Args:
@@ -46,7 +46,7 @@ def unseen(model: Model, variables: dict, x: Any, layers: Layers) -> str:
       x: the inputs of a batch.
       layers: of the model.
     """
-    if layers.draws or any(use.test for use in layers.noises.values()):
+    if layers.draws.keys() - layers.by_hand or any(use.test for use in layers.noises.values()):
         return ""
     tolerance = max(_SMALL, _ROUNDINGS * layers.epsilon)
     run, rngs = _program(model), [fold_in(model.rngs(layers), number) for number in (0, 1)]
@@ -70,8 +70,8 @@ def unseen(model: Model, variables: dict, x: Any, layers: Layers) -> str:
 
 
 def _run(model, variables, x, rngs, testing):
-    always_on = model.layers(variables, x).always_on
-    interceptor = interception.interceptor(TEST, always_on)
+    layers = model.layers(variables, x)
+    interceptor = interception.interceptor(TEST, layers.always_on, left_out=layers.passes)
     returned, _ = model.run_under(variables, *model.arguments(x), testing, rngs, interceptor)
     return model.call.output(returned)
 

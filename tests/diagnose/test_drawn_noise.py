@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dropbn.diagnose import lint, recalibrate, surgery
+from dropbn.diagnose import lint, modes, recalibrate, surgery
 from dropbn.diagnose.linen import Model
 from dropbn.diagnose.noise_flow import follow, marks
+from dropbn.nn import noise
 
 random = jax.random
 SHAPE = (32, 8, 8, 8)
@@ -250,6 +251,42 @@ def test_a_draw_of_test_mode_is_named():
     variables = always.init(keys, jnp.ones(SHAPE))
     with pytest.warns(UserWarning, match="belong to no noise of their own stay: test_drawn_noise.py:"):
         surgery.without_noise(always).apply(variables, jnp.ones(SHAPE), rngs=keys)
+
+
+class _Mask(nn.Module):
+    """Hides some rows of each example, and hands the padding on."""
+
+    @nn.compact
+    def __call__(self, x, padding):
+        return x * (random.uniform(self.make_rng("dropout"), (*x.shape[:2], 1)) < 0.5), padding
+
+
+class _Masked(nn.Module):
+    """Calls a noise that returns two arrays, in training alone."""
+
+    @nn.compact
+    def __call__(self, x, padding, train=False):
+        if train:
+            x, padding = _Mask(name="mask")(x, padding)
+        x = nn.BatchNorm(use_running_average=not train, name="bn")(x)
+        return (x * padding[..., None]).mean(1)
+
+
+def test_a_noise_that_returns_several_arrays_in_training_alone_is_switched():
+    x, padding = random.normal(random.key(0), (16, 4, 3)), jnp.ones((16, 4)).at[:, 3].set(0)
+    model, keys = _Masked(), {"dropout": random.key(1)}
+    variables = model.init({"params": random.key(2), **keys}, x, padding)
+    y, _ = modes.apply(model, variables, x, padding, mode=modes.Mode(False, "batch", False), rngs=keys)
+    each = np.float64(x).reshape(-1, 3)
+    clean = (x - each.mean(0)) / np.sqrt(each.var(0) + 1e-5) * padding[..., None]
+    np.testing.assert_allclose(y, clean.mean(1), atol=1e-5)
+    given = {"train": True, "mutable": ["batch_stats"], "rngs": keys}
+    quiet, _ = surgery.without_noise(model).apply(variables, x, padding, **given)
+    np.testing.assert_allclose(quiet, y, atol=1e-6)
+    (row,) = lint.check(model, x, padding).rows
+    assert (row["code"], row["norm"]) == ("DBN101", "bn") and row["ratio"] == pytest.approx(2, rel=1e-3)
+    swapped = surgery.swap_noise(model, to=noise.Dropout(1.0)).apply(variables, x, padding, **given)[0]
+    np.testing.assert_array_equal(swapped, 0)
 
 
 def test_the_closed_form_takes_drawn_noise_out_of_the_statistics():

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import flax
@@ -33,6 +34,7 @@ class NoiseCall(NamedTuple):
       others: its other arguments, flags included if it is drawn by hand.
       trace: the trace of JAX in which it is called.
       by_hand: whether it is no registered noise; see `dropbn.diagnose.layers.Layers.by_hand`.
+      passes: how many of its arguments such a noise returns, as of `dropbn.diagnose.layers.Layers.passes`.
       within: whether the layer does more than add noise; see `dropbn.diagnose.registry.Switch`.
     """
 
@@ -43,6 +45,7 @@ class NoiseCall(NamedTuple):
     others: dict
     trace: Any
     by_hand: bool = False
+    passes: int = 0
     within: bool = False
 
     @property
@@ -73,7 +76,7 @@ class NoiseCall(NamedTuple):
             same = noise if type(noise) is type(self.module) else self.module
             same = same.clone(parent=scope or self.module.scope, name=self.module.name)
             y = type(same).__call__(same, x, **self.others)
-            if y is x or type(noise) is type(self.module):
+            if (y[0] if self.passes else y) is x or type(noise) is type(self.module):
                 return y
             off = False
         switch = registry.of(noise, registry.NOISES)
@@ -217,14 +220,14 @@ def _by_hand(model, variables, args, kwargs, initializing):
         called, given = Model.of(model), (bound.args[1:], bound.kwargs)
         layers = called.layers_of(called.shapes(*given) if initializing else variables, *given)
         stay = layers.unswitched + layers.draws_in_both
-        return {tracing.name_of(path) for path in layers.by_hand.values()}, stay
+        return {tracing.name_of(path): number for path, number in layers.passes.items()}, stay
 
     # A thread of its own has no interceptors, and none of the traces in which the model is called.
     with ThreadPoolExecutor(1) as thread:
         try:
             return thread.submit(found).result()
         except Exception:  # It cannot be traced in both modes, so only registered noises are known.
-            return set(), []
+            return {}, []
 
 
 def _fresh(numbers=itertools.count()):
@@ -254,7 +257,7 @@ def _turn(surgeries):
 
 
 @contextlib.contextmanager
-def _operating(operation, calls, root=(), put=lambda name, module, y: y, by_hand=frozenset()):
+def _operating(operation, calls, root=(), put=lambda name, module, y: y, by_hand=MappingProxyType({})):
     """Hands noises to `operation` and outputs to `put`; notes in `calls` the call of each noise, or None."""
     me, running = object(), set()
 
@@ -270,11 +273,13 @@ def _operating(operation, calls, root=(), put=lambda name, module, y: y, by_hand
         try:
             call, x = None, None
             if turns[-1] is me:
-                call, x = _noise_call(name, context, args, kwargs, name in by_hand)
+                call, x = _noise_call(name, context, args, kwargs, by_hand.get(name))
             if call:
                 calls[name] = call._replace(module=module.clone(parent=None))
             with _turn(turns[:-1] if call else turns):
                 y = operation(call, x) if call else run(*args, **kwargs)
+            if call and call.passes and type(y) is not tuple:
+                y = (y, *list(call.others.values())[: call.passes - 1])
         finally:
             if not inner:
                 running.remove(name)
@@ -285,17 +290,20 @@ def _operating(operation, calls, root=(), put=lambda name, module, y: y, by_hand
         yield
 
 
-def _noise_call(name, context, args, kwargs, by_hand):
-    """The `NoiseCall` of a noise and its input; None for both if the layer is no noise."""
+def _noise_call(name, context, args, kwargs, passes):
+    """The `NoiseCall` of a noise and its input; None for both if the layer is no noise.
+
+    `passes` is that of a noise drawn by hand, None of another layer.
+    """
     switch = registry.of(context.module, registry.NOISES)
     signature = inspect.signature(context.orig_method)
     is_registered = switch is not None and switch.flag in signature.parameters
-    if not (by_hand or is_registered):
+    if passes is None and not is_registered:
         return None, None
     (_, x), *rest = signature.bind(*args, **kwargs).arguments.items()
     others, trace = dict(rest), context.module.scope.trace_level
     if switch is None:
-        return NoiseCall(name, context.module, None, None, others, trace, by_hand=True), x
+        return NoiseCall(name, context.module, None, None, others, trace, by_hand=True, passes=passes), x
     flags = getattr(context.module, switch.flag, None), others.pop(switch.flag, None)
     built_off, called_off = (None if flag is None else flag == switch.test for flag in flags)
     return NoiseCall(name, context.module, built_off, called_off, others, trace, within=switch.within), x
@@ -318,4 +326,5 @@ def _put(call, y, name, target, path):
     # Every call gets its own key, and the path that the noise had, so that its name is still the old one.
     scope = target.scope.push(registry.OURS + call.name, reuse=True)
     scope.path = path
-    return call.run(y, scope=scope)
+    moved = call.run(y, scope=scope)
+    return moved[0] if call.passes else moved
