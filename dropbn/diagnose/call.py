@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dropbn.diagnose.flags import flags_of
+from dropbn.diagnose.flags import flags_of, is_bool
 from dropbn.diagnose.given import check_rngs
 from dropbn.diagnose.outputs import Chosen
 from dropbn.errors import DropbnError, shown
@@ -114,6 +114,7 @@ class Call:
             for name, parameter in parameters.items()
             if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
             and name not in known
+            and not is_bool(parameter)
         ]
         required = [name for name, default in positional if default is inspect.Parameter.empty]
         takes_any = any(each.kind is each.VAR_POSITIONAL for each in parameters.values())

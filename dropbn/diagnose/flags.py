@@ -43,6 +43,11 @@ def flags_of(parameters: Mapping[str, inspect.Parameter]) -> dict[str, tuple[Any
     return found
 
 
+def is_bool(parameter: inspect.Parameter) -> bool:
+    """Whether the default or the annotation of a parameter says that it is a bool."""
+    return isinstance(parameter.default, bool) or "bool" in str(parameter.annotation)
+
+
 def left_out(
     own: Mapping[str, Any],
     parameters: Mapping[str, inspect.Parameter],

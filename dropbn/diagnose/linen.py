@@ -15,7 +15,6 @@ import flax.linen as nn
 from dropbn.diagnose import flags, model, registry, tracing
 from dropbn.diagnose.call import Call
 from dropbn.diagnose.flags import FLAGS, flags_of
-from dropbn.diagnose.layers import Layers
 from dropbn.diagnose.seam import Interceptor
 from dropbn.diagnose.tracing import MissingKey, Path, split
 from dropbn.errors import DropbnError
@@ -86,8 +85,9 @@ class Model(model.Model):
         module = inspect.unwrap(self.test if testing else self.train)
         return {flag: getattr(module, flag, None) for flag in FLAGS}
 
-    def has_one_mode(self, layers: Layers) -> bool:
-        return not self.is_pair and self.train == self.test and super().has_one_mode(layers)
+    @property
+    def is_told(self) -> bool:
+        return self.is_pair or self.train != self.test or super().is_told
 
     def intercepting(self, interceptor: Interceptor) -> contextlib.AbstractContextManager:
         def intercept(run, args, kwargs, context):

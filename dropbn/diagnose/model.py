@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax
 from flax.traverse_util import unflatten_dict
 
-from dropbn.diagnose import flags, interception, layers, outputs, registry
+from dropbn.diagnose import flag_search, flags, interception, layers, outputs, registry
 from dropbn.diagnose.call import Call
 from dropbn.diagnose.flags import flags_of
 from dropbn.diagnose.interception import TEST, Mode, Observe
@@ -178,10 +178,13 @@ class Model(abc.ABC):
         return args, kwargs | self._flags(testing, args, kwargs)
 
     def _flags(self, testing, args, kwargs):
-        """The arguments that say training, or test: known flags that the call leaves out, then its own."""
+        """The arguments that say training, or test: known flags left out, those of the call, or one found."""
         own = self.own_flags(testing)
         found = flags.left_out(own, self.parameters, args, kwargs, testing)
         found |= (self.call.test_kwargs if testing else self.call.train_kwargs) or {}
+        if not self.is_told:
+            searched = flag_search.find(self, *abstract((args, kwargs)))
+            found |= {name: values[testing] for name, values in searched.items()}
         try:
             inspect.Signature(list(self.parameters.values())).bind(*args, **{**kwargs, **found})
         except TypeError as error:
@@ -222,16 +225,25 @@ class Model(abc.ABC):
         streams = ["dropout", *(stream for stream in layers.streams if stream != "dropout")]
         return {stream: jax.random.key(number) for number, stream in enumerate(streams)}
 
-    def has_one_mode(self, layers: Layers) -> bool:
-        """Whether nothing tells training from test mode."""
-        uses, own = [*layers.noises.values(), *layers.norms.values()], self.own_flags(testing=False)
-        told = (
+    @property
+    def is_told(self) -> bool:
+        """Whether something that is known says training: an argument, a flag, or a pair of models."""
+        own = self.own_flags(testing=False)
+        return (
             self.call.train_kwargs is not None
             or self.call.test_kwargs is not None
             # One that the model was constructed with is not for the caller to tell.
             or any(own.get(flag) is None for flag in flags_of(self.parameters))
         )
-        return bool(uses) and not told and all(use.train == use.test for use in uses)
+
+    def telling(self, train_kwargs: Mapping[str, Any], test_kwargs: Mapping[str, Any]) -> "Model":
+        """The same model with other arguments that say training, and test."""
+        return self._with(train_kwargs=train_kwargs, test_kwargs=test_kwargs)
+
+    def has_one_mode(self, layers: Layers) -> bool:
+        """Whether nothing tells training from test mode."""
+        uses = [*layers.noises.values(), *layers.norms.values()]
+        return bool(uses) and not self.is_told and all(use.train == use.test for use in uses)
 
     def refuse_one_mode(self, layers: Layers) -> None:
         """Raises where nothing tells training from test mode."""

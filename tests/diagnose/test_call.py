@@ -4,6 +4,7 @@ import re
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from public_style_models import Constructed, Critic, Phase, Plain, PolicyAndValue, StringMode
@@ -116,6 +117,90 @@ def test_modes_that_are_none():
         modes.Mode(True, "batch", None)
     with _refused("mode='train' is no Mode: give modes.TRAIN, modes.TEST or modes.Mode(noise, batch_norm"):
         modes.apply(Plain(), PLAIN, X, mode="train")
+
+
+class Unknown(nn.Module):
+    """Drops and normalizes by flags of unknown names."""
+
+    def dropped(self, x, is_on):
+        x = nn.Dropout(0.5)(x, deterministic=not is_on)
+        return nn.BatchNorm(use_running_average=not is_on, momentum=0.5)(x)
+
+
+class Required(Unknown):
+    @nn.compact
+    def __call__(self, x, phase):
+        return self.dropped(x, phase)
+
+
+class Evaluates(Unknown):
+    @nn.compact
+    def __call__(self, x, returns_both=False, is_eval_mode=True):
+        y = self.dropped(x, not is_eval_mode)
+        return (y, x) if returns_both else y
+
+
+class Halve(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return 2 * x * jax.random.bernoulli(self.make_rng("dropout"), 0.5, x.shape)
+
+
+class ByHand(Unknown):
+    @nn.compact
+    def __call__(self, x, *, use_noise: "bool | None" = None):
+        x = Halve()(x) if use_noise else x
+        return nn.BatchNorm(use_running_average=not use_noise, momentum=0.5)(x)
+
+
+@pytest.mark.parametrize(
+    ("kind", "flag", "training"),
+    [
+        pytest.param(Required, "phase", True, marks=pytest.mark.slow),
+        pytest.param(Evaluates, "is_eval_mode", False, marks=pytest.mark.slow),
+        (ByHand, "use_noise", True),
+    ],
+)
+def test_a_flag_of_an_unknown_name_is_found_by_what_it_does(kind, flag, training):
+    model, x = kind(), np.float32(1 + np.random.default_rng(0).normal(size=(64, 3)))
+    variables = {"params": {"BatchNorm_0": {"scale": jnp.ones(3), "bias": jnp.zeros(3)}}}
+    variables["batch_stats"] = {"BatchNorm_0": {"mean": jnp.ones(3), "var": jnp.full(3, 2.0)}}
+    with pytest.warns(UserWarning, match=f"^{flag}={training} is taken to say training"):
+        (found,) = lint.check(model, x).rows
+    assert (found["code"], found["ratio"]) == ("DBN101", pytest.approx(0.5))
+    (row,) = shift.measure(model, variables, [x]).rows
+    assert row["ratio"] == pytest.approx(np.float64(x).var(0).mean() / 2, rel=1e-6)
+    keys = {"dropout": jax.random.key(3)}
+    (row,) = shift.predict(model, variables, [x], rngs=keys).rows
+    folded = {"rngs": {"dropout": jax.random.fold_in(keys["dropout"], 0)}, "mutable": ["batch_stats"]}
+    _, moved = model.apply(variables, x, **{flag: training}, **folded)
+    var = 2 * np.float64(moved["batch_stats"]["BatchNorm_0"]["var"]) - 2
+    assert row["moving_var"] == pytest.approx(var.mean(), rel=1e-5)
+    y, _ = surgery.without_noise(model).apply(variables, x, **{flag: training}, **folded)
+    np.testing.assert_allclose(y, (x - x.mean(0)) / np.sqrt(x.var(0) + 1e-5), atol=1e-5)
+
+
+def test_several_flags_of_unknown_names_are_asked_for():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x, update=True, running: bool | None = None):
+            return nn.BatchNorm(use_running_average=not update if running is None else running)(x)
+
+    asked = "update and running change noise or batch normalization: give train_kwargs={'update': True}, "
+    with _refused(asked + "test_kwargs={'update': False}; or train_kwargs={'running': False}, test_kwargs="):
+        lint.check(Two(), X)
+
+
+def test_an_argument_that_changes_the_variables_is_no_flag():
+    class Heads(nn.Module):
+        @nn.compact
+        def __call__(self, x, with_head=False):
+            x = nn.BatchNorm(use_running_average=True)(x)
+            return nn.Dropout(0.5, deterministic=False)(nn.Dense(3)(x)) if with_head else x
+
+    assert [row["code"] for row in lint.check(Heads(), X, train_kwargs={}, test_kwargs={}).rows] == ["DBN304"]
+    with _refused("Which argument of Heads(x, with_head) says training? No name is known."):
+        lint.check(Heads(), X)
 
 
 def test_a_model_that_says_nothing_of_its_modes():

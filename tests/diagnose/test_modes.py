@@ -241,15 +241,15 @@ def test_a_model_that_tells_its_mode_by_what_is_mutable_is_run_in_it():
 def test_what_says_training_is_asked_for_and_taken_from_the_answer():
     class Net(nn.Module):
         @nn.compact
-        def __call__(self, x, learn=True):
-            return nn.BatchNorm()(x, use_running_average=not learn)
+        def __call__(self, x, learn="yes"):
+            return nn.BatchNorm()(x, use_running_average=learn != "yes")
 
-    variables = _init(Net(), "learn", True)
+    variables = _init(Net(), "learn", "yes")
     with pytest.raises(DropbnError, match=r"Which argument of Net\(x, learn\) says training"):
         modes.apply(Net(), variables, X, mode=modes.TEST)
-    told = {"train_kwargs": {"learn": True}, "test_kwargs": {"learn": False}}
+    told = {"train_kwargs": {"learn": "yes"}, "test_kwargs": {"learn": "no"}}
     output, _ = modes.apply(Net(), variables, X, mode=modes.TEST, **told)
-    _same(output, Net().apply(variables, X, learn=False))
+    _same(output, Net().apply(variables, X, learn="no"))
     # What one call has told is not taken for told by the next.
     given = Net(), variables, [X]
     assert shift.measure(*given, train_kwargs={}, test_kwargs={}).rows

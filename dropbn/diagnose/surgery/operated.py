@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 from flax.core import Scope
 
-from dropbn.diagnose import interception, registry, tracing
+from dropbn.diagnose import flag_search, interception, registry, tracing
 from dropbn.diagnose.flags import flags_of
 from dropbn.diagnose.linen import Model
 from dropbn.errors import DropbnError, unknown
@@ -214,10 +214,19 @@ def _by_hand(model, variables, args, kwargs, initializing):
     signature = inspect.signature(type(inspect.unwrap(model)).__call__)
 
     def found():
-        bound = signature.bind(model, *args, **kwargs)
-        for flag in flags_of(signature.parameters):
-            bound.arguments.pop(flag, None)
-        called, given = Model.of(model), (bound.args[1:], bound.kwargs)
+        called, known = Model.of(model), {*flags_of(signature.parameters)}
+
+        def without(flags):
+            bound = signature.bind(model, *args, **kwargs)
+            for flag in flags & bound.arguments.keys():
+                del bound.arguments[flag]
+            return bound.args[1:], bound.kwargs
+
+        if not called.is_told:
+            given = signature.bind(model, *args, **kwargs).arguments
+            bools = {name for name, value in given.items() if isinstance(value, bool)}
+            known |= {*flag_search.find(called, *tracing.abstract(without(known | bools)))}
+        given = without(known)
         layers = called.layers_of(called.shapes(*given) if initializing else variables, *given)
         stay = layers.unswitched + layers.draws_in_both
         return {tracing.name_of(path): number for path, number in layers.passes.items()}, stay
