@@ -39,6 +39,8 @@ def find(model: "Model", treedef: Any, leaves: tuple) -> dict[str, tuple[bool, b
             return {}
         values = {name: thread.submit(_training, model, args, kwargs, name).result() for name in names}
     found = {name: (value, not value) for name, value in values.items() if value is not None}
+    if len(found) > 1:  # One whose default is None follows another.
+        found = {name: found[name] for name in found if model.parameters[name].default is not None} or found
     if len(found) > 1:
         told = "; or ".join(
             f"train_kwargs={{{name!r}: {value}}}, test_kwargs={{{name!r}: {other}}}"

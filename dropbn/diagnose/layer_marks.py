@@ -60,6 +60,15 @@ def read(jaxpr: jax.extend.core.ClosedJaxpr) -> dict[str, Marked]:
     return found
 
 
+def inputs_of_output(jaxpr: jax.extend.core.ClosedJaxpr) -> set[int]:
+    """The numbers of the inputs on which an output depends, or may depend through a nested jaxpr."""
+    needed = {var for var in jaxpr.jaxpr.outvars if not isinstance(var, jax.extend.core.Literal)}
+    for eqn in reversed(jaxpr.jaxpr.eqns):
+        if not needed.isdisjoint(eqn.outvars):
+            needed |= {var for var in eqn.invars if not isinstance(var, jax.extend.core.Literal)}
+    return {number for number, var in enumerate(jaxpr.jaxpr.invars) if var in needed}
+
+
 def coarsest(jaxpr: jax.extend.core.ClosedJaxpr) -> float:
     """The largest machine epsilon of the floats that a traced model computes."""
     values = (var.aval for eqn in _equations(jaxpr.jaxpr) for var in eqn.outvars)

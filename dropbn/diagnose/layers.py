@@ -63,8 +63,8 @@ class Layers(NamedTuple):
     Attributes:
       noises, norms: by path, in the order of the trace in training, then in test mode.
       elsewhere: BNs whose statistics are in another collection than `batch_stats`, and that collection.
-      moved: modules that keep something else than `batch_stats` and parameters that training moves, and the
-        collection.
+      moved: modules that keep something else than `batch_stats` and parameters that training moves and test
+        mode reads, and the collection.
       streams: the random streams from which the model draws.
       draws, test_draws: the random draws of no registered noise in training and in test mode, and the batch
         normalizations that each reaches first; see `dropbn.diagnose.random_draws.reached`.
@@ -209,7 +209,8 @@ class _Trace(NamedTuple):
       identities: the modules that return their first arguments; how many, as of `Layers.passes`.
       alike: the modules without variables that return other arrays of the same shapes.
       noisy: the registered layers that do more than add noise.
-      elsewhere, moved, draws, states, marked, epsilon, returned, traced: see `Layers`.
+      moved, read: the variables that it replaces, and those on which its output depends.
+      elsewhere, draws, states, marked, epsilon, returned, traced: see `Layers`.
     """
 
     noises: dict[Path, tuple[bool, float, Noise]]
@@ -218,8 +219,9 @@ class _Trace(NamedTuple):
     identities: dict[Path, int]
     alike: dict[Path, int]
     noisy: set[Path]
+    moved: set[Path]
+    read: set[Path]
     elsewhere: dict[Path, str]
-    moved: dict[Path, str]
     draws: dict[str, list[str]]
     states: dict[str, list[str]]
     marked: dict[str, Marked]
@@ -247,7 +249,9 @@ def find(model: Any, treedef: Any, leaves: tuple) -> Layers:
     found = train.draws, test.draws, by_hand, passes, within, train.states, marked, train.epsilon
     both = (train.returned, test.returned), (train.traced, test.traced)
     elsewhere = train.elsewhere | test.elsewhere
-    return Layers(noises, norms, elsewhere, train.moved, tuple(streams), *found, *both)
+    state = (path for path in sorted(train.moved & test.read) if path[0] not in ("params", "batch_stats"))
+    moved = {path[1:-1]: path[0] for path in state}
+    return Layers(noises, norms, elsewhere, moved, tuple(streams), *found, *both)
 
 
 def _trace(model, arrays, rebuild, streams, testing):
@@ -258,7 +262,7 @@ def _trace(model, arrays, rebuild, streams, testing):
     alike: dict[Path, int] = {}
     noisy: set[Path] = set()
     elsewhere: dict[Path, str] = {}
-    moved: dict[Path, str] = {}
+    moved: set[Path] = set()
 
     def note(layer, norm, is_on, values):
         if norm and not norm.is_measured:
@@ -292,7 +296,10 @@ def _trace(model, arrays, rebuild, streams, testing):
     noises |= {path: (False, *noises[path][1:]) for path in idle}
     is_key = [number >= len(jaxpr.jaxpr.invars) - len(streams) for number in range(len(jaxpr.jaxpr.invars))]
     draws, states = _apart(random_draws.reached(jaxpr, is_key))
-    others = elsewhere, moved, draws, states, marked, layer_marks.coarsest(jaxpr), returned
+    variables, *_ = rebuild([*range(len(arrays))])
+    inputs = layer_marks.inputs_of_output(jaxpr)
+    read = {path for path, number in _flat(variables).items() if number in inputs}
+    others = moved, read, elsewhere, draws, states, marked, layer_marks.coarsest(jaxpr), returned
     others = *others, Traced(jaxpr, tuple(sorted(streams)))  # A tree's keys are in the order of their names.
     return _Trace(noises, norms, called, identities, alike, noisy, *others)
 
@@ -300,11 +307,14 @@ def _trace(model, arrays, rebuild, streams, testing):
 _UNKNOWN = Marked(drawn=float("inf"))
 
 
+def _flat(variables):
+    return flatten_dict(flax.core.unfreeze(dict(variables)))
+
+
 def _moved(variables, updated):
-    """The modules that have replaced a variable of theirs outside `params` and `batch_stats`."""
-    given, found = (flatten_dict(flax.core.unfreeze(dict(each))) for each in (variables, updated))
-    replaced = (path for path, leaf in found.items() if path in given and given[path] is not leaf)
-    return {path[1:-1]: path[0] for path in replaced if path[0] not in ("params", "batch_stats")}
+    """The paths of the variables that a run has replaced."""
+    given = _flat(variables)
+    return {path for path, leaf in _flat(updated).items() if path in given and given[path] is not leaf}
 
 
 def _apart(reached):

@@ -183,9 +183,17 @@ def test_a_flag_of_an_unknown_name_is_found_by_what_it_does(kind, flag, training
 def test_several_flags_of_unknown_names_are_asked_for():
     class Two(nn.Module):
         @nn.compact
-        def __call__(self, x, update=True, running: bool | None = None):
-            return nn.BatchNorm(use_running_average=not update if running is None else running)(x)
+        def __call__(self, x, update=True, running=False, frozen: bool | None = None):
+            frozen = running or not update if frozen is None else frozen
+            return nn.BatchNorm(use_running_average=frozen)(x)
 
+    class One(Two):
+        @nn.compact
+        def __call__(self, x, update=True, frozen: bool | None = None):
+            return nn.BatchNorm(use_running_average=not update if frozen is None else frozen)(x)
+
+    with pytest.warns(UserWarning, match="update=True is taken to say training"):
+        assert lint.check(One(), X).rows == []
     asked = "update and running change noise or batch normalization: give train_kwargs={'update': True}, "
     with _refused(asked + "test_kwargs={'update': False}; or train_kwargs={'running': False}, test_kwargs="):
         lint.check(Two(), X)

@@ -253,6 +253,39 @@ def test_a_draw_of_test_mode_is_named():
         surgery.without_noise(always).apply(variables, jnp.ones(SHAPE), rngs=keys)
 
 
+class _Leaky(nn.Module):
+    """A leaky ReLU whose negative slope is drawn, behind a BN and before another."""
+
+    shift: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = self.shift + nn.BatchNorm(use_running_average=not train, name="before")(x)
+        slope = 0.25
+        if train:
+            slope = random.uniform(self.make_rng("dropout"), x.shape, maxval=0.5)
+        x = jnp.where(x < 0, slope * x, x)
+        x = nn.Dense(4, use_bias=False)(x) if self.shift else x
+        return nn.BatchNorm(use_running_average=not train, name="bn")(x)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_a_noise_on_a_part_of_the_data_adds_what_it_does_there(shift):
+    """Var[y] = E[f(z)^2] - E[f(z)]^2 and Var[m] E[z^2; z < 0] for z normal, by 10^7 draws of z."""
+    z = shift + np.random.default_rng(0).normal(size=10**7)
+    f, added = np.where(z < 0, 0.25 * z, z), 0.5**2 / 12 * np.square(z[z < 0]).sum() / z.size
+    (row,) = [row for row in lint.check(_Leaky(shift), jnp.ones((8, 6))).rows if row["norm"] == "bn"]
+    assert row["code"] == ("DBN102" if shift else "DBN101")
+    assert row["ratio"] == pytest.approx(f.var() / (f.var() + added), abs=2e-4)
+    if shift:
+        variables = _Leaky(shift).init(random.key(0), jnp.ones((8, 6)))
+        weights, var = variables["params"]["Dense_0"]["kernel"], np.full(4, 5.0)
+        variables["batch_stats"]["bn"]["var"] = var
+        rows = lint.check(_Leaky(shift), jnp.ones((8, 6)), variables=variables).rows
+        (ratio,) = [row["ratio"] for row in rows if row["code"] == "DBN102"]
+        assert 1 - ratio == pytest.approx(added * np.square(weights).sum() / var.sum(), rel=1e-3)
+
+
 class _Mask(nn.Module):
     """Hides some rows of each example, and hands the padding on."""
 

@@ -326,18 +326,23 @@ def _ratio(facts: Facts, noise: str, norm: str, carried: Path) -> tuple[float | 
         if variance is not None:
             given = "running statistics" + ("" if how.startswith("directly") else " and weights")
             return float(variance.mean() / reached.var.mean()), f"that of the {given}"
+    if not carried.is_whole and carried.partial is None:
+        return None, "unknown where the noise changes a part of the data"
     known = carried.mean is not None and carried.variance
-    c, v = (carried.mean, carried.variance) if known else (0.0, 1.0)
+    c, v = 0.0, 1.0
+    if carried.mean is not None and carried.variance:
+        c, v = carried.mean, carried.variance
     assumption = f"for inputs of mean {c:.2g} and variance {v:.2g}" + (
         " behind a unit Gaussian" if known else ""
     )
-    if carried.way == Way.DIRECT and carried.degree != 1:
+    if carried.way == Way.DIRECT and carried.degree != 1 and carried.is_whole:
         assumption += ", as if nothing lay between"
     elif carried.way != Way.DIRECT and carried.weights:
         assumption += ", weights of mean 0"
     if carried.way == Way.SKIP:
         assumption += "; at least this, because the skip adds variance"
-    return float(v / drawn.affine.train_variance(c, v)), assumption
+    in_training = drawn.affine.train_variance(c, v) if carried.partial is None else v + carried.partial
+    return float(v / in_training), assumption
 
 
 def _advice(s2, ratio, way, is_drop_path):

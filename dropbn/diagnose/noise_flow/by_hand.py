@@ -70,7 +70,7 @@ class _ByHand(Follower):
         if not (name := self.forms.take(key, value)):
             return value
         self.followed.noises[name] = self.forms.noises[name]
-        return forms.fresh(self.noise(name, value), value.form.label)
+        return forms.fresh(self.noise(name, self.forms.in_test_mode(key, value)), value.form.label)
 
     def _drawn(self, eqn, values):
         where = random_draws.where(self.calls)

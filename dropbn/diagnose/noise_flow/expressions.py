@@ -137,6 +137,19 @@ def equal(a: tuple[Expression, ...], b: tuple[Expression, ...]) -> bool:
     return all(np.array_equal(*pair) for pair in zip(values[: len(a)], values[len(a) :], strict=True))
 
 
+def by_channel(expression: Expression, size: int) -> np.ndarray | None:
+    """The numbers of an expression that is not drawn, one or `size` of them along its last axis.
+
+    None if they are unknown, or vary along another axis.
+    """
+    leaves = (node for node in _nodes(expression) if node.eqn is None and not node.operands)
+    if not expression.is_elementwise or any(leaf.value is None for leaf in leaves):
+        return None
+    (values,) = (np.broadcast_to(each, _GRID) for each in _on_grid([expression], 0))
+    found = values[:1] if np.all(values == values[0]) else values[:size]
+    return found.astype(np.float64) if np.array_equal(np.resize(found, _GRID), values) else None
+
+
 def is_positive(m: Expression) -> bool:
     """Whether m >= 0, as far as a grid or some draws tell."""
     values = _values([m], 0)

@@ -114,6 +114,8 @@ class Follower:
             output = self._concatenate(eqn, values)
         elif name in functions.SHAPES:
             output = functions.reshaped(eqn, values)
+        elif name == "select_n":
+            output = self._selected(eqn, *values)
         elif name in arithmetic.ELEMENTWISE:
             output = functions.elementwise(eqn, values)
         else:
@@ -231,6 +233,25 @@ class Follower:
                 path, way=way, weights=through, degree=None, channels=None, added=added
             )
         return Value(True, merged, a.ancestors | b.ancestors, origin="weights")
+
+    def _selected(self, eqn, which, *cases):
+        """Selects from several arrays. A noise that some of them carry adds variance where they are taken."""
+        output = functions.elementwise(eqn, [which, *cases])
+        if output.gauss is None or not which.data:
+            return output
+        for noise, path in output.paths.items():
+            if path.is_whole or noise in which.paths or path.way != Way.DIRECT:
+                continue
+            drawn = self.followed.noises.get(base(noise))
+            parts = [
+                variance.added(drawn, case.paths[noise], case.gauss, taken=which.gauss == number)
+                for number, case in enumerate(cases)
+                if noise in case.paths
+            ]
+            if (added := functions.total(parts, output.gauss.shape[-1])) is not None:
+                path = functions.with_moments(path, output.gauss)
+                output.paths[noise] = dataclasses.replace(path, added=added, partial=float(added.mean()))
+        return output
 
     def _concatenate(self, eqn, values):
         sizes = [var.aval.shape[-1] for var in eqn.invars]

@@ -21,6 +21,7 @@ SHAPES = frozenset(
     "reshape transpose squeeze expand_dims broadcast_in_dim convert_element_type copy pad slice rev "  # noqa: SIM905
     "stop_gradient reduce_precision dynamic_slice sharding_constraint".split()
 )
+_SELECTIONS = frozenset({"select_n", "max", "min"})
 _CHEAP = SHAPES | arithmetic.ELEMENTWISE | {"iota", "reduce_sum", "reduce_max"}
 
 
@@ -91,7 +92,13 @@ def elementwise(eqn: Eqn, values: list[Value]) -> Value:
         if degree == 0:
             continue
         keeps = eqn.primitive.name in ("add", "sub", "neg") and len(data) == 1
-        merged[noise] = dataclasses.replace(path, degree=degree, added=path.added if keeps else None)
+        is_mixed = eqn.primitive.name in _SELECTIONS and any(noise not in value.paths for value in data)
+        merged[noise] = dataclasses.replace(
+            path,
+            degree=degree,
+            added=path.added if keeps else None,
+            is_whole=path.is_whole and not (is_mixed and degree is None),
+        )
     same = all(value.gauss is not None and value.source == data[0].source for value in data)
     known = same and all(value.data or value.constant is not None for value in values)
     gauss = result if known and result is not None and np.ndim(result) == 2 else None
@@ -201,6 +208,16 @@ def fit(values: np.ndarray, size: int) -> np.ndarray | None:
     if size % number:
         return None
     return np.tile(values, (*(1,) * (values.ndim - 1), size // number))
+
+
+def total(parts: list[np.ndarray | None], size: int) -> np.ndarray | None:
+    """The sum of values by channel, (size,); None if one is unknown."""
+    found = np.zeros(size)
+    for part in parts:
+        if part is None:
+            return None
+        found = found + part
+    return found
 
 
 def with_moments(path: Path, gauss: np.ndarray | None) -> Path:

@@ -28,7 +28,11 @@ class Path:
       is_factor: the noise multiplies, and E[m] = 1; nothing is added.
       mean, variance: moments of the array that m multiplied last, averaged over channels; None if unknown.
       channels: which channels carry the noise, a bool array; None for all. Concatenation leaves some free.
-      added: the variance that the noise adds to each channel, once it has passed weights; None if unknown.
+      added: the variance that the noise adds to each channel, once it has passed weights or a selection; None
+        if unknown.
+      is_whole: whether it changes the whole array, and not only what a selection takes of it.
+      partial: the variance that it adds to an array of which it changes a part, averaged over channels; None
+        if unknown.
     """
 
     way: Way = Way.DIRECT
@@ -40,6 +44,8 @@ class Path:
     variance: float | None = None
     channels: Any = None
     added: Any = None
+    is_whole: bool = True
+    partial: float | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -50,12 +56,14 @@ class Form:
       base: a number of its own for every base.
       label: what computed the base, noise aside: the same in training as in test mode.
       m, n: `expressions.Expression`s.
+      gauss: that of the base; see `Value`.
     """
 
     base: int
     label: Any
     m: Any
     n: Any
+    gauss: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

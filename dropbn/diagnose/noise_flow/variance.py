@@ -8,9 +8,15 @@ from dropbn.diagnose.noise_flow.marks import Norm
 from dropbn.diagnose.noise_flow.values import Path, Way
 from dropbn.diagnose.noises import Noise
 
+_WAYS = {Way.DIRECT: "directly", Way.WEIGHTS: "through weights", Way.SKIP: "through a skip"}
+
 
 def added(
-    noise: Noise | None, path: Path, gauss: np.ndarray | None, weights: np.ndarray | None = None
+    noise: Noise | None,
+    path: Path,
+    gauss: np.ndarray | None,
+    weights: np.ndarray | None = None,
+    taken: np.ndarray | bool = True,
 ) -> np.ndarray | None:
     """The variance that a noise adds to an array, or to its weighted sums.
 
@@ -19,18 +25,24 @@ def added(
       path: its path to the array.
       gauss: the array, see `Value.gauss`; None if unknown.
       weights: of the sums, see `functions.weights_of`.
+      taken: at which nodes the array is taken, (nodes, channels or 1).
 
     Returns:
       a = Var[m] E[x^2] + 2 Cov[m, n] E[x] + Var[n], (channels,); with weights sum_i w_i^2 a_i, (outputs,).
       None if it cannot be told, as where E[m] is not 1.
     """
     affine = noise.affine if noise else None
-    if noise is None or affine is None or affine.m != 1 or path.degree != 1 or gauss is None:
+    if noise is None or affine is None or affine.m != 1 or gauss is None:
         return None
-    second = affine.var_m * (functions.DENSITY @ np.square(gauss)) + affine.var_n
-    second = second + 2 * affine.cov * (functions.DENSITY @ gauss)
-    if path.channels is not None:
-        second = second * path.channels
+    if path.degree == 1:
+        second = affine.var_m * np.square(gauss) + 2 * affine.cov * gauss + affine.var_n
+        second = functions.DENSITY @ (second * taken)
+        if path.channels is not None:
+            second = second * path.channels
+    elif path.way == Way.DIRECT and path.added is not None:
+        second = path.added
+    else:
+        return None
     if weights is None:
         return second
     groups, inputs, _ = weights.shape
@@ -65,18 +77,18 @@ def variance_without_noise(norm: Norm, carried: list[tuple[Noise, Path]]) -> tup
         return None, "its statistics are not at hand (stacked by nn.scan, or channels that are not last)"
     variance, ways = norm.var, set()
     for noise, path in carried:
-        if path.way == Way.DIRECT:
+        if path.way == Way.DIRECT and path.added is None:
             if path.degree != 1 or noise.affine is None:
                 return None, "what reaches it is not its input times the noise"
             variance = _directly(variance, norm.mean, noise.affine, path.channels)
-            ways.add("directly")
+            ways.add(_WAYS[Way.DIRECT])
     for _, path in carried:
-        if path.way != Way.DIRECT:
+        if path.way != Way.DIRECT or path.added is not None:
             share = None if path.added is None else functions.fit(path.added, len(variance))
             if share is None:
                 return None, "the noise comes through more than a BN, an activation and one weight layer"
             variance = variance - share
-            ways.add("through weights" if path.way == Way.WEIGHTS else "through a skip")
+            ways.add(_WAYS[path.way])
     # A small difference of large numbers comes from errors of the running statistics, or a dead channel.
     kept = variance <= 0.01 * norm.var
     if np.all(kept):
