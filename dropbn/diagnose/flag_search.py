@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from dropbn.diagnose import layers
+from dropbn.diagnose import layer_search
 from dropbn.diagnose.cache import cached
 from dropbn.diagnose.flags import is_bool
 from dropbn.diagnose.tracing import abstract
@@ -80,7 +80,7 @@ def _training(model, args, kwargs, name=""):
         variables = told.shapes(args, kwargs)
         if abstract(variables) != abstract(reverse.shapes(args, kwargs)):
             return None
-        found = layers.find(told, *abstract((variables, args, kwargs)))
+        found = layer_search.find(told, *abstract((variables, args, kwargs)))
     except Exception:  # It does not run like this.
         return None
     modes = [(use.train, use.test) for use in found.norms.values() if None not in (use.train, use.test)]

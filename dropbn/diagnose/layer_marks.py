@@ -1,8 +1,8 @@
 """What the marks in a traced model say of its layers.
 
-`layers.find` marks the outputs of noises, of batch normalizations and of other modules with running state
-(`tracing.mark_p`). From its jaxpr follow the line that calls each layer, what a noise draws, and whether
-running state may be that of a batch normalization.
+`layer_search.find` marks the outputs of noises, of batch normalizations and of other modules with running
+state (`tracing.mark_p`). From its jaxpr follow the line that calls each layer, what a noise draws, and
+whether running state may be that of a batch normalization.
 """
 
 import math

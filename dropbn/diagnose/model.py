@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import jax
 from flax.traverse_util import unflatten_dict
 
-from dropbn.diagnose import flag_search, flags, interception, layers, outputs, registry
+from dropbn.diagnose import flag_search, flags, interception, layer_search, outputs, registry
 from dropbn.diagnose.call import Call
 from dropbn.diagnose.flags import flags_of
 from dropbn.diagnose.interception import TEST, Mode, Observe
@@ -203,7 +203,7 @@ class Model(abc.ABC):
         stats = {path: leaf for path, leaf in flat_stats(variables).items() if not _is_ours(path)}
         if "batch_stats" in variables:
             variables = {**variables, "batch_stats": unflatten_dict(stats)}
-        return layers.find(self, *abstract((variables, args, kwargs)))
+        return layer_search.find(self, *abstract((variables, args, kwargs)))
 
     def with_output(self, layers: Layers, fits: Callable[[Any], bool]) -> "Model":
         """The same model with the array chosen that is its output; see `outputs.choose`.

@@ -233,7 +233,10 @@ def _closed_form(model, variables, batches):
     if not marked.norms:
         raise DropbnError("The model has no batch normalization that dropbn.diagnose.registry knows.")
     if not marked.noises and not marked.layers.draws:
-        raise DropbnError("The model has no noise that training alone has: there is nothing to correct.")
+        raise DropbnError(
+            "No noise was found that training alone has, so there is nothing to correct. A draw whose key is "
+            "not one of the call's is not seen."
+        )
     rows, new = [], {}
     for name, norm in marked.norms.items():
         path = tuple(name.split("/")) if name != "." else ()

@@ -81,7 +81,7 @@ class Remedies(Result):
             sentences.append(f"No remedy gains more than its error on test images: {gains}.")
         if not self.rows and not self.failed:
             sentences.append(
-                "No remedy was tried: no BN takes statistics in training, and no noise is drawn."
+                "No remedy was tried: no BN takes statistics in training, and no noise was found."
             )
         return " ".join(sentences)
 

@@ -107,7 +107,7 @@ def sample(
       A `Sample`; rich prints the most uncertain examples.
 
     Raises:
-      DropbnError: no noise in the model; outputs that do not fit the task or are not finite; no batches; no
+      DropbnError: no noise was found; outputs that do not fit the task or are not finite; no batches; no
         samples; one image as a batch with `batch_norm="batch"`.
 
     >>> import flax.linen as nn, jax
@@ -149,7 +149,10 @@ def draw(
     layers = model.layers(variables, batches.inputs(batches.first))
     model.refuse_one_mode(layers)
     if not layers.draws and not any(use.train for use in layers.noises.values()):
-        raise DropbnError("The model has no noise that is on in training: all samples would be the same.")
+        raise DropbnError(
+            "No noise was found that is on in training, so all samples would be the same. A draw whose key "
+            "is not one of the call's is not seen."
+        )
     predictor, draws = Predictor(model, Mode(True, batch_norm, False)), _Draws(task)
     for number in range(num_samples):
         predicted = predictor(variables, batches, fold_in(model.rngs(layers), number))

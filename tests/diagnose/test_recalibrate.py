@@ -332,7 +332,7 @@ def test_refusals():
     refused("do not fit the model", Net(), {"params": {}, "batch_stats": {}}, [X])
     refused("hold no batch_stats", Net(), {"params": VARIABLES["params"]}, [X])
 
-    refused("no noise that training alone has", Quiet(), _quiet(), [X], "closed_form")
+    refused("No noise was found that training alone has", Quiet(), _quiet(), [X], "closed_form")
     fresh = Net().init(jax.random.key(1), X)
     refused("'bn1' are still at mean 0, variance 1", Net(), fresh, [X], "closed_form")
 

@@ -89,7 +89,7 @@ def test_scores_by_plain_loops():
 def test_refusals():
     x = np.ones((4, 2), np.float32)
     variables = TwoPoints().init(jax.random.key(0), x)
-    with pytest.raises(DropbnError, match="no noise that is on in training"):
+    with pytest.raises(DropbnError, match="No noise was found that is on in training"):
         uncertainty.sample(nn.Dense(2), nn.Dense(2).init(jax.random.key(0), x), [x])
     with pytest.raises(DropbnError, match=r"Outputs of shape \(1, 4\) for 4 examples: pick by outputs="):
         uncertainty.sample(TwoPoints(), variables, [x], outputs=lambda y: y[:, 0][None])
