@@ -150,7 +150,7 @@ class ChannelsFirst(nn.Module):
 
 
 class Accumulating(nn.Module):
-    """Normalizes halves of a batch apart, and moves its statistics by accumulators that it then empties."""
+    """Normalizes every five examples apart, and moves its statistics by accumulators that it then empties."""
 
     momentum: float = 0.9
 
@@ -164,16 +164,16 @@ class Accumulating(nn.Module):
         steps = self.variable("batch_stats", "steps", jnp.zeros, (), int)
         if not train:
             return _normalized(self, x, mean.value, var.value, 1e-3, ("gain", "offset"))
-        halves = x.reshape(2, -1, *x.shape[1:])
+        parts = x.reshape(len(x) // 5, 5, *x.shape[1:])
         axes = tuple(range(1, x.ndim))
-        of_mean, of_square = (each.mean(axes, keepdims=True) for each in (halves, halves**2))
+        of_mean, of_square = (each.mean(axes, keepdims=True) for each in (parts, parts**2))
         if not self.is_initializing():
             sums = total.value + of_mean.mean(0), squares.value + of_square.mean(0)
             batch = sums[0] / (steps.value + 1), sums[1] / (steps.value + 1)
             mean.value += (1 - self.momentum) * (batch[0] - mean.value)
             var.value += (1 - self.momentum) * (batch[1] - batch[0] ** 2 - var.value)
             total.value, squares.value, steps.value = 0 * sums[0], 0 * sums[1], 0 * steps.value
-        y = _normalized(self, halves, of_mean, of_square - of_mean**2, 1e-3, ("gain", "offset"))
+        y = _normalized(self, parts, of_mean, of_square - of_mean**2, 1e-3, ("gain", "offset"))
         return y.reshape(x.shape)
 
 

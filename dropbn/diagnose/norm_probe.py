@@ -156,6 +156,8 @@ class Probe(NamedTuple):
         if not (size.all() and size_small.all() and _close((y - shifted) * (x - zero), y * along)):
             return None
         share, share_of_large = np.square(size / size_small), np.square(size_large / size)
+        if np.any(share == 1):
+            return None
         epsilon = (share * var - small) / (1 - share)
         rescaled = [
             _close(y_small * self._along(size), y * self._along(size_small)),

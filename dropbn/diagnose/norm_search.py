@@ -61,6 +61,10 @@ def norm_of(layer: Layer, args: tuple, kwargs: Mapping) -> Norm | None:
         return None
 
 
+# With so many examples a module is run first.
+_EXAMPLES = 4
+
+
 class _Unbound:
     """A module without its place in a model; one whose fields have no hash is known by how it prints."""
 
@@ -159,8 +163,11 @@ def _search(unbound, signature, name, variables, arguments):
             momentum, epsilon = nn.BatchNorm.momentum, nn.BatchNorm.epsilon
             norm = Norm(None, axis, momentum, epsilon, channels, shape, mean, var, Mask(""))
             norm = norm._replace(collection=collection)
-            few = _few(arguments, x.shape, axes)
-            found = _probed(unbound, signature, name, norm, *abstract((variables, few)))
+            for examples in (_EXAMPLES, x.shape[0]):
+                few = _few(arguments, x.shape, axes, examples)
+                found, runs = _probed(unbound, signature, name, norm, *abstract((variables, few)))
+                if runs:  # Otherwise it may want batches of one size.
+                    break
             if found and found.switch:
                 return found
             frozen = frozen or found
@@ -169,7 +176,10 @@ def _search(unbound, signature, name, variables, arguments):
 
 @functools.lru_cache(maxsize=256)
 def _probed(unbound, signature, name, norm, treedef, leaves):
-    """The batch normalization that a module is if it is `norm`, for the shapes of (variables, arguments)."""
+    """The batch normalization that a module is if it is `norm`, and whether it runs with any flag.
+
+    `treedef` and `leaves` are the shapes of (variables, arguments).
+    """
     module, (variables, arguments) = unbound.module, treedef.unflatten(leaves)
 
     def probed(switch):
@@ -184,24 +194,24 @@ def _probed(unbound, signature, name, norm, treedef, leaves):
 
     # A thread of its own has no interceptors, and none of the traces in which the module is called.
     with ThreadPoolExecutor(1) as thread:
-        frozen = None
+        frozen, runs = None, False
         for switch in _switches(module, arguments):
             try:
                 found = thread.submit(probed, switch).result()
             except Unlike:
-                return None
+                return None, True
             except Exception:  # It does not run like this, or takes a key.
                 continue
             if found and found.switch:
-                return found
-            frozen = frozen or found
-    return frozen
+                return found, True
+            frozen, runs = frozen or found, True
+    return frozen, runs
 
 
-def _few(arguments, x, axes):
-    """The arguments with fewer examples and positions, where they share these with an input of shape `x`."""
+def _few(arguments, x, axes, examples):
+    """The arguments with so many examples and fewer positions, where they share them with an input `x`."""
     free = [a for a in range(len(x)) if a - len(x) not in axes]
-    sizes = {a: 4 if a == free[0] else min(x[a], 2) for a in free}
+    sizes = {a: examples if a == free[0] else min(x[a], 2) for a in free}
 
     def shrunk(leaf):
         if not hasattr(leaf, "shape"):

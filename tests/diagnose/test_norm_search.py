@@ -201,11 +201,13 @@ def _variables(net, x):
     """Variables whose statistics are neither 0 and 1 nor those of the data."""
     variables, drawn = net.init(jax.random.key(0), x), np.random.default_rng(2)
 
-    def moved(leaf):
+    def moved(path, leaf):
         is_float = jnp.issubdtype(jnp.result_type(leaf), jnp.floating)
-        return leaf + jnp.float32(drawn.uniform(0.1, 0.5, leaf.shape)) if is_float else leaf
+        # Between two batches, accumulators are empty.
+        is_moved = is_float and path[-1].key not in ("sum", "squares")
+        return leaf + jnp.float32(drawn.uniform(0.1, 0.5, leaf.shape)) if is_moved else leaf
 
-    return jax.tree.map(moved, variables)
+    return jax.tree_util.tree_map_with_path(moved, variables)
 
 
 def _plain(net, variables, x, train, **others):
