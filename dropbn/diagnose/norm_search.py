@@ -156,7 +156,9 @@ def _search(unbound, signature, name, variables, arguments):
     if not _is_float(x) or len(x.shape) < 2:
         return None
     pairs = ((key, *pair) for key, leaves in _states(variables).items() for pair in _pairs(leaves))
-    for collection, mean, var, shape in pairs:
+    # Names only say what is tried first.
+    ordered = sorted(pairs, key=lambda pair: not ("mean" in pair[1].name and "var" in pair[2].name))
+    for collection, mean, var, shape in ordered:
         for axes in _axes(unbound.module, x.shape, shape):
             channels = tuple(x.shape[axis] for axis in axes)
             axis = axes[0] if len(axes) == 1 else axes
