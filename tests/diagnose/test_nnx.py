@@ -20,89 +20,6 @@ BATCHES = [
     np.random.default_rng(seed).normal(0.3, 1.5, (23, 4, 4, 3)).astype(np.float32) for seed in range(3)
 ]
 X, LABELS = BATCHES[0], np.arange(23) % 3
-DEFAULT = ["DropoutBehindIf", "SharedNorm"]
-OTHERS = ["CallFlags", "ConstructorFlags", "Scanned", "Rematted", "HalfPrecision", "Frozen", "Jitted"]
-OTHERS += ["OwnSignature", "Carried"]
-TWINS = [*DEFAULT, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
-
-
-class Fixed(nn.Dropout):
-    """Draws that do not depend on the key, so that both APIs have the same."""
-
-    @nn.compact
-    def __call__(self, inputs, deterministic=None, rng=None):
-        off = nn.merge_param("deterministic", self.deterministic, deterministic)
-        return inputs if off else _masked(inputs, self.rate, self.make_rng("dropout"))
-
-
-class NnxFixed(nnx.Dropout):
-    def __call__(self, inputs, *, deterministic=None, rngs=None):
-        off = self.deterministic if deterministic is None else deterministic
-        streams = self.rngs if rngs is None else rngs.dropout
-        return inputs if off else _masked(inputs, self.rate, streams())
-
-
-def _masked(x, rate, key):
-    same = jax.random.wrap_key_data(jax.random.key_data(key) * 0)
-    return jnp.where(jax.random.bernoulli(same, 1 - rate, x.shape), x / (1 - rate), 0)
-
-
-def _twins(name, monkeypatch):
-    """A Linen model, its variables with drawn statistics, and its NNX twin with the same inside."""
-    Fixed.__name__ = "Dropout"  # Linen names layers by it.
-    monkeypatch.setattr(nn, "Dropout", Fixed)
-    monkeypatch.setattr(nnx, "Dropout", NnxFixed)
-    linen, twin = getattr(linen_models, name)(), getattr(nnx_models, name)(nnx.Rngs(0))
-    drawn = np.random.default_rng(5)
-    # Of the NNX model, because Linen cannot initialize statistics that nn.scan carries.
-    stats = nnx.to_pure_dict(nnx.state(twin, nnx.BatchStat))
-    stats = jax.tree.map(lambda leaf: drawn.uniform(0.5, 1.5, leaf.shape).astype(np.float32), stats)
-    nnx.update(twin, stats)
-    return linen, {"params": nnx.to_pure_dict(nnx.state(twin, nnx.Param)), "batch_stats": stats}, twin
-
-
-def _same(found, wanted, rtol=2e-6, atol=1e-7):
-    """Whether rows are the same, numbers up to rounding."""
-    assert len(found) == len(wanted)
-    for row, other in zip(found, wanted, strict=True):
-        assert row.keys() == other.keys()
-        for name, value in other.items():
-            if isinstance(value, float):
-                np.testing.assert_allclose(row[name], value, rtol, atol, err_msg=f"{other}: {name}")
-            elif name != "line" and name != "layers":
-                assert row[name] == value
-
-
-@pytest.mark.parametrize("name", TWINS)
-def test_twins_are_measured_predicted_and_linted_alike(name, monkeypatch):
-    linen, variables, twin = _twins(name, monkeypatch)
-    rtol = 2e-2 if name == "HalfPrecision" else 2e-6
-    _same(shift.measure(twin, BATCHES).rows, shift.measure(linen, variables, BATCHES).rows, rtol)
-    found = shift.predict(twin, BATCHES)
-    _same(found.rows, shift.predict(linen, variables, BATCHES).rows, rtol, 1e-6)
-    # Half of the values are dropped somewhere.
-    assert name == "Frozen" or min(row["ratio"] for row in found.rows) < 0.9
-    wanted = lint.check(linen, X, variables=variables).rows
-    _same(lint.check(twin, X).rows, wanted)
-    assert any(row["code"] == "DBN101" for row in wanted)
-
-
-@pytest.mark.parametrize("name", [*DEFAULT, "CallFlags", "ConstructorFlags", "Scanned"])
-@pytest.mark.slow
-def test_twins_are_repaired_and_explained_alike(name, monkeypatch):
-    linen, variables, twin = _twins(name, monkeypatch)
-    for recipe in ("dropout_off", "li2018_moving", "hendrycks2016", "precise_bn"):
-        found = recalibrate.recalibrate(twin, BATCHES, recipe)
-        wanted = recalibrate.recalibrate(linen, variables, BATCHES, recipe)
-        _same(found.rows, wanted.rows, 1e-5, 1e-5)
-        jax.tree.map(
-            lambda a, b: np.testing.assert_allclose(a, b, 1e-5, 1e-5), found.batch_stats, wanted.batch_stats
-        )
-    batches = [(x, LABELS) for x in BATCHES]
-    found, wanted = gap.explain(twin, batches, batches), gap.explain(linen, variables, batches, batches)
-    for table in ("shares", "remedies"):
-        _same(getattr(found, table).rows, getattr(wanted, table).rows, 1e-4, 1e-5)
-    assert (found.unseen, found.draws) == (wanted.unseen, wanted.draws)
 
 
 @pytest.fixture(scope="module")
@@ -303,31 +220,6 @@ def test_a_draw_without_a_key_is_refused():
         modes.apply(nnx_models.CallFlags(nnx.Rngs(0)), X, mode=modes.TRAIN)
     with pytest.raises(DropbnError, match="'rngs' is drawn from but got no key"):
         modes.apply(nnx_models.Mnist(nnx.Rngs(0)), X, mode=modes.TRAIN)
-
-
-def test_noise_that_is_drawn_by_hand_is_followed_and_switched():
-    class Hand(nnx.Module):
-        def __init__(self, rngs):
-            self.drop, self.norm = HandDrop(rngs), nnx.BatchNorm(48, rngs=rngs)
-
-        def __call__(self, x):
-            return self.norm(self.drop(x.reshape(len(x), -1)))
-
-    class HandDrop(nnx.Module):
-        def __init__(self, rngs):
-            self.rngs, self.deterministic = rngs, False
-
-        def __call__(self, x):
-            if self.deterministic:
-                return x
-            return jnp.where(jax.random.bernoulli(self.rngs.noise(), 0.5, x.shape), 2 * x, 0)
-
-    model = Hand(nnx.Rngs(0, noise=1))
-    row = lint.check(model, X).rows[0]
-    assert (row["code"], row["norm"], row["ratio"]) == ("DBN101", "norm", pytest.approx(0.5))
-    assert row["noise"].startswith("drop test_nnx.py:")
-    output, _ = modes.apply(model, X, mode=modes.Mode(False, "running", False))
-    np.testing.assert_allclose(output, modes.apply(model, X, mode=modes.TEST)[0])
 
 
 class OwnNorm(nnx.Module):
