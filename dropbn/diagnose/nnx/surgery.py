@@ -1,6 +1,6 @@
 """Surgery on an NNX model: edits of a copy of its graph. Parameters keep their paths.
 
-`dropbn.diagnose.surgery` has the functions for both APIs. Only registered noises are reached here.
+`dropbn.diagnose.surgery` has the functions for both APIs, `by_hand` the noises that modules draw by hand.
 """
 
 import fnmatch
@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from dropbn.diagnose import registry
+from dropbn.diagnose.nnx import by_hand
 from dropbn.diagnose.tracing import name_of
 from dropbn.errors import DropbnError, unknown
 from dropbn.nn import laws
@@ -40,6 +41,14 @@ def swap_noise(
             new: Any = nnx.clone(to) if matched is None else _match(name, noise, matched)
             new.rngs, new.deterministic = noise.rngs, noise.deterministic
             _become(noise, new)
+    drawn = by_hand.find(copy)
+    drawn.warn()
+    for name, noise in drawn.noises.items():
+        amount = registry.amount_of(noise)
+        if amount is None and matched is not None:
+            warnings.warn(f"'{name}' has neither rate nor beta and is not swapped.", stacklevel=3)
+        elif not (laws.is_number(amount) and amount == 0):
+            by_hand.put_in_place(noise, nnx.clone(to) if matched is None else _match(name, noise, matched))
     return copy
 
 
@@ -51,13 +60,18 @@ def without_noise(model: nnx.Module) -> nnx.Module:
         if field is None:
             raise DropbnError(f"'{name}' has no amount that could be 0: call the model in test mode instead.")
         setattr(noise, field, 0.0)
+    drawn = by_hand.find(copy)
+    drawn.warn()
+    for noise in drawn.noises.values():
+        by_hand.leave_out(noise)
     return copy
 
 
 def with_rates(model: nnx.Module, rates: Mapping[str, Any]) -> nnx.Module:
     """See `dropbn.diagnose.surgery.with_rates`."""
     copy = nnx.clone(model)
-    known = {name: noise for name, noise in _noises(copy).items() if _field(noise)}
+    found = _noises(copy) | by_hand.find(copy).noises
+    known = {name: noise for name, noise in found.items() if _field(noise)}
     for pattern, rate in rates.items():
         names = fnmatch.filter(known, pattern)
         if not names:
@@ -71,21 +85,26 @@ def move(model: nnx.Module, moves: Mapping[str, str]) -> nnx.Module:
     """See `dropbn.diagnose.surgery.move`. A noise is moved into its target, and its old place has rate 0."""
     copy = nnx.clone(model)
     layers = {_name(path): layer for path, layer in nnx.iter_modules(copy)}
-    known = _noises(copy)
+    registered, drawn = _noises(copy), by_hand.find(copy).noises
+    known = registered | drawn
     for source, target in moves.items():
         if source not in known:
             raise unknown("noise", source, known)
         if target not in layers:
             raise unknown("layer", target, layers)
         noise, place = known[source], layers[target]
-        if _is_within(noise) or _field(noise) is None:
+        if source in registered and (_is_within(noise) or _field(noise) is None):
             raise DropbnError(f"'{source}' does more than add noise, so it cannot be moved.")
-        if noise.rngs is None:
+        if not by_hand.takes_input_alone(noise):
             raise DropbnError(
-                f"'{source}' has no random stream of its own, so it cannot be moved: construct it with rngs=."
+                f"'{source}' has no random stream of its own, or is called with more than its input, so it "
+                "cannot be moved: construct it with rngs=."
             )
         moved = nnx.clone(noise)
-        setattr(noise, str(_field(noise)), 0.0)
+        if source in drawn:
+            by_hand.leave_out(noise)
+        else:
+            setattr(noise, str(_field(noise)), 0.0)
         if MOVED in vars(place):
             getattr(place, MOVED).append(moved)
             continue
@@ -115,12 +134,16 @@ def _followed_by_noise(kind: type) -> type:
 
 def _noises(model):
     """The registered noises of a model, by name."""
-    found = ((path, layer) for path, layer in nnx.iter_modules(model) if registry.of(layer, registry.NOISES))
+    found = ((path, layer) for path, layer in nnx.iter_modules(model) if _is_registered(layer))
     return {_name(path): layer for path, layer in found}
 
 
 def _name(path):
     return name_of(tuple(map(str, path)))
+
+
+def _is_registered(noise):
+    return registry.of(noise, registry.NOISES) is not None
 
 
 def _is_within(noise):
@@ -156,7 +179,7 @@ def _become(old, new):
 
 def _match(name, noise, kind):
     """A noise of class `kind` with the s2 of another."""
-    law = registry.law_of(noise)
+    law = registry.law_of(noise) if _is_registered(noise) else laws.Dropout(registry.amount_of(noise))
     s2 = law and law.s2
     if s2 is None:
         raise DropbnError(
@@ -164,9 +187,11 @@ def _match(name, noise, kind):
             "to=Uout(0.1, rngs=...)."
         )
     of_beta = issubclass(kind, noises.Uout)
+    alike = {
+        name: getattr(noise, name) for name in ("broadcast_dims", "rng_collection") if hasattr(noise, name)
+    }
     try:
-        amount = (laws.Uout if of_beta else laws.Dropout).of_s2(s2).amount
-        return kind(amount, broadcast_dims=noise.broadcast_dims, rng_collection=noise.rng_collection)
+        return kind((laws.Uout if of_beta else laws.Dropout).of_s2(s2).amount, **alike)
     except DropbnError as error:
         reached = f"The noise at '{name}' has s2 = {s2:.3g}, which {kind.__name__} does not reach."
         raise DropbnError(f"{reached} {error}") from error

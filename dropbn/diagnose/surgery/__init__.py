@@ -16,7 +16,8 @@ otherwise. A noise that only training reaches is found if the model's flag has o
 `dropbn.diagnose.modes` sets.
 
 The result of a Linen model has no methods but `__call__`. A block under `nn.jit` is traced anew at every
-call: put the whole step under `jax.jit`. The result of an NNX model is an edited copy of its class.
+call: put the whole step under `jax.jit`. The result of an NNX model is an edited copy of its class. Its
+inputs are not known, so a module is a noise that is drawn by hand if it is one alone, on an array.
 """
 
 from dropbn.diagnose.surgery.edits import move, move_to_last_bn, swap_noise, with_rates, without_noise
