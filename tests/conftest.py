@@ -76,3 +76,18 @@ def mlp_flags():
         "--config.model.head=dense",
         "--config.eval.train_examples=100",
     ]
+
+
+@pytest.fixture
+def same_draws(monkeypatch):
+    """Keys of zeros, by which Linen and NNX draw the same. They still depend on the keys of the call."""
+    import flax.linen as nn
+    from flax import nnx
+
+    def zeros(key):
+        is_typed = jax.numpy.issubdtype(key.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(0 * (jax.random.key_data(key) if is_typed else key))
+
+    make_rng, draw = nn.Module.make_rng, nnx.RngStream.__call__
+    monkeypatch.setattr(nn.Module, "make_rng", lambda self, name="params": zeros(make_rng(self, name)))
+    monkeypatch.setattr(nnx.RngStream, "__call__", lambda self: zeros(draw(self)))

@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -90,12 +91,7 @@ class Model(model.Model):
         return self.is_pair or self.train != self.test or super().is_told
 
     def intercepting(self, interceptor: Interceptor) -> contextlib.AbstractContextManager:
-        def intercept(run, args, kwargs, context):
-            if context.module.scope is None:  # It is not part of the model that runs.
-                return run(*args, **kwargs)
-            return interceptor(run, args, kwargs, _Layer(context))
-
-        return nn.intercept_methods(intercept)
+        return intercepting(interceptor)
 
     def run_under(
         self,
@@ -134,15 +130,36 @@ class Model(model.Model):
         return flax.core.unfreeze(tracing.shapes(self.name, init, arrays, ["params"]))
 
 
+def intercepting(interceptor: Interceptor, around: Path = ()) -> contextlib.AbstractContextManager:
+    """Within it, calls of modules go through the interceptor; `around` is the path of what holds them."""
+
+    def intercept(run, args, kwargs, context):
+        if context.module.scope is None:  # It is not part of the model that runs.
+            return run(*args, **kwargs)
+        layer = _Layer(context, around)
+        if layer.is_call and holds_nnx(context.module):
+            from dropbn.diagnose.nnx import bridge
+
+            return bridge.run_nnx_within(interceptor, run, args, kwargs, context.module, layer.path)
+        return interceptor(run, args, kwargs, layer)
+
+    return nn.intercept_methods(intercept)
+
+
+def holds_nnx(module: nn.Module) -> bool:
+    """Whether a module is a bridge to an NNX module."""
+    return "flax.nnx" in sys.modules and isinstance(module, sys.modules["flax.nnx"].bridge.ToLinen)
+
+
 class _Layer:
     """A bound Linen module in a call, as `flax.linen.intercept_methods` gives it."""
 
-    def __init__(self, context: Any) -> None:
-        self.module, self._context = context.module, context
+    def __init__(self, context: Any, around: Path) -> None:
+        self.module, self._context, self._around = context.module, context, around
 
     @property
     def path(self) -> Path:
-        return self.module.path
+        return *self._around, *self.module.path
 
     @property
     def is_call(self) -> bool:
@@ -182,6 +199,13 @@ def _sentences() -> Iterator[None]:
         stream = re.search(r'PRNG for "(.*?)"', str(error))
         raise MissingKey(
             f"A layer draws from a random stream that got no key: {error}", stream[1] if stream else ""
+        ) from error
+    except KeyError as error:  # Of an NNX module within.
+        stream = re.search(r"No RngStream named '(.*?)'", str(error))
+        if stream is None:
+            raise
+        raise MissingKey(
+            f"An NNX module within draws from a stream without a key: {error}", stream[1]
         ) from error
     except _MISFITS as error:
         sentence = str(error).splitlines()[0].split(" (https")[0]

@@ -1,6 +1,5 @@
 """The tools on NNX models: as on Linen models with the same weights, and as NNX itself computes."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import linen_models
@@ -289,14 +288,9 @@ def test_what_is_not_served_is_a_sentence():
         def __call__(self, x):
             return jax.checkpoint(lambda norm, x: norm(x))(self.norm, x)
 
-    class Bridged(nnx.Module):
-        def __init__(self, rngs):
-            self.inner = nnx.bridge.ToNNX(nn.BatchNorm(use_running_average=False), rngs=rngs)
-
     fresh = nnx_models.CallFlags(nnx.Rngs(0))
     refused = {
         "What 'norm' saw in batch 0 is lost": lambda: shift.predict(Raw(nnx.Rngs(0)), [X]),
-        "The Linen module at 'inner' is not seen": lambda: shift.predict(Bridged(nnx.Rngs(0)), [X]),
         "needs no pair": lambda: shift.measure((fresh, fresh), [X]),
         "takes no argument 'trian'": lambda: shift.measure(fresh, [X], trian=True),
         "'params/BatchNorm_0/bias' is missing": lambda: shift.measure(fresh, {"params": {}}, [X]),

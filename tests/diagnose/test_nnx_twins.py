@@ -1,6 +1,5 @@
 """NNX models are measured, predicted, repaired, explained and linted as their Linen twins."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import linen_models
@@ -22,18 +21,7 @@ OTHERS += ["OwnSignature", "Carried"]
 TWINS = [*DEFAULT, *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)]
 
 
-@pytest.fixture(autouse=True)
-def same_draws(monkeypatch):
-    """Keys of zeros, so that both APIs draw the same. They depend on the keys of the call all the same."""
-
-    def zeros(key):
-        is_typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-        data = jax.random.key_data(key) if is_typed else key
-        return jax.random.wrap_key_data(0 * data)
-
-    make_rng, draw = nn.Module.make_rng, nnx.RngStream.__call__
-    monkeypatch.setattr(nn.Module, "make_rng", lambda self, name="params": zeros(make_rng(self, name)))
-    monkeypatch.setattr(nnx.RngStream, "__call__", lambda self: zeros(draw(self)))
+pytestmark = pytest.mark.usefixtures("same_draws")
 
 
 def _drawn(stats):

@@ -76,10 +76,9 @@ class Skeleton(NamedTuple):
             key = stream_key(rngs, tag, place, shape) if is_key else jnp.zeros(shape, jnp.uint32)
             state.append((place, key))
         model = nnx.merge(self.graph, nnx.from_flat_state(state))
-        for path, node in list(nnx.iter_graph(model)):
-            if isinstance(node, nnx.RngStream) and _chosen(rngs, node.tag) is None:
-                object.__setattr__(node, "__class__", _Keyless)
-                object.__setattr__(node, "_place", name_of(tuple(map(str, path))))
+        for tag in {stream.tag for stream in self.streams}:
+            if _chosen(rngs, tag) is None:
+                without_keys(model, tag)
         return model
 
 
@@ -142,6 +141,19 @@ def streams_for_call(rngs: Mapping[str, jax.Array]) -> nnx.Rngs:
         object.__setattr__(made["default"], "__class__", _Keyless)
         object.__setattr__(made["default"], "_place", "rngs")
     return made
+
+
+def without_keys(model: nnx.Module, tag: str) -> None:
+    """Makes the streams of a tag refuse to be drawn from."""
+    for path, node in list(nnx.iter_graph(model)):
+        if isinstance(node, nnx.RngStream) and node.tag == tag:
+            object.__setattr__(node, "__class__", _Keyless)
+            object.__setattr__(node, "_place", name_of(tuple(map(str, path))))
+
+
+def is_keyless(stream: nnx.RngStream) -> bool:
+    """Whether a stream got no key."""
+    return isinstance(stream, _Keyless)
 
 
 def _chosen(rngs, tag):

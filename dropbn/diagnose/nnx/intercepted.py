@@ -45,6 +45,11 @@ def intercepting(interceptor: Interceptor) -> Iterator[None]:
         _interceptors.reset(token)
 
 
+def active() -> tuple[Interceptor, ...]:
+    """The interceptors through which calls go, the outermost first."""
+    return _interceptors.get()
+
+
 @contextlib.contextmanager
 def noting() -> Iterator[set[tuple[Path, str]]]:
     """Gives the set of what layers put within it, as (path, name)."""
@@ -55,7 +60,7 @@ def noting() -> Iterator[set[tuple[Path, str]]]:
         _put.reset(token)
 
 
-def prepare(model: nnx.Module, extra: Mapping[Path, Any]) -> None:
+def prepare(model: nnx.Module, extra: Mapping[Path, Any], around: Path = ()) -> None:
     """Gives every module of a copy an intercepted class, and its layers their leaves.
 
     Leaves must exist before a transformation such as nnx.scan begins.
@@ -63,21 +68,40 @@ def prepare(model: nnx.Module, extra: Mapping[Path, Any]) -> None:
     Args:
       model: the copy.
       extra: further leaves of `batch_stats`, by path.
+      around: the path of what holds the model.
     """
     run, modules = next(_runs), {}
     for place, module in list(nnx.iter_modules(model)):
-        path = tuple(map(str, place))
-        modules[path] = module
+        own = tuple(map(str, place))
+        modules[own], path = module, (*around, *own)
+        if isinstance(module, nnx.bridge.ToNNX):
+            from dropbn.diagnose.nnx import bridge  # It needs this module.
+
+            setattr(module, bridge.PLACE, _Place(path, run))
+            object.__setattr__(module, "__class__", bridge.linen_within(type(module)))
+            continue
         alone, stats = None, _stats(module)
         if stats and not registry.of(module, registry.NORMS):
             alone, _ = split(module)
         setattr(module, _PLACE, _Place(path, run, alone))
-        if stats:
+        if stats and not around:
             setattr(module, MOVED, nnx.BatchStat(stats))
         if any("__call__" in vars(base) for base in type(module).__mro__):
             object.__setattr__(module, "__class__", _intercepted(type(module)))
     for leaf, value in extra.items():
-        setattr(modules[leaf[:-1]], leaf[-1], nnx.BatchStat(value))
+        length = next(number for number in range(len(leaf) - 1, -1, -1) if leaf[:number] in modules)
+        _put_into(modules[leaf[:length]], leaf[length:], nnx.BatchStat(value))
+
+
+def _put_into(node, path, leaf):
+    """Puts a leaf into a module, or into the dicts that a bridge has for the modules of Linen."""
+    *around, name = path
+    for key in around:
+        node = node[key] if isinstance(node, dict) else vars(node)[key]
+    if isinstance(node, dict):
+        node[name] = leaf
+    else:
+        setattr(node, name, leaf)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -149,7 +173,10 @@ class Layer:
 
     def put(self, name: str, value: Any) -> None:
         _put.get().add((self.path, name))
-        vars(self.module)[name].set_value(value)
+        if self.has(name):
+            vars(self.module)[name].set_value(value)
+        else:
+            setattr(self.module, name, nnx.BatchStat(value))
 
     def leaves(self) -> dict[str, dict[str, Any]]:
         if vars(self.module)[_PLACE].alone is None:

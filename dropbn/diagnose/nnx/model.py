@@ -18,7 +18,6 @@ from dropbn.diagnose.nnx import graph, intercepted
 from dropbn.diagnose.nnx.graph import Skeleton
 from dropbn.diagnose.registry import MOVED, OURS
 from dropbn.diagnose.seam import Interceptor
-from dropbn.errors import DropbnError
 
 # The flags that train() and eval() set themselves.
 _SET_BY_FLAX = ("deterministic", "use_running_average")
@@ -44,14 +43,8 @@ class Model(model.Model):
         """The model that a tool was given, with the tool's keywords, and the variables that it holds.
 
         Raises:
-          DropbnError: keywords that the model does not take; a Linen module within, which is not seen.
+          DropbnError: keywords that the model does not take.
         """
-        for path, inner in nnx.iter_modules(module):
-            if isinstance(inner, nnx.bridge.ToNNX):
-                raise DropbnError(
-                    f"The Linen module at '{'/'.join(map(str, path)) or '.'}' is not seen inside an NNX "
-                    "model: give the Linen module itself, with its variables."
-                )
         skeleton, variables = graph.split(module)
         flags = tuple((name, value) for name, value in vars(module).items() if name in FLAGS)
         found = cls(skeleton, flags, call if isinstance(call, Call) else Call.of(call))

@@ -29,7 +29,7 @@ def swap_noise(
     """See `dropbn.diagnose.surgery.swap_noise`. A new noise takes over the stream and the flag of the old."""
     if matched is not None and issubclass(matched, noises.AlphaDropout):
         raise DropbnError("AlphaDropout has no s2 to match: give swap_noise a noise, to=AlphaDropout(0.1).")
-    copy = nnx.clone(model)
+    copy = _copy(model)
     for name, noise in _noises(copy).items():
         if _is_within(noise):
             warnings.warn(f"'{name}' has noise within it and is not swapped.", stacklevel=3)
@@ -54,7 +54,7 @@ def swap_noise(
 
 def without_noise(model: nnx.Module) -> nnx.Module:
     """See `dropbn.diagnose.surgery.without_noise`."""
-    copy = nnx.clone(model)
+    copy = _copy(model)
     for name, noise in _noises(copy).items():
         field = _field(noise)
         if field is None:
@@ -69,7 +69,7 @@ def without_noise(model: nnx.Module) -> nnx.Module:
 
 def with_rates(model: nnx.Module, rates: Mapping[str, Any]) -> nnx.Module:
     """See `dropbn.diagnose.surgery.with_rates`."""
-    copy = nnx.clone(model)
+    copy = _copy(model)
     found = _noises(copy) | by_hand.find(copy).noises
     known = {name: noise for name, noise in found.items() if _field(noise)}
     for pattern, rate in rates.items():
@@ -83,7 +83,7 @@ def with_rates(model: nnx.Module, rates: Mapping[str, Any]) -> nnx.Module:
 
 def move(model: nnx.Module, moves: Mapping[str, str]) -> nnx.Module:
     """See `dropbn.diagnose.surgery.move`. A noise is moved into its target, and its old place has rate 0."""
-    copy = nnx.clone(model)
+    copy = _copy(model)
     layers = {_name(path): layer for path, layer in nnx.iter_modules(copy)}
     registered, drawn = _noises(copy), by_hand.find(copy).noises
     known = registered | drawn
@@ -93,6 +93,8 @@ def move(model: nnx.Module, moves: Mapping[str, str]) -> nnx.Module:
         if target not in layers:
             raise unknown("layer", target, layers)
         noise, place = known[source], layers[target]
+        if isinstance(place, nnx.bridge.ToNNX):
+            raise DropbnError(f"'{target}' is a Linen module: no noise is moved into it.")
         if source in registered and (_is_within(noise) or _field(noise) is None):
             raise DropbnError(f"'{source}' does more than add noise, so it cannot be moved.")
         if not by_hand.takes_input_alone(noise):
@@ -130,6 +132,15 @@ def _followed_by_noise(kind: type) -> type:
 
     own: Any = type(kind)(kind.__name__, (kind,), {"__call__": __call__, "__module__": kind.__module__})
     return own
+
+
+def _copy(model):
+    """The copy that is edited; it names the modules that are not."""
+    within = [_name(path) for path, layer in nnx.iter_modules(model) if isinstance(layer, nnx.bridge.ToNNX)]
+    if within:
+        message = f"Linen modules within are not edited: {'; '.join(within)}. Edit each before it is bridged."
+        warnings.warn(message, stacklevel=4)
+    return nnx.clone(model)
 
 
 def _noises(model):

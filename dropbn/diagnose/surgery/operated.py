@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 from flax.core import Scope
 
-from dropbn.diagnose import flag_search, interception, registry, tracing
+from dropbn.diagnose import flag_search, interception, linen, registry, tracing
 from dropbn.diagnose.flags import flags_of
 from dropbn.diagnose.linen import Model
 from dropbn.errors import DropbnError, unknown
@@ -275,6 +275,10 @@ def _operating(operation, calls, root=(), put=lambda name, module, y: y, by_hand
         if context.method_name != "__call__" or me not in turns:
             return run(*args, **kwargs)
         name = "/".join(module.path[len(root) :]) or "."
+        if linen.holds_nnx(module):
+            warnings.warn(
+                f"The NNX module at '{name}' is not edited: edit it before it is bridged.", stacklevel=2
+            )
         calls.setdefault(name, None)
         # A layer is called twice if a subclass calls its parent, and under nn.remat and nn.jit.
         inner = name in running
