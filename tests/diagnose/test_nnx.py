@@ -291,6 +291,9 @@ def test_what_is_not_served_is_a_sentence():
     fresh = nnx_models.CallFlags(nnx.Rngs(0))
     refused = {
         "What 'norm' saw in batch 0 is lost": lambda: shift.predict(Raw(nnx.Rngs(0)), [X]),
+        "The new statistics of 'norm' are lost": lambda: modes.apply(
+            Raw(nnx.Rngs(0)), X, mode=modes.LI_ADJUST
+        ),
         "needs no pair": lambda: shift.measure((fresh, fresh), [X]),
         "takes no argument 'trian'": lambda: shift.measure(fresh, [X], trian=True),
         "'params/BatchNorm_0/bias' is missing": lambda: shift.measure(fresh, {"params": {}}, [X]),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
@@ -18,6 +19,8 @@ from dropbn.diagnose.nnx import graph, intercepted
 from dropbn.diagnose.nnx.graph import Skeleton
 from dropbn.diagnose.registry import MOVED, OURS
 from dropbn.diagnose.seam import Interceptor
+from dropbn.diagnose.tracing import name_of
+from dropbn.errors import DropbnError
 
 # The flags that train() and eval() set themselves.
 _SET_BY_FLAX = ("deterministic", "use_running_average")
@@ -88,6 +91,7 @@ class Model(model.Model):
         given = flatten_dict(unfreeze(variables.get("batch_stats", {})))
         copy = self.skeleton.merge(variables, rngs or {})
         intercepted.prepare(copy, {path: leaf for path, leaf in given.items() if path[-1].startswith(OURS)})
+        before = _stats(copy)
         _set_mode(copy, testing)
         if "rngs" in self.all_parameters():
             kwargs = {**kwargs, "rngs": graph.streams_for_call(rngs or {})}
@@ -95,15 +99,26 @@ class Model(model.Model):
         run = functools.partial(method, copy) if callable(method) else getattr(copy, method)
         with intercepted.noting() as put, self.intercepting(interceptor), jax.named_scope(self.name):
             output = run(*args, **kwargs)
-        stats = {}
-        for place, leaf in nnx.to_flat_state(nnx.state(copy, nnx.BatchStat)):
-            path = tuple(map(str, place))
-            if path[-1] != MOVED or (path[:-1], MOVED) in put:
-                stats[path] = leaf.get_value()
+        stats = _stats(copy)
+        for path in [path for path in stats if path[-1] == MOVED]:
+            if (path[:-1], MOVED) not in put:
+                del stats[path]
+            elif all(map(operator.is_, *map(jax.tree.leaves, (stats[path], before[path])))):
+                raise DropbnError(
+                    f"The new statistics of '{name_of(path[:-1])}' are lost, as in training: a "
+                    "transformation of JAX, such as jax.checkpoint, got the module. Use that of NNX, such "
+                    "as nnx.remat."
+                )
         after = dict(nnx.to_flat_state(nnx.state(copy)))
         others = [leaf for leaf in self.skeleton.leaves if leaf.collection == "state"]
         state = {leaf.name[1:]: graph.value_of(after[leaf.place]) for leaf in others if leaf.place in after}
         return output, {"batch_stats": unflatten_dict(stats), "state": unflatten_dict(state)}
+
+
+def _stats(copy):
+    """The values in `batch_stats`, by path."""
+    leaves = nnx.to_flat_state(nnx.state(copy, nnx.BatchStat))
+    return {tuple(map(str, place)): leaf.get_value() for place, leaf in leaves}
 
 
 def _set_mode(copy, testing):
