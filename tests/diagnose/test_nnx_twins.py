@@ -1,5 +1,7 @@
 """NNX models are measured, predicted, repaired, explained and linted as their Linen twins."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import linen_models
@@ -10,9 +12,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from dropbn.diagnose import gap, lint, recalibrate, shift
+from dropbn.diagnose import gap, lint, recalibrate, shift, surgery, uncertainty
 from dropbn.errors import DropbnError
+from dropbn.nn import layers, noise, norm, order
+from dropbn.nn.nnx import layers as nnx_layers
+from dropbn.nn.nnx import noise as nnx_noise
+from dropbn.nn.nnx import norm as nnx_norm
 from dropbn.nn.nnx import variables
+
+S = layers.Size
 
 RECIPES = "dropout_off", "li2018_moving", "hendrycks2016", "precise_bn"
 DEFAULT = ["DropoutBehindIf", "SharedNorm"]
@@ -102,17 +110,12 @@ def test_labelled_families_are_treated_alike(family):
         given = {**given, "batch_stats": _drawn(given["batch_stats"])}
     twin = nnx_lint_models.twin(case, nnx.Rngs(0))
     nnx.update(twin, variables.from_linen(given, twin))
-    batches, linen = _batches((8, *case.shape[1:]), 2), (case.model, given)
-    _same(_rows(shift.measure, twin, batches), _rows(shift.measure, *linen, batches), 2e-5)
-    _same(_rows(shift.predict, twin, batches), _rows(shift.predict, *linen, batches), 1e-4, 1e-6)
-    _same(lint.check(twin, batches[0]).rows, lint.check(case.model, batches[0], variables=given).rows, 1e-4)
-    for recipe in ("dropout_off", "li2018_moving"):
-        _same_statistics(twin, linen, batches, recipe, 1e-4)
+    batches = _batches((8, *case.shape[1:]), 2)
     returned = jax.eval_shape(lambda x: case.model.apply(given, x, train=False), batches[0])
     several = {"outputs": 0} if isinstance(returned, tuple) else {}
     shape = jax.tree.leaves(returned)[0].shape[:-1]
-    labelled = [(x, np.arange(np.prod(shape)).reshape(shape) % 3) for x in batches]
-    _same_gap(twin, linen, labelled, 1e-4, num_samples=2, **several)
+    recipes = "dropout_off", "li2018_moving"
+    _same_everywhere(twin, (case.model, given), batches, recipes, shape, num_samples=2, **several)
 
 
 @pytest.mark.parametrize("case", lint_models.CASES, ids=lambda case: case.name)
@@ -121,6 +124,18 @@ def test_labelled_networks_are_linted_alike(case):
     shapes = nnx.eval_shape(lambda: nnx_lint_models.twin(case, nnx.Rngs(0)))
     x = jax.ShapeDtypeStruct(case.shape, jnp.float32)
     _same(lint.check(shapes, x).rows, lint.check(case.model, x).rows)
+
+
+def _same_everywhere(twin, linen, batches, recipes, shape, **options):
+    """Whether all tools agree; the labels have the given shape."""
+    _same(_rows(shift.measure, twin, batches), _rows(shift.measure, *linen, batches), 2e-5)
+    _same(_rows(shift.predict, twin, batches), _rows(shift.predict, *linen, batches), 1e-4, 1e-6)
+    model, given = linen
+    _same(lint.check(twin, batches[0]).rows, lint.check(model, batches[0], variables=given).rows, 1e-4)
+    for recipe in recipes:
+        _same_statistics(twin, linen, batches, recipe, 1e-4)
+    labelled = [(x, np.arange(np.prod(shape)).reshape(shape) % 3) for x in batches]
+    _same_gap(twin, linen, labelled, 1e-4, **options)
 
 
 def _rows(tool, *arguments):
@@ -154,3 +169,40 @@ def _same_gap(twin, linen, batches, tolerance, **options):
     for table in ("shares", "remedies"):
         _same(getattr(found, table).rows, getattr(wanted, table).rows, tolerance, tolerance / 10)
     assert (found.unseen, found.draws) == (wanted.unseen, wanted.draws)
+
+
+@pytest.mark.slow
+def test_an_order_with_groups_is_treated_alike():
+    """`Layers` of nn.nnx, with batch normalizations over groups of images."""
+    text, sizes = (
+        "[bn relu conv drop bn relu conv | conv] gap drop dense bn",
+        (S(4, 3, 2), S(4, 3), S(4, 1, 2)),
+    )
+    both = order.parse(text), (*sizes, S(3))
+    parts = layers.Parts(partial(norm.BatchNorm, group_size=8), partial(noise.Dropout, 0.5))
+    nnx_parts = layers.Parts(partial(nnx_norm.BatchNorm, group_size=8), partial(nnx_noise.Dropout, 0.5))
+    linen, twin = (
+        layers.Layers(*both, parts),
+        nnx_layers.Layers(*both, nnx_parts, (1, 6, 6, 2), rngs=nnx.Rngs(0)),
+    )
+    given = variables.to_linen(twin)
+    given = {**given, "batch_stats": _drawn(given["batch_stats"])}
+    nnx.update(twin, variables.from_linen(given, twin))
+    batches = _batches((24, 6, 6, 2), 2)
+    _same_everywhere(twin, (linen, given), batches, RECIPES, (24,), num_samples=2)
+    labelled = [(x, np.arange(24) % 3) for x in batches]
+    found, wanted = (
+        uncertainty.sample(*each, labelled, num_samples=3).rows for each in ((twin,), (linen, given))
+    )
+    _same(found, wanted, 1e-4, 1e-5)
+    changes = {
+        "without": surgery.without_noise,
+        "rates": lambda model: surgery.with_rates(model, {"drop1": 0.1}),
+        "last": lambda model: surgery.move_to_last_bn(model, batches[0]),
+    }
+    for change in changes.values():
+        found, wanted = (lint.check(change(model), batches[0], variables=given) for model in (twin, linen))
+        findings = [
+            {row["norm"]: row["ratio"] for row in report.rows if row["norm"]} for report in (found, wanted)
+        ]
+        assert findings[0] == pytest.approx(findings[1], rel=1e-4)
