@@ -108,7 +108,7 @@ def plain():
 
 @pytest.mark.parametrize(
     "way",
-    [pytest.param(way, marks=[pytest.mark.slow] * (way not in ("jit of trees", "split"))) for way in WAYS],
+    [pytest.param(way, marks=[pytest.mark.slow] * (way != "split")) for way in WAYS],
 )
 def test_transformations_of_flax_carry_the_state(way, plain):
     _same(_found(_moved(Net(WAYS[way], nnx.Rngs(0)))), plain)
