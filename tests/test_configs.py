@@ -27,8 +27,11 @@ CELLS = [
 ]
 
 
-# One cell of each network at full size.
-NETWORKS = list({(study, arg.split(",")[0]): (study, arg) for study, _, arg in CELLS}.values())
+# One cell of each network at full size; those of 100 layers and more run by -m slow.
+NETWORKS = [
+    pytest.param(study, arg, marks=[pytest.mark.slow] * (study.get_config(arg).model.depth >= 100))
+    for study, arg in {(study, arg.split(",")[0]): (study, arg) for study, _, arg in CELLS}.values()
+]
 
 
 def test_sweeps_are_the_papers_tables():

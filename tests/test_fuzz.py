@@ -38,13 +38,6 @@ from dropbn.train.fields import check as check_fields
 from dropbn.train.plan import abstract_state, make_plan
 
 CASES = pytest.mark.parametrize("cases", [8, pytest.param(1000, marks=pytest.mark.slow)])
-# Two steps are compiled several times faster without being optimized.
-QUICKLY = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-}
-if jax.__version_info__ < (0, 11):  # XLA refuses what it does not know, and later ones do not know this.
-    QUICKLY["xla_cpu_use_fusion_emitters"] = False
 RNG = np.random.default_rng(0)
 
 
@@ -201,12 +194,12 @@ def _two_steps(config, dataset):
     feed = feeds.create([plan], [dataset])
     architecture = plan.architecture
     create = functools.partial(steps.create_state, plan.model, plan.tx, config.seed)
-    state = jax.jit(lambda: create(dataset.train.image_shape), compiler_options=QUICKLY)()
+    state = jax.jit(lambda: create(dataset.train.image_shape))()
     if config.model.init == "lsuv":
         images = sampling.normalize(dataset.plain(config.batch_size).images, dataset.mean, dataset.std)
         state = state.replace(params=initializers.lsuv(plan.model, state.variables, images)["params"])
 
-    @functools.partial(jax.jit, compiler_options=QUICKLY)
+    @jax.jit
     def step(state, inputs, hyper):
         return steps.train_step(
             state,

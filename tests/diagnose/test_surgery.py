@@ -34,6 +34,15 @@ MOVES = {
     "Jitted": ("JitBody_0/Dropout_0", "JitBody_0/first"),
     "OwnSignature": ("Dropout_0", "TrainNorm_0"),
 }
+QUICK = "ConstructorFlags", "DropoutBehindIf", "Scanned", "Jitted"  # The others run by -m slow.
+breadth = pytest.mark.parametrize(
+    ("model", "flag", "on"),
+    [
+        pytest.param(*case, marks=[pytest.mark.slow] * (type(case[0]).__name__ not in QUICK))
+        for case in BREADTH
+    ],
+    ids=lambda v: type(v).__name__,
+)
 OPERATIONS = {
     "swap": lambda model: swap_noise(model, to=noise.Uout(0.3)),
     "without": without_noise,
@@ -115,7 +124,7 @@ def _programs(model, flag, on):
     return {"init": _program(init, X, key)} | {name: _program(run, *args) for name, run in runs.items()}
 
 
-@pytest.mark.parametrize(("model", "flag", "on"), BREADTH, ids=lambda v: type(v).__name__)
+@breadth
 def test_a_model_with_its_noise_off_stays_the_same_program(model, flag, on):
     wanted = _programs(model, flag, on)
     for operation, operate in OPERATIONS.items():
@@ -128,7 +137,7 @@ def test_a_model_with_its_noise_off_stays_the_same_program(model, flag, on):
             assert found["train"] == wanted[OFF]
 
 
-@pytest.mark.parametrize(("model", "flag", "on"), BREADTH, ids=lambda v: type(v).__name__)
+@breadth
 def test_a_noise_swapped_for_its_equal_draws_the_same_masks(model, flag, on):
     swapped = swap_noise(model, matched=noise.Dropout)
 
