@@ -117,11 +117,13 @@ def test_safetensors(tmp_path):
 
 def test_msgpack_of_a_training_state(tmp_path):
     state = _state(GIVEN)
-    (tmp_path / "given").write_bytes(serialization.to_bytes(state))
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given/checkpoint_9").touch()
+    (tmp_path / "given/checkpoint_10").write_bytes(serialization.to_bytes(state))
     source = _round_trip(tmp_path / "given", tmp_path / "new")
-    assert source.format == "msgpack" and source.hints == ()
+    assert (source.format, source.step, source.hints) == ("msgpack", "checkpoint_10", ())
     better = state.replace(batch_stats=BETTER["batch_stats"])
-    assert (tmp_path / "new").read_bytes() == serialization.to_bytes(better)
+    assert (tmp_path / "new/checkpoint_10").read_bytes() == serialization.to_bytes(better)
 
 
 def test_orbax_of_a_training_state(tmp_path, monkeypatch):
@@ -271,6 +273,18 @@ COPY = _variables(5)
         ({**GIVEN, "ema_params": COPY["params"]}, "ema_params", {**GIVEN, "params": COPY["params"]}, None),
         ({"ema": COPY, **GIVEN}, "", GIVEN, "'ema/batch_stats' fits as well"),
         ({"ema": COPY, "state": GIVEN}, "ema", COPY, None),
+        (
+            {
+                "params": {
+                    "encoder": GIVEN["params"],
+                    "head": {"bias": GIVEN["params"]["BatchNorm_0"]["bias"]},
+                },
+                "batch_stats": {"encoder": GIVEN["batch_stats"]},
+            },
+            "",
+            GIVEN,
+            "does not have: params/head/bias",
+        ),
         ({"ema": COPY, "state": GIVEN}, "state/params", GIVEN, "'ema/batch_stats' fits as well"),
         ({**GIVEN, "best": {"accuracy": np.float32(0.5)}}, "", GIVEN, "does not have: best/accuracy"),
         ({**GIVEN, "opt_state": {"0": {"mu": COPY["params"]}}, "step": np.int32(1)}, "", GIVEN, None),
@@ -321,6 +335,18 @@ MISFITS = {
     "more": (
         _with(GIVEN, "params/Conv_1/kernel", np.ones(2)),
         ["\n  params/Conv_1/kernel: (2,) in the file, missing in the model"],
+    ),
+    "part of a larger model": (
+        {**GIVEN, "params": {"Conv_0": {"kernel": np.ones(3)}, "Block_0": GIVEN["params"]}},
+        [
+            f"\n  {KERNEL}: (3,) ",
+            "\n  params/BatchNorm_0/bias: missing",
+            "params/Block_0/Conv_0/kernel: (3, 3, 2, 4)",
+        ],
+    ),
+    "only the copy fits": (
+        {**GIVEN, "params": {"Conv_0": {"kernel": np.ones(3)}}, "ema_params": GIVEN["params"]},
+        [f"\n  {KERNEL}: (3,) "],
     ),
     "no statistics": (
         {"params": GIVEN["params"]},

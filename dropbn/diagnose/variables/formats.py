@@ -19,13 +19,13 @@ def find(path: str | os.PathLike) -> pathlib.Path:
     place = pathlib.Path(path)
     if "://" in os.fspath(path):
         raise DropbnError(f"{shown(path)} is not on this machine: copy it here and give the copy's path.")
-    if not place.exists():
-        raise DropbnError(
-            f"There is no {shown(place)}: give the path of a checkpoint or of a file of arrays."
-        )
-    if not place.is_dir() or items(place):
-        return place
     with reading(place):
+        if not place.exists():
+            raise DropbnError(
+                f"There is no {shown(place)}: give the path of a checkpoint or of a file of arrays."
+            )
+        if not place.is_dir() or items(place):
+            return place
         names = sorted(os.listdir(place))
     steps = [name for name in names if re.fullmatch(r"(.*_)?\d+", name)]
     if not steps:

@@ -8,10 +8,11 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from dropbn import writers
-from dropbn.diagnose.variables.stored import Key, Stored, reason
+from dropbn.diagnose.variables.stored import Key, Stored, reading, reason
 from dropbn.errors import DropbnError, extra, shown
 
 _ARRAYS = ("jax.Array", "np.ndarray", "scalar")  # what orbax calls the leaves that it keeps as arrays
@@ -37,6 +38,11 @@ class Orbax(Stored):
 
     def _array(self, key):
         return self._tensor(self.place, key).read().result()
+
+    def shape(self, key: Key) -> jax.ShapeDtypeStruct:
+        with reading(self.place):
+            tensor = self._tensor(self.place, key)
+        return jax.ShapeDtypeStruct(tensor.shape, tensor.dtype.numpy_dtype)
 
     def _tensor(self, place, key):
         """An array of this checkpoint or of a copy, for tensorstore to read or to write."""
@@ -70,7 +76,7 @@ class Orbax(Stored):
             raise
 
 
-def items(place):
+def items(place: pathlib.Path) -> list[pathlib.Path]:
     """The directories of a checkpoint that hold a tree: the checkpoint itself, or those in it."""
     if (place / "_METADATA").is_file():
         return [place]

@@ -79,7 +79,8 @@ class Search:
           DropbnError: the arrays do not fit, or several copies of them do.
         """
         roots, misfits = self._roots()
-        if misfits and self._rename():
+        if misfits and (hints := self._rename()):
+            self.hints, self.copies = hints, []
             roots, misfits = self._roots()
         if misfits:
             torch = any(name[-1:] == ("weight",) for name in self.keys)
@@ -96,15 +97,16 @@ class Search:
         return found
 
     def _rename(self):
-        """Gives running statistics of other libraries Flax's names; whether there are any."""
+        """Gives running statistics of other libraries Flax's names; returns hints about their conventions."""
+        hints = []
         renamed = {name: name for name in self.keys}
         for others, hint in ((_TORCH, _FROM_TORCH), (_TENSORFLOW, _FROM_TENSORFLOW)):
             theirs = {name: (*name[:-1], others[name[-1]]) for name in self.keys if name[-1] in others}
             theirs = {name: new for name, new in theirs.items() if new not in self.keys}
             renamed |= theirs
-            self.hints += [hint] if theirs else []
+            hints += [hint] if theirs else []
         self.keys = {renamed[name]: key for name, key in self.keys.items()}
-        return bool(self.hints)
+        return hints
 
     def _roots(self):
         """The root of each collection, which is the path in the file to its names, and lines of misfits."""
@@ -119,10 +121,13 @@ class Search:
             places = [root for root in votes if not _OPTIMIZER & {*root}] or list(votes)
             places = [root for root in places if _below(self.within, root)] or places
             fitting = [root for root in places if not self._misfits(collection, root)]
-            if fitting:
-                roots[collection] = self._choose(collection, fitting, roots.get("params"))
+            # A place is not meant if it is part of a larger one, or called otherwise than one, that misfits.
+            named = [root for root in places if root[-1:] == (collection,)]
+            meant = [root for root in fitting if all(p in fitting for p in places if _below(p, root))]
+            if meant and ({*named} & {*meant} or not named):
+                roots[collection] = self._choose(collection, meant, roots.get("params"))
             elif places:
-                nearest = max(places, key=lambda root: (votes[root], root[-1:] == (collection,)))
+                nearest = max(named or places, key=lambda root: votes[root])
                 misfits += self._misfits(collection, nearest)
             else:
                 misfits.append(
@@ -159,7 +164,7 @@ class Search:
         """A line for each variable that is missing, has another shape or kind, or is not the model's."""
         leaves = self.wanted[collection]
         keys = {name: self.keys[root + name] for name in leaves if root + name in self.keys}
-        found = {name: self.held[key] for name, key in keys.items()}
+        found = {name: self.held.shape(key) for name, key in keys.items()}
         axes = {
             array.shape[0] if array.shape[1:] == leaves[name].shape and array.ndim else None
             for name, array in found.items()
@@ -169,23 +174,22 @@ class Search:
                 f"{collection}: every array in the file has a first axis of {number}, as replicas have. Save "
                 "one of them, as flax.jax_utils.unreplicate gives it."
             ]
+
+        def line(name, here, wanted):
+            return f"{'/'.join((collection, *name))}: {here} in the file, {wanted} in the model"
+
         lines = []
         for name, shape in leaves.items():
             array = found.get(name)
             if array is None or array.shape != shape.shape or is_real(array) != is_real(shape):
-                has = "missing" if array is None else f"{array.shape} {array.dtype}"
-                lines.append(
-                    f"{'/'.join((collection, *name))}: {has} in the file, {shape.shape} {shape.dtype} in the "
-                    "model"
-                )
+                here = "missing" if array is None else f"{array.shape} {array.dtype}"
+                lines.append(line(name, here, f"{shape.shape} {shape.dtype}"))
         if root[-1:] == (collection,):
+            more = {name[len(root) :]: key for name, key in self.keys.items() if _below(root, name)}
             lines += [
-                f"{'/'.join((collection, *name[len(root) :]))}: {self.held[key].shape} in the file, missing "
-                "in the model"
-                for name, key in self.keys.items()
-                if _below(root, name)
-                and name[len(root) :] not in leaves
-                and name[-1] != "num_batches_tracked"
+                line(name, self.held.shape(key).shape, "missing")
+                for name, key in more.items()
+                if name not in leaves and name[-1] != "num_batches_tracked"
             ]
         return lines
 

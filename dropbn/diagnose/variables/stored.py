@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal
 
+import jax
 import numpy as np
 
 from dropbn.errors import DropbnError, shown
@@ -47,6 +48,15 @@ class Stored(abc.ABC):
         with reading(self.place):
             return self._array(key)
 
+    def shape(self, key: Key) -> jax.ShapeDtypeStruct:
+        """An array's shape and dtype.
+
+        Raises:
+          DropbnError: as for the array.
+        """
+        array = self[key]
+        return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
     @abc.abstractmethod
     def write(self, path: pathlib.Path, changed: Mapping[Key, np.ndarray]) -> None:
         """Writes all that is stored here to another place, with some arrays changed.
@@ -68,7 +78,8 @@ class Stored(abc.ABC):
         """An array; any error means that the file is damaged."""
 
 
-def pickled(place):
+def pickled(place: pathlib.Path) -> DropbnError:
+    """The error for a file that is a pickle."""
     return DropbnError(
         f"{shown(place)} is a pickle, as PyTorch writes it (.pt, .pth, .pkl, .ckpt), which can run any "
         f"program and is not read. {SAVE}"
