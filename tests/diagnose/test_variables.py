@@ -247,7 +247,7 @@ def _file(path, tree: dict):
 @pytest.mark.parametrize("dtype", [np.float16, jnp.bfloat16, np.float64])
 def test_dtypes(tmp_path, dtype):
     """What the model's dtype can hold is read in it, and everything is written in that of the file."""
-    stored = jax.tree.map(lambda leaf: leaf.astype(dtype), GIVEN)
+    stored = jax.tree.map(lambda leaf: (leaf / np.float64(3)).astype(dtype), GIVEN)
     np.savez(tmp_path / "given.npz", **flatten_dict(stored, sep="/"))
     found, source = read(tmp_path / "given.npz", LIKE)
     kept = np.float64 if dtype is np.float64 else np.float32
@@ -324,6 +324,10 @@ def _with(tree: dict, path: str, leaf: Any) -> dict:
     return unflatten_dict({**flatten_dict(tree, sep="/"), path: leaf}, sep="/")
 
 
+MERGED = {
+    "Conv_0": GIVEN["params"]["Conv_0"],
+    "BatchNorm_0": GIVEN["params"]["BatchNorm_0"] | GIVEN["batch_stats"]["BatchNorm_0"],
+}
 KERNEL, VAR = "params/Conv_0/kernel", "batch_stats/BatchNorm_0/var"
 MISFITS = {
     "missing": (_without(GIVEN, VAR), [f"\n  {VAR}: missing in the file, (4,) float32 in the model"]),
@@ -343,6 +347,10 @@ MISFITS = {
             "\n  params/BatchNorm_0/bias: missing",
             "params/Block_0/Conv_0/kernel: (3, 3, 2, 4)",
         ],
+    ),
+    "part of a larger model without collections": (
+        {"Conv_0": {"kernel": np.ones(3)}, "Block_0": MERGED},
+        [f"\n  {KERNEL}: (3,) "],
     ),
     "only the copy fits": (
         {**GIVEN, "params": {"Conv_0": {"kernel": np.ones(3)}}, "ema_params": GIVEN["params"]},

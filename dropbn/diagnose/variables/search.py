@@ -127,7 +127,8 @@ class Search:
             if meant and ({*named} & {*meant} or not named):
                 roots[collection] = self._choose(collection, meant, roots.get("params"))
             elif places:
-                nearest = max(named or places, key=lambda root: votes[root])
+                others = [root for root in places if root not in fitting]
+                nearest = max(others, key=lambda root: (root in named, votes[root]))
                 misfits += self._misfits(collection, nearest)
             else:
                 misfits.append(
