@@ -391,7 +391,7 @@ def test_misfits(tmp_path, name):
 
 def test_a_part_that_is_not_there(tmp_path):
     with pytest.raises(
-        DropbnError, match="has no part 'emma'. It has ema/batch_stats/BatchNorm_0/mean, ".replace(".", "[.]")
+        DropbnError, match="has no part 'emma'; it has ema/batch_stats/BatchNorm_0/mean, ".replace(".", "[.]")
     ):
         read(_file(tmp_path / "given", {"ema": GIVEN}), LIKE, within="emma")
 
@@ -443,6 +443,7 @@ REFUSALS = {
     "torch": (lambda p: _zip(p, ["archive/data.pkl", "archive/data/0"]), "is a pickle, .*save its"),
     "h5": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "is an HDF5 file .*save its"),
     "keras": (lambda p: _zip(p, ["config.json", "model.weights.h5"]), "is a model of Keras"),
+    "no arrays": (lambda p: _file(p, {"params": {}}), "has no arrays[.]"),
     "empty": (lambda p: p.touch(), "is empty: save or copy it again"),
     "text": (lambda p: p.write_text("some text of a reader"), "has none of the formats that are read"),
     "npy": (lambda p: np.save(p.open("wb"), np.ones(3)), "has none of the formats that are read"),

@@ -46,7 +46,7 @@ def opened(place: pathlib.Path) -> "Stored":
     if place.is_dir():
         return Orbax(place)
     if not place.is_file():
-        raise DropbnError(f"{shown(place)} is not a regular file.")
+        raise DropbnError(f"{shown(place)} is not there, or is no regular file.")
     with reading(place), place.open("rb") as file:
         start = file.read(16)
     if not start:

@@ -61,16 +61,17 @@ class Search:
         self.hints: list[str] = []
         self.copies: list[Name] = []
         self.wanted: dict[str, dict[Name, Any]] = {}
-        for (collection, *name), shape in named(like).items():
-            self.wanted.setdefault(collection, {})[tuple(name)] = shape
+        for path, shape in named(like).items():
+            self.wanted.setdefault(path[0], {})[path[1:]] = shape
         self.keys: dict[Name, Key] = {}
         for key in held.keys:
-            name = _plain(_parts(*key))
+            name = _plain(_parts(*key)) or key
             if name in self.keys:
                 raise DropbnError(f"{shown(held.place)} holds '{'/'.join(name)}' twice: remove one of them.")
             self.keys[name] = key
         if not any(_below(self.within, name) for name in self.keys):
-            raise DropbnError(f"{shown(held.place)} has no part {within!r}. It has {some(self.keys)}.")
+            lacks = f"part {within!r}; it has {some(self.keys)}" if self.keys else "arrays"
+            raise DropbnError(f"{shown(held.place)} has no {lacks}.")
 
     def found(self) -> dict[Name, Key]:
         """The key of each wanted variable, by its name with the collection.
@@ -133,7 +134,7 @@ class Search:
             else:
                 misfits.append(
                     f"{collection}: nothing in the file has its names. The model has {some(leaves)}; the "
-                    f"file has {some(self.keys)}."
+                    f"file has {some(self.keys.values())}."
                 )
         return roots, misfits
 
@@ -190,7 +191,7 @@ class Search:
             lines += [
                 line(name, self.held.shape(key).shape, "missing")
                 for name, key in more.items()
-                if name not in leaves and name[-1] != "num_batches_tracked"
+                if name not in leaves and name[-1:] != ("num_batches_tracked",)
             ]
         return lines
 
