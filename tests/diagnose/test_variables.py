@@ -389,6 +389,23 @@ def test_misfits(tmp_path, name):
     assert all(sentence in str(error.value) for sentence in [*sentences, str(tmp_path / "given")])
 
 
+def test_other_collections(tmp_path):
+    """Sown values need not be in a file; if they are, they must fit."""
+    sown, like = {"loss": {"mean": np.ones(2, np.float32)}}, {**LIKE, "loss": {"mean": jnp.ones(2)}}
+    found, source = read(_file(tmp_path / "without", {**GIVEN, "log": sown["loss"]}), {**like, "none": {}})
+    _same(found, {**GIVEN, "none": {}})
+    assert source.hints[0] == "The model also keeps 'loss', which the file does not hold."
+    _round_trip(
+        _file(tmp_path / "with", {**GIVEN, **sown}),
+        tmp_path / "new",
+        like,
+        {**GIVEN, **sown},
+        {**BETTER, **sown},
+    )
+    with pytest.raises(DropbnError, match="loss: nothing in the file has its names"):
+        read(_file(tmp_path / "other", {**GIVEN, "loss": {"sum": np.ones(2)}}), like)
+
+
 def test_a_part_that_is_not_there(tmp_path):
     with pytest.raises(
         DropbnError, match="has no part 'emma'; it has ema/batch_stats/BatchNorm_0/mean, ".replace(".", "[.]")

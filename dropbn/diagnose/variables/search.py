@@ -1,23 +1,20 @@
 """The search for the variables of a model among the arrays of a file."""
 
 import collections
-import re
-from collections.abc import Iterable
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
+from dropbn.diagnose.variables.names import Name, is_below, listed, named, parts, plain, some
 from dropbn.diagnose.variables.stored import Key, Stored
 from dropbn.errors import DropbnError, shown
 
-Name = tuple[str, ...]
-_MOST = 20  # lines of an error
 # What other libraries call the running statistics.
 _TORCH = {"running_mean": "mean", "running_var": "var"}
 _TENSORFLOW = {"moving_mean": "mean", "moving_variance": "var", "moving_var": "var"}
 # Parts of a training state that may repeat the names and shapes of the parameters.
 _OPTIMIZER = {"opt_state", "optimizer", "optimizer_state", "opt", "mu", "nu", "trace"}
+_NEEDED = ("params", "batch_stats")  # Others need not be in a file: `init` makes those of sown values too.
 # What lies beside variables: a random stream's key and count, PyTorch's counts, the step of a training state.
 _BESIDE = {"key", "count", "num_batches_tracked", "step"}
 _UNBIASED = (
@@ -57,7 +54,7 @@ class Search:
         Raises:
           DropbnError: there is no such part, or a name is there twice.
         """
-        self.held, self.within = held, _parts(within)
+        self.held, self.within = held, parts(within)
         self.hints: list[str] = []
         self.copies: list[Name] = []
         self.wanted: dict[str, dict[Name, Any]] = {}
@@ -65,16 +62,18 @@ class Search:
             self.wanted.setdefault(path[0], {})[path[1:]] = shape
         self.keys: dict[Name, Key] = {}
         for key in held.keys:
-            name = _plain(_parts(*key)) or key
+            name = plain(parts(*key)) or key
             if name in self.keys:
                 raise DropbnError(f"{shown(held.place)} holds '{'/'.join(name)}' twice: remove one of them.")
             self.keys[name] = key
-        if not any(_below(self.within, name) for name in self.keys):
+        if not any(is_below(self.within, name) for name in self.keys):
             lacks = f"part {within!r}; it has {some(self.keys)}" if self.keys else "arrays"
             raise DropbnError(f"{shown(held.place)} has no {lacks}.")
 
     def found(self) -> dict[Name, Key]:
         """The key of each wanted variable, by its name with the collection.
+
+        Other collections than params and batch_stats are left out if the file does not hold them.
 
         Raises:
           DropbnError: the arrays do not fit, or several copies of them do.
@@ -91,8 +90,8 @@ class Search:
             )
         found = {
             (collection, *name): self.keys[roots[collection] + name]
-            for collection, leaves in self.wanted.items()
-            for name in leaves
+            for collection in roots
+            for name in self.wanted[collection]
         }
         self._hint_unused({*found.values()})
         return found
@@ -120,13 +119,19 @@ class Search:
             )
             self.copies += [root for root, number in votes.items() if number == len(leaves)]
             places = [root for root in votes if not _OPTIMIZER & {*root}] or list(votes)
-            places = [root for root in places if _below(self.within, root)] or places
+            places = [root for root in places if is_below(self.within, root)] or places
+            if collection not in _NEEDED:  # Names such as "mean" are common.
+                places = [
+                    root for root in places if root[-1:] == (collection,) or root == roots.get("params")
+                ]
             fitting = [root for root in places if not self._misfits(collection, root)]
             # A place is not meant if it is part of a larger one, or called otherwise than one, that misfits.
             named = [root for root in places if root[-1:] == (collection,)]
-            meant = [root for root in fitting if all(p in fitting for p in places if _below(p, root))]
+            meant = [root for root in fitting if all(p in fitting for p in places if is_below(p, root))]
             if meant and ({*named} & {*meant} or not named):
                 roots[collection] = self._choose(collection, meant, roots.get("params"))
+            elif collection not in _NEEDED and not any(collection in name for name in self.keys):
+                self.hints.append(f"The model also keeps '{collection}', which the file does not hold.")
             elif places:
                 others = [root for root in places if root not in fitting]
                 nearest = max(others, key=lambda root: (root in named, votes[root]))
@@ -187,7 +192,7 @@ class Search:
                 here = "missing" if array is None else f"{array.shape} {array.dtype}"
                 lines.append(line(name, here, f"{shape.shape} {shape.dtype}"))
         if root[-1:] == (collection,):
-            more = {name[len(root) :]: key for name, key in self.keys.items() if _below(root, name)}
+            more = {name[len(root) :]: key for name, key in self.keys.items() if is_below(root, name)}
             lines += [
                 line(name, self.held.shape(key).shape, "missing")
                 for name, key in more.items()
@@ -201,51 +206,15 @@ class Search:
             name
             for name, key in self.keys.items()
             if not (key in used or name[-1] in _BESIDE or _OPTIMIZER & {*name})
-            and not any(_below(root, name) for root in self.copies)
+            and not any(is_below(root, name) for root in self.copies)
         ]
         if unused:
             self.hints.append(f"The file also holds arrays that the model does not have: {some(unused)}.")
 
 
-def named(tree: dict) -> dict[Name, Any]:
-    """The leaves of variables by name, in the order of the tree."""
-    leaves = jax.tree.leaves_with_path(tree)
-    return {
-        _plain(_parts(jax.tree_util.keystr(path, simple=True, separator="/"))): leaf for path, leaf in leaves
-    }
-
-
 def is_real(leaf: Any) -> bool:
     """Whether an array, or its shape, is of real or complex numbers."""
     return bool(jnp.issubdtype(leaf.dtype, jnp.inexact))
-
-
-def some(names: Iterable[Name]) -> str:
-    """The first of several names, for a message."""
-    shortened = ["/".join(name) for name in names]
-    return (
-        ", ".join(shortened[:6]) + f" and {len(shortened) - 6} more" * (len(shortened) > 6)
-    ) or "no arrays"
-
-
-def listed(lines: list[str]) -> str:
-    """Lines for a message, indented; only the first of many."""
-    more = [f"and {len(lines) - _MOST} more"] if len(lines) > _MOST else []
-    return "".join(f"\n  {line}" for line in [*lines[:_MOST], *more])
-
-
-def _parts(*keys):
-    """Keys as a path, however they were joined: "a/b", "a.b" or "['a']['b']"."""
-    return tuple(part for key in keys for part in re.split(r"[/.\[\]'\"]+", key) if part)
-
-
-def _plain(name):
-    """A name without the level "value", which boxes and the variables of NNX add."""
-    return name[:-1] if name[-1:] == ("value",) and len(name) > 1 else name
-
-
-def _below(root, name):
-    return name[: len(root)] == root
 
 
 def _place(root):

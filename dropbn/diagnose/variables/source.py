@@ -12,7 +12,8 @@ import numpy as np
 
 from dropbn import writers
 from dropbn.diagnose.variables import formats
-from dropbn.diagnose.variables.search import Name, Search, is_real, listed, named, some
+from dropbn.diagnose.variables.names import Name, listed, named, some
+from dropbn.diagnose.variables.search import Search, is_real
 from dropbn.diagnose.variables.stored import Format, Key
 from dropbn.errors import DropbnError, shown
 
@@ -49,7 +50,8 @@ def read(path: str | os.PathLike, like: dict, *, within: str = "") -> tuple[dict
 
     Returns:
       (the variables, NumPy arrays in the structure of `like`; their source). An array has the dtype that
-      `like` has if that can hold its values, otherwise the file's.
+      `like` has if that can hold its values, otherwise the file's. Other collections than params and
+      batch_stats are left out, with a hint, if the file does not hold them.
 
     Raises:
       DropbnError: there is no such file, its format is not read, or it is damaged; its arrays do not fit, and
@@ -59,7 +61,10 @@ def read(path: str | os.PathLike, like: dict, *, within: str = "") -> tuple[dict
     place = formats.find(path)
     held = formats.opened(place)
     search = Search(held, like, within)
-    keys, wanted = search.found(), named(like)
+    keys = search.found()
+    here = {collection for collection, *_ in keys}
+    like = {name: tree for name, tree in like.items() if name in here or not jax.tree.leaves(tree)}
+    wanted = named(like)
     arrays = {name: _cast(held[keys[name]], wanted[name].dtype) for name in wanted}
     _check(arrays, place)
     path = pathlib.Path(path)
