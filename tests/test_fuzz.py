@@ -357,6 +357,7 @@ def test_random_fields_are_refused_in_a_sentence(cases, tmp_path, monkeypatch):
             "optimizer.decay_factor=-0.5: give 0",
         ),
         ({"optimizer.learning_rate": float("nan")}, "optimizer.learning_rate=nan: give 0"),
+        ({"optimizer.learning_rate": 1e300}, "optimizer.learning_rate=1e.300: give 0 or more, at most 3.4e"),
         ({"data.train_examples": -1}, "data.train_examples=-1: give 0"),
         ({"data.image_size": 8, "data.split": "1" * 5000 + ":1:1"}, "give train:validation:test"),
         ({"data.dir": "\0"}, "Cannot prepare or read dataset"),

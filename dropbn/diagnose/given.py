@@ -44,6 +44,12 @@ def check_rngs(rngs: Mapping[str, Any]) -> None:
             )
 
 
+def check_count(name: str, number: Any) -> None:
+    """Raises for a number of times that is no whole number from 1."""
+    if not isinstance(number, (int, np.integer)) or isinstance(number, bool) or number < 1:
+        raise DropbnError(f"{name}={shown(repr(number))}: give a whole number, at least 1.")
+
+
 def check_variables(variables: Any) -> None:
     """Raises for variables that are no dict of collections."""
     if not isinstance(variables, Mapping):

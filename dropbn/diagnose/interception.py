@@ -228,8 +228,13 @@ def moments_of(layer: Layer, norm: Norm, x: jax.Array, mask: jax.Array | None) -
     These are the values of the batch that the mask keeps, over all devices of an axis that the model binds.
 
     Raises:
-      DropbnError: groups of such an axis.
+      DropbnError: groups of such an axis; complex numbers.
     """
+    if jnp.iscomplexobj(x):
+        raise DropbnError(
+            f"The batch normalization at '{name_of(layer.path)}' takes complex numbers: their moments are "
+            "not measured."
+        )
     found = moments.of(x, norm.axis, mask)
     module = layer.module
     if getattr(module, "axis_name", None) is None:

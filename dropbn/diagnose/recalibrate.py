@@ -28,6 +28,7 @@ import numpy as np
 from dropbn.diagnose import entry, noise_flow, norms, observation
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.entry import ModelOrPair
+from dropbn.diagnose.given import check_count
 from dropbn.diagnose.model import Model
 from dropbn.diagnose.noise_flow import marks
 from dropbn.diagnose.recipes import RECIPES, Options, error
@@ -194,8 +195,8 @@ def take(
         raise unknown("recipe", recipe, RECIPE_NAMES)
     if noise and recipe != "precise_bn":
         raise DropbnError(f"noise=True belongs to recipe='precise_bn'; {recipe!r} has the noise off.")
-    if passes is not None and passes < 1:
-        raise DropbnError(f"passes={passes}: the batches are gone through at least once.")
+    if passes is not None:
+        check_count("passes", passes)
     if recipe == "closed_form":
         return _closed_form(model, variables, batches)
     layers = model.layers(variables, batches.inputs(batches.first))

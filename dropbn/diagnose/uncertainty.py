@@ -12,6 +12,7 @@ from dropbn.diagnose import entry, tasks
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.call import fold_in
 from dropbn.diagnose.entry import ModelOrPair
+from dropbn.diagnose.given import check_count
 from dropbn.diagnose.interception import Mode
 from dropbn.diagnose.model import Model
 from dropbn.diagnose.predictor import Predictor
@@ -144,8 +145,7 @@ def draw(
     batch_norm: Literal["running", "batch"] = "running",
 ) -> Sample:
     """As `sample`, given a prepared model, batches and a task."""
-    if num_samples < 1:
-        raise DropbnError(f"num_samples={num_samples}: at least one sample is drawn.")
+    check_count("num_samples", num_samples)
     layers = model.layers(variables, batches.inputs(batches.first))
     model.refuse_one_mode(layers)
     if not layers.draws and not any(use.train for use in layers.noises.values()):

@@ -30,7 +30,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from dropbn.errors import DropbnError, unknown
+from dropbn.errors import DropbnError, shown, unknown
 
 Real = Any  # A number, a traced scalar or an array.
 
@@ -313,6 +313,8 @@ def is_number(value: Real) -> bool:
 
 
 def _check(law: Law, interval: str, inside: Callable[[Real], bool]) -> None:
-    if is_number(law.amount) and not inside(law.amount):
-        field = dataclasses.fields(law)[0]
-        raise DropbnError(f"{type(law).__name__}: {field.name} must lie in {interval}, got {law.amount}.")
+    """Raises for an amount outside of an interval, or for what is neither a number nor an array."""
+    known = is_number(law.amount)
+    if (known and not inside(law.amount)) or not (known or hasattr(law.amount, "dtype")):
+        field, given = dataclasses.fields(law)[0], law.amount if known else shown(repr(law.amount))
+        raise DropbnError(f"{type(law).__name__}: {field.name} must lie in {interval}, got {given}.")

@@ -22,12 +22,13 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from dropbn.errors import DropbnError, unknown
+from dropbn.errors import DropbnError, shown, unknown
 from dropbn.nn.activations import ACTIVATIONS
 
 WEIGHTS = ("conv", "dense")
 SIZED = (*WEIGHTS, "se", "maxpool", "avgpool")
 WORDS = (*SIZED, "bn", "lrn", "drop", "sparse", "gap", "flatten", "act", *ACTIVATIONS)
+_CONTEXT = 140  # characters before and after a mistake that a message shows
 _DEEPEST = 50  # nested brackets; Python's recursion would allow some hundreds
 
 
@@ -100,16 +101,20 @@ def parse(text: str) -> Order:
     """Reads an order string; `parse(str(order)) == order`.
 
     Raises:
-      DropbnError: a word is unknown, brackets do not match, an order, branch or shortcut is empty, a bar
-        stands outside brackets, or more than 50 brackets are nested. The message shows the string with a
-        caret under the place.
+      DropbnError: it is no text, a word is unknown, brackets do not match, an order, branch or shortcut is
+        empty, a bar stands outside brackets, or more than 50 brackets are nested. The message shows the
+        string, or the part of a long one, with a caret under the place.
     """
+    if not isinstance(text, str):
+        raise DropbnError(f"An order is a text, such as 'bn relu conv', not {shown(repr(text))}.")
     pieces = [(m.group(), m.start()) for m in re.finditer(r"[\[\]{}|]|[^\s\[\]{}|]+", text)]
     pieces.append(("", len(text)))
     position = 0
 
     def refuse(message, start, width=1):
-        raise DropbnError(f"{message}\n    {text}\n    {' ' * start}{'^' * max(width, 1)}")
+        before, after = text[:start][-_CONTEXT:], text[start:][:_CONTEXT]
+        caret = " " * len(before) + "^" * max(min(width, len(after)), 1)
+        raise DropbnError(f"{message}\n    {before}{after}\n    {caret}")
 
     depth = 0
     for piece, start in pieces:

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from dropbn.errors import DropbnError, shown
 from dropbn.readers import NUMBER, Kinds, check_fields
 
 FIELDS: dict[str, Kinds] = {
@@ -64,5 +65,7 @@ FIELDS: dict[str, Kinds] = {
 
 
 def check(config: ConfigDict) -> None:
-    """Raises a DropbnError for the first field that a config lacks or has with another type."""
+    """Raises for what is no config, or the first field that it lacks or has with another type."""
+    if not isinstance(config, ConfigDict):
+        raise DropbnError(f"The config is {shown(repr(config))}, not a ConfigDict.")
     check_fields(config.to_dict(), FIELDS, "The config")

@@ -1,20 +1,21 @@
 """A config resolved: what it means for a dataset on this machine."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from dropbn import data, models
-from dropbn.errors import DropbnError, unknown
+from dropbn.errors import DropbnError, shown, unknown
 from dropbn.nn import norm
 from dropbn.train import durations, losses, optimizer, parallel, steps
 
+_LARGEST = float(np.finfo(np.float32).max)
 # field, least, largest
 _RANGES = (
     ("seed", 0, 2**31 - 1),
@@ -128,10 +129,9 @@ def make_plan(config: ConfigDict, dataset: data.Dataset, layout: parallel.Layout
 def _check_ranges(config, ranges):
     for field, low, high in ranges:
         value = functools.reduce(getattr, field.split("."), config)
-        if not low <= value <= (math.inf if high is None else high):  # NaN fits nowhere.
-            raise DropbnError(
-                f"{field}={value}: give {low} to {high}." if high else f"{field}={value}: give {low} or more."
-            )
+        if not low <= value <= (_LARGEST if high is None else high):  # NaN fits nowhere.
+            wanted = f"{low} to {high}" if high else f"{low} or more, at most {_LARGEST:.3g}"
+            raise DropbnError(f"{field}={shown(value)}: give {wanted}.")
 
 
 def _with_classes(config, num_classes):

@@ -96,6 +96,17 @@ def test_running_statistics_that_no_training_leaves_are_refused(change):
     jax.tree.map(np.testing.assert_allclose, repaired, right)
 
 
+def test_numbers_of_times_and_complex_numbers():
+    for wrong in ("x", 0, 1.5, None, True):
+        for call in (
+            lambda wrong=wrong: uncertainty.sample(Net(), VARIABLES, [X], num_samples=wrong),
+            lambda wrong=wrong: recalibrate.recalibrate(Net(), VARIABLES, [X], passes=wrong or 0),
+            lambda wrong=wrong: lint.check(Net(), X, num_steps=wrong or 0),
+        ):
+            _said(": give a whole number, at least 1", call)
+    _said("at 'BatchNorm_0' takes complex numbers", lambda: shift.measure(Net(), VARIABLES, [X * 1j]))
+
+
 def test_what_can_be_used_is_accepted():
     for x in (X, {"a": X, "scale": 0.5}, (X, X), jax.ShapeDtypeStruct((2, 3), "float32"), [X, X]):
         given.check_inputs(x)

@@ -318,7 +318,7 @@ def test_refusals():
 
     refused("Did you mean 'precise_bn'", Net(), VARIABLES, [X], "precise")
     refused("noise=True belongs to", Net(), VARIABLES, [X], noise=True)
-    refused("at least once", Net(), VARIABLES, [X], passes=0)
+    refused("passes=0: give a whole number", Net(), VARIABLES, [X], passes=0)
     refused("iterator whose batches are used up", Net(), VARIABLES, iter(()))
     refused("no batch normalization", nn.Dense(2), nn.Dense(2).init(jax.random.key(0), X), [X])
     refused("one image has no batch statistics", Net(), VARIABLES, [X[:1], X], "precise_bn")

@@ -113,6 +113,9 @@ def test_the_ends_of_the_range():
             laws.Uout.of_s2(wrong)
     with pytest.raises(DropbnError, match=r"AlphaDropout: rate must lie in \[0, 1\), got 1"):
         laws.AlphaDropout(1)
+    for wrong in ("x", None, []):  # A traced amount is an array.
+        with pytest.raises(DropbnError, match=r"Dropout: rate must lie in \[0, 1\], got ('x'|None|\[\])"):
+            laws.Dropout(wrong)
     assert laws.DropBlock(1.0).covariance(1, 1) == math.inf
     assert laws.Uout.of_s2(min(0.5, laws.Uout(1).s2)).beta == 1.0
 

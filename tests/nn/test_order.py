@@ -81,6 +81,18 @@ def test_malformed_orders_point_at_the_place(text, message, caret):
     assert carets.index("^") == 4 + caret
 
 
+def test_of_a_long_order_the_place_is_shown():
+    text = "bn " * 5000 + "bnn " + "relu " * 5000
+    with pytest.raises(DropbnError) as error:
+        order.parse(text)
+    message, shown, carets = str(error.value).split("\n")
+    assert "Did you mean 'bn'" in message and len(shown) < 300
+    assert shown[carets.index("^") : carets.rindex("^") + 1] == "bnn"
+    for wrong in (5, None, b"conv", ["conv"]):
+        with pytest.raises(DropbnError, match="An order is a text, such as 'bn relu conv', not"):
+            order.parse(wrong)
+
+
 def test_names_count_kinds_and_ignore_brackets():
     names = [name for name, _ in parse("bn [conv bn {conv drop} | conv bn] relu [bn conv | conv]").named()]
     assert " ".join(names) == (

@@ -12,7 +12,7 @@ import rich.text
 
 from dropbn.diagnose import entry, noise_flow
 from dropbn.diagnose.entry import ModelOrPair
-from dropbn.diagnose.given import check_inputs
+from dropbn.diagnose.given import check_count, check_inputs
 from dropbn.diagnose.lint.rules import RULES, Facts
 from dropbn.diagnose.noise_flow import marks
 from dropbn.results import Result
@@ -151,6 +151,8 @@ def check(
     >>> [(row["code"], row["norm"], row["ratio"]) for row in check(Net(), jnp.ones((2, 4))).errors()]
     [('DBN101', 'BatchNorm_0', 0.5)]
     """
+    if num_steps is not None:
+        check_count("num_steps", num_steps)
     called, state = entry.model_to_trace(model, variables, call)
     for x in inputs[:1]:
         check_inputs(x)

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
+import numpy as np
 
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, shown
 from dropbn.nn import laws
 
 
@@ -102,5 +103,9 @@ def shape_of_draw(shape: tuple[int, ...], shared: Sequence[int]) -> tuple[int, .
     """The shape of an input's draw: 1 along the dimensions that share one."""
     drawn = list(shape)
     for dim in shared:
+        if not isinstance(dim, (int, np.integer)) or not -len(shape) <= dim < len(shape):
+            raise DropbnError(
+                f"broadcast_dims: an input of shape {shape} has no dimension {shown(repr(dim))}."
+            )
         drawn[dim] = 1
     return tuple(drawn)
