@@ -5,9 +5,13 @@
 
 import pathlib
 
-from absl import flags
+from dropbn import starting
 
-from dropbn import cli, processes
+starting.guard()  # What follows takes seconds to import.
+
+from absl import flags  # noqa: E402
+
+from dropbn import cli, processes  # noqa: E402
 
 _WORKDIRS = flags.DEFINE_multi_string("workdir", None, "A run of train.py; several runs share one figure.")
 _CHECKPOINT = flags.DEFINE_string("checkpoint", "latest", "latest, best, or a step.")

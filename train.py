@@ -3,10 +3,14 @@
 import pathlib
 import re
 
-from absl import flags
+from dropbn import starting
 
-from dropbn import cli, processes
-from dropbn.errors import extra
+starting.guard()  # What follows takes seconds to import.
+
+from absl import flags  # noqa: E402
+
+from dropbn import cli, processes  # noqa: E402
+from dropbn.errors import extra  # noqa: E402
 
 with cli.parsing(), extra("train"):
     from ml_collections import config_flags

@@ -3,6 +3,7 @@
 import importlib
 import sys
 
+from dropbn import starting
 from dropbn.errors import DropbnError, unknown
 
 # command -> (the module whose `run` it calls, what it does).
@@ -18,6 +19,7 @@ COMMANDS = {
 
 def main() -> None:
     """Runs the command that the first argument names. The command parses the other arguments."""
+    starting.guard()
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("--help", "-h", "help"):
         print("usage: dropbn COMMAND ...\n")

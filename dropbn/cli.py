@@ -15,7 +15,7 @@ import absl.logging
 import jax
 from absl import app, flags
 
-from dropbn import failures, meeting, processes, runtime
+from dropbn import failures, meeting, processes, runtime, starting
 from dropbn.errors import DropbnError, Preempted, shown, unknown
 
 
@@ -24,7 +24,12 @@ class Ended(SystemExit):
 
 
 def run(
-    main: Callable[..., int | None], *, arguments: Sequence[str] = (), failure: int = 1, interrupted: str = ""
+    main: Callable[..., int | None],
+    *,
+    arguments: Sequence[str] = (),
+    optional: Sequence[str] = (),
+    failure: int = 1,
+    interrupted: str = "",
 ) -> None:
     """Parses flags and calls `main`. Whatever goes wrong ends in a sentence, not in a traceback.
 
@@ -36,13 +41,15 @@ def run(
     Args:
       main: called with the positional arguments; returns the exit status.
       arguments: what the positional arguments are, for the sentence about a missing one.
+      optional: those that may follow.
       failure: exit status after a `DropbnError`.
       interrupted: what to say after Ctrl-C.
     """
     for name in ("stdout", "stderr"):  # None if it was closed; the next file would take its number.
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
-    answer_help(inspect.getdoc(inspect.getmodule(main)) or "", *arguments)
+    about, most = inspect.getdoc(inspect.getmodule(main)) or "", len(arguments) + len(optional)
+    answer_help(about, *arguments, *(f"[{name}]" for name in optional))
     absl.logging.set_verbosity(absl.logging.FATAL)  # Errors are raised, and said once.
     runtime.prepare()
     _end_on_sigterm(interrupted)
@@ -51,8 +58,8 @@ def run(
         given, failing = argv[1:], 2
         try:
             processes.connect()
-            if given[len(arguments) :]:
-                unexpected = shown(given[len(arguments)])
+            if given[most:]:
+                unexpected = shown(given[most])
                 _exit(
                     f"unexpected argument {unexpected!r}; flags begin with -- and take their value after =", 2
                 )
@@ -102,6 +109,8 @@ def _end_on_sigterm(more):
         )
 
     signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGINT) is starting.end:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def answer_help(about: str, *arguments: str) -> None:

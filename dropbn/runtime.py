@@ -36,6 +36,7 @@ def prepare() -> None:
     convolve_on_all_cores()
     _keep_compiled()
     _keep_memory()
+    _ignore_late_reads()
     gc.set_threshold(_NEW_OBJECTS)
 
 
@@ -101,6 +102,17 @@ def _forget_the_oldest(directory):
         if total > _CACHE_BYTES:
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _ignore_late_reads():
+    """Says nothing of reads that end after orbax has given up on a damaged checkpoint, which is said once."""
+    show = sys.unraisablehook
+
+    def unless_late(found):
+        if str(found.exc_value) != "Event loop is closed":
+            show(found)
+
+    sys.unraisablehook = unless_late
 
 
 def _keep_memory():

@@ -66,6 +66,18 @@ def make_directory(path: str | os.PathLike) -> pathlib.Path:
     return path
 
 
+def make_part(directory: str | os.PathLike, name: str) -> pathlib.Path:
+    """Makes the directory `name` of a workdir, where it does not exist; returns it.
+
+    Raises:
+      DropbnError: as `make_directory`; it is a link, which may lead anywhere.
+    """
+    path = pathlib.Path(directory, name)
+    if path.is_symlink():
+        raise DropbnError(f"Cannot write to {path}: it is a symbolic link, not a directory of its workdir.")
+    return make_directory(path)
+
+
 def refuse_special(path: str | os.PathLike) -> None:
     """Raises unless `path` is a regular file, or nothing yet.
 

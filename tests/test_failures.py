@@ -5,12 +5,13 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 from ml_collections import ConfigDict
 
-from dropbn import cli, failures
+from dropbn import cli, failures, runtime
 from dropbn.errors import DropbnError
 from dropbn.train import checkpoint, loop
 
@@ -37,7 +38,7 @@ FILES = {
     "exits": ("import sys\nsys.exit(0)\n", "sys.exit(0) in "),
     "recursive": ("def get_config():\n    return get_config()\n", "own.py, line 2: RecursionError"),
     "in ours": (
-        "from dropbn.nn import order\ndef get_config():\n    return order.parse(5)\n",
+        "from dropbn.nn import order\ndef get_config():\n    return order.hoist(5)\n",
         "own.py, line 3: ",
     ),
     "lacks a package": ("import nosuchmodule\n", "own.py, line 1: ModuleNotFoundError"),
@@ -67,6 +68,9 @@ def test_a_config_that_is_none_of_ours_is_refused(tmp_path):
     for fields in ({"a": 1}, {"seed": "x"}, {"seed": 1, "batch_size": 2.5}):
         with pytest.raises(DropbnError, match="The config"):
             loop.train_and_evaluate(ConfigDict(fields), tmp_path / "run")
+    for given in (None, {"seed": 1}, "x y" * 5000):
+        with pytest.raises(DropbnError, match="not a ConfigDict"):
+            loop.train_and_evaluate(given, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -161,6 +165,44 @@ def test_train_ends_with_a_sentence_and_its_status(line, status, message, tmp_pa
     assert errors.startswith("error: ") and errors.count("\n") == 1
     assert re.search(message, errors)
     assert not (tmp_path / "run").exists()
+
+
+SLOW_IMPORT = """
+import os, runpy, sys
+class Finder:
+    def find_spec(self, name, *_):
+        if name == "jax":
+            os.kill(os.getpid(), {number})
+sys.meta_path.insert(0, Finder())
+runpy.{run}
+"""
+
+
+@pytest.mark.parametrize(
+    "run", ["run_path('train.py')", "run_path('eval.py')", "run_module('dropbn.__main__')"]
+)
+@pytest.mark.parametrize(
+    ("number", "status", "says"), [(15, 143, "stopped by SIGTERM"), (2, 130, "interrupted")]
+)
+def test_a_signal_during_imports_ends_with_a_sentence(run, number, status, says):
+    if "module" in run:
+        run = run.replace(")", ", run_name='__main__')")
+    process = _start("-c", SLOW_IMPORT.format(number=number, run=run), "study")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status and errors.startswith(f"error: {says} during start-up"), errors
+    assert errors.count("\n") == 1
+
+
+def test_late_reads_are_not_shown_but_other_errors_are(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "unraisablehook", seen.append)
+    runtime._ignore_late_reads()
+    late, other = (
+        types.SimpleNamespace(exc_value=RuntimeError(text)) for text in ("Event loop is closed", "x")
+    )
+    sys.unraisablehook(late)
+    sys.unraisablehook(other)
+    assert seen == [other]
 
 
 NET = """

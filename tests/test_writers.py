@@ -129,3 +129,11 @@ def test_a_directory_in_whose_place_a_file_is(tmp_path):
     for path, reason in ((tmp_path / "file", "File exists"), (tmp_path / "file" / "b", "Not a directory")):
         with pytest.raises(DropbnError, match=f"Cannot make the directory {path}: {reason}"):
             writers.make_directory(path)
+
+
+def test_a_directory_of_a_workdir_is_no_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "eval").symlink_to("elsewhere")
+    with pytest.raises(DropbnError, match=r"Cannot write to .*/eval: it is a symbolic link"):
+        writers.make_part(tmp_path, "eval")
+    assert writers.make_part(tmp_path, "figures").is_dir()

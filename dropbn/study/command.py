@@ -96,7 +96,7 @@ def main(overrides: Sequence[str]) -> int:
         console.print(work_items.estimate(chosen, todo, failed))
         for error in dict.fromkeys(failed.values()):
             console.print(f"Cannot run: {error}", soft_wrap=True)
-        return 0
+        return int(bool(failed))
     if parallel.is_first() and not given.collect:
         os.makedirs(given.workdir, exist_ok=True)
     parallel.share(given.workdir)

@@ -105,7 +105,7 @@ def unpack(images: int, bits: str) -> np.ndarray:
 def write(directory: str | os.PathLike, summary: dict) -> None:
     """Marks the run in a workdir as finished and removes an earlier error; `correct` is packed."""
     summary = summary | {"correct": {name: pack(right) for name, right in summary["correct"].items()}}
-    to = writers.make_directory(pathlib.Path(directory, "eval"))
+    to = writers.make_part(directory, "eval")
     writers.replace(to / "summary.json", json.dumps(summary) + "\n")
     pathlib.Path(directory, "error.txt").unlink(missing_ok=True)
 

@@ -51,7 +51,7 @@ def load(file: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:  # A config file is code: whatever it raises.
+    except Exception as error:  # A config file is code: whatever it raises.
         raise DropbnError(f"{file} cannot be loaded: {failures.sentence(error)}") from error
     if not (hasattr(module, "sweep") and hasattr(module, "TABLES")):
         raise DropbnError(

@@ -119,7 +119,7 @@ def write(
 
     # Published members have no curves to draw.
     here = [cell._replace(members=[one for one in cell.members if one.records]) for cell in cells]
-    drawn = [*figures.draw(here, directory / "figures", metric), *more()]
+    drawn = [*figures.draw(here, writers.make_part(directory, "figures"), metric), *more()]
     found["figures"] = [figure | {"file": f"figures/{figure['file']}"} for figure in drawn]
     _write(directory, found)
 

@@ -82,7 +82,7 @@ def evaluate(
         config.to_dict(),
         int(state.step),
     )
-    to = writers.make_directory(directory / "eval")
+    to = writers.make_part(directory, "eval")
     if recalibration:
         flat = {"/".join(path): leaf for path, leaf in flatten_dict(batch_stats).items()}
         with writers.replacing(to / f"batch_stats-{recalibration}.npz") as file:

@@ -3,6 +3,7 @@
 import pytest
 
 from configs import small
+from dropbn import cli
 from dropbn.errors import DropbnError
 from dropbn.study import members
 
@@ -31,3 +32,10 @@ def test_files_that_are_no_studies_are_refused():
         members.load("configs/nothing.py")
     with pytest.raises(DropbnError, match="no sweep"):
         members.load("configs/digits.py")
+
+
+def test_a_command_that_is_ended_while_a_file_loads_ends(tmp_path):
+    """As by SIGTERM, whose handler raises this."""
+    (tmp_path / "own.py").write_text("from dropbn import cli\nraise cli.Ended(143)\n")
+    with pytest.raises(cli.Ended):
+        members.load(str(tmp_path / "own.py"))
