@@ -25,7 +25,7 @@ def sentence(error: BaseException) -> str:
         return str(error)
     if isinstance(error, BrokenPipeError) or isinstance(error.__context__, BrokenPipeError):
         return "nobody reads what this command prints: its standard output was closed"
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    if isinstance(error, MemoryError) or _is_of_device_memory(error):
         return _memory(error)
     where = place(error)
     if isinstance(error, SystemExit):
@@ -76,6 +76,11 @@ def _is_own(file):
     return path != command and not any(path.startswith(library + os.sep) for library in libraries)
 
 
+def _is_of_device_memory(error):
+    """Whether XLA found too little memory; CUDA says so in words of its own."""
+    return "RESOURCE_EXHAUSTED" in str(error) or "CUDA_ERROR_OUT_OF_MEMORY" in str(error)
+
+
 def _memory(error):
     """Says how much memory was wanted and, where a batch size is to blame, which one would fit."""
     sizes = [float(number) * _UNITS[unit] for number, unit in re.findall(_SIZE, str(error))]
@@ -89,7 +94,7 @@ def _memory(error):
         )
     config = flags.FLAGS["config"].value if "config" in flags.FLAGS else None
     batch_size = getattr(config, "batch_size", None)
-    if not batch_size or "RESOURCE_EXHAUSTED" not in str(error):
+    if not batch_size or not _is_of_device_memory(error):
         return said
     return f"{said}, with batch_size={batch_size}. {_advice(batch_size, wanted, free)}"
 

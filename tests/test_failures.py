@@ -101,6 +101,7 @@ def test_any_exception_has_a_sentence():
         ("RESOURCE_EXHAUSTED: ... Used 20.00G of 15.48G hbm.", 0, "About 64 would fit"),
         ("RESOURCE_EXHAUSTED: Failed to allocate request for 400.0GiB", 1e9, "Not even one image"),
         ("RESOURCE_EXHAUSTED: something", 0, "About 64 would fit"),
+        ("INTERNAL: RET_CHECK failure: CUDA_ERROR_OUT_OF_MEMORY: out of memory", 0, "About 64 would fit"),
     ],
 )
 def test_memory_that_is_exhausted_names_the_batch_that_fits(message, free, said, monkeypatch):
