@@ -5,7 +5,7 @@ import functools
 import itertools
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 from ml_collections import ConfigDict
@@ -23,6 +23,7 @@ def train_and_evaluate(
     directory: str | os.PathLike,
     dataset: data.Dataset | None = None,
     checkpoint_dir: str = "",
+    write: Callable[[dict], None] | None = None,
 ) -> tuple[steps.TrainState, list[dict]]:
     """Runs a config in a workdir, from its newest checkpoint if it has one.
 
@@ -36,6 +37,8 @@ def train_and_evaluate(
       directory: the workdir.
       dataset: the data, by default that of the config.
       checkpoint_dir: where the checkpoints go, if not into the workdir; also gs://bucket/run.
+      write: a logger of your own; it is called with every record {"step", name: value} that goes to
+        TensorBoard. Of several processes, the first one calls it.
 
     Returns:
       (final state on the host, all records of metrics.jsonl).
@@ -49,15 +52,19 @@ def train_and_evaluate(
     """
     fields.check(config)
     dataset = dataset or data.load(config.data)
-    return run_plan(make_plan(config, dataset), directory, dataset, checkpoint_dir)
+    return run_plan(make_plan(config, dataset), directory, dataset, checkpoint_dir, write)
 
 
 def run_plan(
-    plan: Plan, directory: str | os.PathLike, dataset: data.Dataset, checkpoint_dir: str = ""
+    plan: Plan,
+    directory: str | os.PathLike,
+    dataset: data.Dataset,
+    checkpoint_dir: str = "",
+    write: Callable[[dict], None] | None = None,
 ) -> tuple[steps.TrainState, list[dict]]:
     """`train_and_evaluate` for a config that is already resolved."""
     with Progress(_headline(plan, dataset), plan.total_steps, plan.batch_size) as progress:
-        [outcome] = train_together([plan], [directory], [dataset], progress, checkpoint_dir)
+        [outcome] = train_together([plan], [directory], [dataset], progress, checkpoint_dir, write)
     if isinstance(outcome, DropbnError):
         raise outcome
     return outcome, workdir.read_metrics(directory)
@@ -69,6 +76,7 @@ def train_together(
     datasets: Sequence[data.Dataset],
     progress: Reporter,
     checkpoint_dir: str = "",
+    write: Callable[[dict], None] | None = None,
 ) -> list[steps.TrainState | DropbnError]:
     """Trains runs that stand at the same step, by one compiled program, and keeps each in its workdir.
 
@@ -79,7 +87,7 @@ def train_together(
       directories: their workdirs.
       datasets: their data.
       progress: shows the runs.
-      checkpoint_dir: of a single run; see `train_and_evaluate`.
+      checkpoint_dir, write: of a single run; see `train_and_evaluate`.
 
     Returns:
       For each run its final state on the host, or the DropbnError that ended it; the others go on without
@@ -90,7 +98,9 @@ def train_together(
         opened = {}
         for i, (plan, directory, dataset) in enumerate(zip(plans, directories, datasets, strict=True)):
             try:
-                opened[i] = stack.enter_context(open_run(plan, directory, checkpoint_dir, dataset, progress))
+                opened[i] = stack.enter_context(
+                    open_run(plan, directory, checkpoint_dir, dataset, progress, write)
+                )
             except DropbnError as error:
                 outcomes[i] = error
         begun = {i: run.step for i, run in opened.items()}

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -109,7 +109,12 @@ _SILENT = workdir.Log(lambda record: None, lambda record: None)
 
 @contextlib.contextmanager
 def open_run(
-    plan: Plan, directory: str | os.PathLike, checkpoint_dir: str, dataset: data.Dataset, progress: Reporter
+    plan: Plan,
+    directory: str | os.PathLike,
+    checkpoint_dir: str,
+    dataset: data.Dataset,
+    progress: Reporter,
+    write: Callable[[dict], None] | None = None,
 ) -> Iterator[Run]:
     """Opens the run of a plan in a workdir, at its newest checkpoint that can be read.
 
@@ -119,6 +124,7 @@ def open_run(
       checkpoint_dir: see `workdir.claim`.
       dataset: the data.
       progress: shows which checkpoints cannot be read.
+      write: see `loop.train_and_evaluate`.
 
     Raises:
       DropbnError: what `loop.train_and_evaluate` says.
@@ -152,7 +158,7 @@ def open_run(
                 f"The run in {directory} stands at step {step}, but its metrics.jsonl was removed: choose "
                 "another --workdir."
             )
-        with workdir.log(directory, step) if writes else contextlib.nullcontext(_SILENT) as log:
+        with workdir.log(directory, step, write) if writes else contextlib.nullcontext(_SILENT) as log:
             yield Run(plan, state, totals, step, checkpoints, log, about)
 
 

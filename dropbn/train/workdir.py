@@ -158,8 +158,8 @@ class Log(NamedTuple):
     """Where a run's numbers go.
 
     Attributes:
-      record: appends a record {"step", name: value} to metrics.jsonl and to TensorBoard's events.
-      scalars: appends one to TensorBoard's events only.
+      record: appends a record {"step", name: value} to metrics.jsonl and gives it to `scalars`.
+      scalars: appends one to TensorBoard's events, and gives it to the user's writer.
     """
 
     record: Callable[[dict], None]
@@ -167,10 +167,17 @@ class Log(NamedTuple):
 
 
 @contextlib.contextmanager
-def log(workdir: str | os.PathLike, restored_step: int) -> Iterator[Log]:
+def log(
+    workdir: str | os.PathLike, restored_step: int, write: Callable[[dict], None] | None = None
+) -> Iterator[Log]:
     """Opens metrics.jsonl and a new file of events.
 
     Records after `restored_step` are cut first; an interrupted run whose checkpoint is older left them.
+
+    Args:
+      workdir: the directory.
+      restored_step: the step from which the run goes on.
+      write: a writer of the user's; called with every record {"step", name: value}.
 
     Raises:
       DropbnError: they cannot be written.
@@ -202,6 +209,8 @@ def log(workdir: str | os.PathLike, restored_step: int) -> Iterator[Log]:
             event = Event(step=given["step"], wall_time=time.time(), summary=Summary(value=values))
             with writing(directory):
                 events.write_event(event)
+            if write:
+                write(given)
 
         def record(given):
             with writing(directory):

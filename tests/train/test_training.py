@@ -208,8 +208,12 @@ def test_a_killed_run_resumes_to_the_same_records(tmp_path):
 
 
 def test_a_finished_run_is_not_repeated(tiny_config, tmp_path, capsys):
-    state, records = loop.train_and_evaluate(tiny_config, tmp_path / "run")
+    written = []
+    state, records = loop.train_and_evaluate(tiny_config, tmp_path / "run", write=written.append)
     assert [record["epoch"] for record in records] == [1, 2]
+    assert [record for record in written if "epoch" in record] == records
+    lately = [record for record in written if "epoch" not in record]
+    assert lately and all(record.keys() == {"step", "train/loss_lately"} for record in lately)
     assert set(records[0]) == {
         "step",
         "epoch",
