@@ -18,8 +18,9 @@ import xml.etree.ElementTree
 import pytest
 from matplotlib.figure import Figure
 
-from dropbn import __version__, page
+from dropbn import __version__
 from dropbn.errors import DropbnError
+from dropbn.page import run as run_page
 from dropbn.page.command import write_page
 from dropbn.page.tables import table_of_rows
 
@@ -298,7 +299,7 @@ def _with(tree, path, leaf):
 )
 def test_no_value_becomes_an_element(kind, file, request, monkeypatch):
     """Each value in turn is markup, or something else of another kind: it is shown, or refused."""
-    monkeypatch.setattr(page, "curve", lambda records, score: b"")  # It takes long.
+    monkeypatch.setattr(run_page, "curve", lambda records, score: b"")  # It takes long.
     path = request.getfixturevalue(kind) / file
     (whole, *_) = path.read_text().splitlines()
     whole, shown, before = json.loads(whole), 0, _document(path.parents[file.count("/")])
