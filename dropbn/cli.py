@@ -148,6 +148,10 @@ def parsing() -> Iterator[None]:
     A config flag with a default needs it around its definition, because that already reads the overrides.
     """
     try:
+        for word in sys.argv[1:]:
+            file = word.removeprefix("--config=").partition(":")[0]
+            if word.startswith("--config=") and os.path.exists(file) and not os.path.isfile(file):
+                raise DropbnError(f"--config={shown(file)} is not a regular file.")  # A pipe may never end.
         yield
     except (Ended, KeyboardInterrupt):
         raise
@@ -175,8 +179,11 @@ def _config_sentence(error):
         return "the config file has no function get_config()"
     if isinstance(error, OSError) and not failures.place(error):
         return f"cannot load the config: {shown(str(error).strip().splitlines()[-1].strip())}"
-    if "Traceback" in text and (where := failures.place(error)):
+    if "Traceback" in text:
+        where = failures.place(error) or "the config file"
         return f"{where}: {shown(text.strip().splitlines()[-1])}"
+    if isinstance(error, SyntaxError) and not error.filename:
+        return f"the config file is not Python: {error.msg}"
     if failures.place(error):
         return failures.sentence(error)
     if not isinstance(error, (flags.Error, AttributeError, KeyError, TypeError, ValueError)):

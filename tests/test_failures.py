@@ -43,6 +43,8 @@ FILES = {
     ),
     "lacks a package": ("import nosuchmodule\n", "own.py, line 1: ModuleNotFoundError"),
     "no config": ("def get_config():\n    return 5\n", "get_config() returns 5, not a ConfigDict"),
+    "takes two": ("def get_config(a, b):\n    pass\n", "the config file: TypeError: get_config() missing 2"),
+    "null": ("\0", "the config file is not Python: source code string cannot contain null bytes"),
     "no function": ("def get_conf():\n    pass\n", "the config file has no function get_config()"),
 }
 
@@ -62,6 +64,14 @@ def test_a_config_file_that_fails_is_named_with_its_line(text, message, tmp_path
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and message in said, said
+
+
+def test_a_config_that_is_a_pipe_is_not_waited_for(tmp_path, monkeypatch, capsys):
+    os.mkfifo(tmp_path / "own.py")
+    monkeypatch.setattr(sys, "argv", ["train.py", f"--config={tmp_path}/own.py:cell"])
+    with pytest.raises(cli.Ended), cli.parsing():
+        pass
+    assert "own.py is not a regular file" in capsys.readouterr().err
 
 
 def test_a_config_that_is_none_of_ours_is_refused(tmp_path):

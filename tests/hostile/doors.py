@@ -34,7 +34,7 @@ _PRELOADED = (
     "tensorboardX.event_file_writer",
     "sklearn.datasets",
 )
-_SECONDS = 120  # after which a command hangs
+_SECONDS = 300  # after which a command hangs, also on a busy machine
 
 
 class Ended(NamedTuple):
