@@ -33,6 +33,7 @@ _PRELOADED = (
     "array_record.python.array_record_module",
     "tensorboardX.event_file_writer",
     "sklearn.datasets",
+    "importlib.readers",  # Whoever runs without permissions may not read Python itself.
 )
 _SECONDS = 300  # after which a command hangs, also on a busy machine
 
