@@ -280,6 +280,23 @@ def test_other_state_that_training_moves_is_named():
     assert (row["code"], row["layers"]) == ("DBN402", {"quantizer in 'state'": ""})
 
 
+def test_a_model_may_take_one_key_at_its_call():
+    class Net(nnx.Module):
+        def __init__(self):
+            self.norm = nnx.BatchNorm(3, rngs=nnx.Rngs(0))
+
+        def __call__(self, x, *, rngs: jax.Array, train: bool = False):
+            kept = jax.random.bernoulli(rngs, 0.5, x.shape)
+            return self.norm(2 * x * kept if train else x, use_running_average=not train)
+
+    x = np.random.default_rng(0).normal(size=(2000, 3)).astype(np.float32)
+    (row,) = lint.check(Net(), x[:4]).rows
+    assert (row["code"], row["ratio"]) == ("DBN101", pytest.approx(0.5))
+    # The mean over 6,000 values has a standard error below 3 %.
+    (row,) = shift.predict(Net(), [x]).rows
+    assert row["ratio"] == pytest.approx(0.5, abs=0.03)
+
+
 def test_what_is_not_served_is_a_sentence():
     class Raw(nnx.Module):
         def __init__(self, rngs):

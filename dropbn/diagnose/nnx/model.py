@@ -93,8 +93,10 @@ class Model(model.Model):
         intercepted.prepare(copy, {path: leaf for path, leaf in given.items() if path[-1].startswith(OURS)})
         before = _stats(copy)
         _set_mode(copy, testing)
-        if "rngs" in self.all_parameters():
-            kwargs = {**kwargs, "rngs": graph.streams_for_call(rngs or {})}
+        if (parameter := self.all_parameters().get("rngs")) is not None:
+            streams = graph.streams_for_call(rngs or {})
+            wants_key = "Array" in str(parameter.annotation)
+            kwargs = {**kwargs, "rngs": streams() if wants_key else streams}
         method = self.call.method or "__call__"
         run = functools.partial(method, copy) if callable(method) else getattr(copy, method)
         with intercepted.noting() as put, self.intercepting(interceptor), jax.named_scope(self.name):
