@@ -153,7 +153,7 @@ class _Call(NamedTuple):
         if off and mode.noise and getattr(layer.module, switch.flag, None) is switch.test:
             _warn_frozen(layer, switch)
         given_key = self.bound.arguments.get("rng") is not None
-        is_identity = registry.is_identity(layer.module, switch)
+        is_identity = registry.is_identity(layer.module, switch, self.bound.arguments.get(switch.flag))
         draws = registry.is_affine(layer.module) and not is_identity
         if not off and draws and not given_key and (stream := layer.missing_stream):
             # Linen would silently draw from the params stream.

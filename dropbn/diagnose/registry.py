@@ -110,8 +110,8 @@ def law_of(noise: Any) -> laws.Law | None:
     return law(noise) if law else None
 
 
-def is_identity(noise: Any, switch: Switch) -> bool:
-    """Whether a noise is known to change nothing, even in training."""
+def is_identity(noise: Any, switch: Switch, asked: bool | None = None) -> bool:
+    """Whether a noise is known to change nothing, even in training; the flag of a call goes first."""
     amount = amount_of(noise)
-    is_off = getattr(noise, switch.flag, None) is switch.test
+    is_off = asked is None and getattr(noise, switch.flag, None) is switch.test
     return is_off or bool(laws.is_number(amount) and amount == 0)
