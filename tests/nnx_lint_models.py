@@ -359,12 +359,12 @@ class DenseLayer(Net):
 
 class DenseNet(Net):
     def __init__(self, place, transition=False):
-        self.place, self.transition = place, transition
+        self.place, self.has_transition = place, transition
 
     def __call__(self, x):
         x = conv(self, x, "stem")
         for i in (1, 2, 3):
-            if i == 3 and self.transition:
+            if i == 3 and self.has_transition:
                 x = conv(self, nnx.relu(bn(self, x, "transition_bn")), "transition", 1)
                 x = nnx.avg_pool(x, (2, 2), (2, 2))
             x = self.block(f"l{i}", DenseLayer, self.place)(x)
@@ -373,7 +373,7 @@ class DenseNet(Net):
 
 class Inception(Net):
     def __init__(self, mix):
-        self.mix = mix
+        self.mixes = mix
 
     def __call__(self, x):
         a = nnx.relu(bn(self, conv(self, x, "a", 1), "a_bn"))
@@ -381,7 +381,7 @@ class Inception(Net):
         b = nnx.relu(bn(self, conv(self, b, "b2"), "b_bn"))
         c = drop(self, conv(self, nnx.max_pool(x, (3, 3), padding="SAME"), "c", 1), "c_drop")
         x = jnp.concatenate([a, b, c], axis=-1)
-        if self.mix:
+        if self.mixes:
             x = conv(self, x, "mix", 1)
         return fc(self, gap(nnx.relu(bn(self, x, "bn"))))
 
