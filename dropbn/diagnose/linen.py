@@ -217,6 +217,13 @@ def _sentences() -> Iterator[None]:
             f"The model computes over an axis of devices that does not exist here ({error}): construct it "
             "without the name of the axis. Only batch normalizations may keep it."
         ) from error
+    except TypeError as error:
+        if registry.MOVED not in str(error):
+            raise
+        raise DropbnError(
+            "nn.scan carries batch_stats from step to step, so no statistics move beside those in use, as in "
+            "modes.LI_ADJUST and the recipe li2018_moving: take another mode or recipe."
+        ) from error
     except ValueError as error:
         if "broadcasted variable" not in str(error):
             raise

@@ -93,11 +93,16 @@ def test_twins_are_measured_predicted_and_linted_alike(name):
 @pytest.mark.slow
 def test_twins_are_repaired_and_explained_alike(name):
     linen, variables, twin = _twins(name)
-    rough = 5e-2 if name == "HalfPrecision" else 1e-4
+    rough = 5e-3 if name == "HalfPrecision" else 1e-5
     for recipe in RECIPES:
-        _same_statistics(twin, (linen, variables), BATCHES, recipe, rough / 10)
+        if (name, recipe) == ("Carried", "li2018_moving"):
+            with pytest.raises(DropbnError, match=r"nn.scan carries batch_stats .* take another mode"):
+                recalibrate.recalibrate(linen, variables, BATCHES, recipe)
+        else:
+            _same_statistics(twin, (linen, variables), BATCHES, recipe, rough)
     batches = [(x, np.arange(23) % 3) for x in BATCHES]
-    _same_gap(twin, (linen, variables), batches, rough)
+    # Rounding to bfloat16 turns one or two of the 69 predictions.
+    _same_gap(twin, (linen, variables), batches, 0.3 if name == "HalfPrecision" else 1e-4)
 
 
 @pytest.mark.parametrize("family", nnx_lint_models.FAMILIES)
