@@ -33,7 +33,17 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("command", "status", "message"), CASES.values(), ids=CASES)
+# Each is a process of its own: the others run by -m slow.
+QUICK = "unknown key", "cell", "space for =", "order", "eval without workdir", "eval of nothing"
+
+
+@pytest.mark.parametrize(
+    ("command", "status", "message"),
+    [
+        pytest.param(*case, id=name, marks=[pytest.mark.slow] * (name not in QUICK))
+        for name, case in CASES.items()
+    ],
+)
 def test_mistakes_end_in_a_sentence(command, status, message, tmp_path):
     run = tmp_path / "run"
     script, *flags = command.format(run=run).split()

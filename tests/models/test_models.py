@@ -98,7 +98,10 @@ COUNTS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "depth", "width", "fields", "classes", "parameters", "norms"), COUNTS)
+@pytest.mark.parametrize(
+    ("name", "depth", "width", "fields", "classes", "parameters", "norms"),
+    [pytest.param(*row, marks=[pytest.mark.slow] * (row[1] >= 100)) for row in COUNTS],
+)
 def test_parameter_counts(name, depth, width, fields, classes, parameters, norms):
     model = models.create(_model(depth, width, classes, name=name, **fields))
     size = (128 if name.startswith(("caffenet", "googlenet")) else 224) if classes == 1000 else 32
