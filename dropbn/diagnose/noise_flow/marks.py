@@ -106,6 +106,7 @@ def _marked(model, layers, variables, known, traced):
             jax.tree_util.keystr(path[1:], simple=True, separator="/"), np.asarray(leaf) if known else None
         )
         for path, leaf in jax.tree_util.tree_leaves_with_path(variables)
+        if hasattr(leaf, "shape")  # Others are constants of the trace.
     ]
     drawn = [Key(keys.get(stream, jax.random.key(0))) for stream in traced.streams]
     inputs += [None] * (len(jaxpr.jaxpr.invars) - len(inputs) - len(drawn))
