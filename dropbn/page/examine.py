@@ -8,6 +8,7 @@
 what `dropbn.diagnose.gap.explain` takes. The exit status is 0 after every examination, whatever it finds.
 """
 
+import os
 import sys
 
 import rich.console
@@ -20,7 +21,7 @@ from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.call import Call
 from dropbn.diagnose.examine import examine
 from dropbn.diagnose.examine.examination import STEPS
-from dropbn.errors import DropbnError
+from dropbn.errors import DropbnError, shown
 from dropbn.page import examination
 
 
@@ -31,6 +32,8 @@ def main(name: str) -> None:
         raise DropbnError(
             "--save writes the variables that --repair changes: give --variables and --batches too."
         )
+    if given.save and os.path.isdir(given.save):
+        raise DropbnError(f"--save={shown(given.save)} is a directory that is there: give a new path.")
     if not (given.batches or given.input):
         raise DropbnError("Give --batches, or the shape of the model's input, as in --input=2,32,32,3.")
     model, own = target.load_model(name)

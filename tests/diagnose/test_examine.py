@@ -53,7 +53,7 @@ def test_the_shift_and_its_cost_are_those_of_the_closed_forms(found):
     assert found.repair == "dropout_off"
     assert "Take recalibrated statistics" in found.recommendation
     shift, lost, helps = found.verdict
-    assert f"'norm' has {measured['ratio']:.2f} times the variance" in shift and "1 are off" in shift
+    assert f"'norm' has {measured['ratio']:.2f} times the variance" in shift and "5 %: 1 of 1 batch" in shift
     assert "variance shift" in lost
     assert f"recalibrated statistics gains {100 * best['gain']:.1f} ±" in helps
     assert not found.not_seen

@@ -70,8 +70,8 @@ def _of_shift(shift: Shift, is_measured: bool) -> str:
     how = "has" if is_measured else "is predicted to have"
     return (
         f"In test mode the input of '{worst['layer']}' {how} {worst['ratio']:.2f} times the variance that it "
-        f"remembers from training. Of {len(shift.rows)} batch normalizations, {shifted} are off by more than "
-        f"{100 * (1 - ACCEPTED):.0f} %."
+        f"remembers from training. Off by more than {100 * (1 - ACCEPTED):.0f} %: {shifted} of "
+        f"{len(shift.rows)} batch normalizations."
     )
 
 
