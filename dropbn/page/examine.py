@@ -19,8 +19,7 @@ from dropbn import cli, writers
 from dropbn.diagnose import entry, recalibrate, target, variables
 from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.call import Call
-from dropbn.diagnose.examine import examine
-from dropbn.diagnose.examine.examination import STEPS
+from dropbn.diagnose.examine import STEPS, examine
 from dropbn.errors import DropbnError, shown
 from dropbn.page import examination
 

@@ -8,8 +8,7 @@ import pytest
 from scipy import stats
 
 from dropbn.diagnose import gap
-from dropbn.diagnose.examine import examine
-from dropbn.diagnose.examine.examination import STEPS
+from dropbn.diagnose.examine import STEPS, examine
 from dropbn.errors import DropbnError
 
 RATE = 0.5

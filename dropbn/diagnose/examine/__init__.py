@@ -5,6 +5,7 @@ calls the other tools of `dropbn.diagnose` in turn; take those if you know what 
 command `dropbn examine` prints the examination, and `dropbn.page` draws it as one HTML file.
 """
 
-from dropbn.diagnose.examine.examination import Examination, examine
+from dropbn.diagnose.examine.examination import Examination
+from dropbn.diagnose.examine.steps import STEPS, examine
 
-__all__ = ["Examination", "examine"]
+__all__ = ["STEPS", "Examination", "examine"]

@@ -1,31 +1,19 @@
-"""`examine` and what it finds."""
+"""What an examination finds, and what it comes to in sentences."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
 from typing import Any
 
-import jax
-import numpy as np
 import rich.console
 import rich.text
 
-from dropbn.diagnose import entry, gap, lint, shift
-from dropbn.diagnose.batches import Batches
-from dropbn.diagnose.entry import ModelOrPair
-from dropbn.diagnose.examine import inventory, retraining, verdict
+from dropbn.diagnose.examine.retraining import ACCEPTED
 from dropbn.diagnose.gap import Gap
 from dropbn.diagnose.lint.report import Report
+from dropbn.diagnose.scores import Difference
 from dropbn.diagnose.shift import Shift
-from dropbn.errors import DropbnError
 from dropbn.results import Result
 
-STEPS = (
-    "finding noise and batch normalizations",
-    "predicting the shift",
-    "measuring the shift",
-    "splitting the gap and trying remedies",
-    "predicting what training anew would change",
-)
+_REPAIRS = {"recalibrated statistics": "dropout_off", "precise BN": "precise_bn"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,17 +41,17 @@ class Examination(Result):
     @property
     def verdict(self) -> list[str]:
         """What is wrong, in up to three sentences."""
-        return verdict.sentences(self)
+        return _sentences(self)
 
     @property
     def recommendation(self) -> str:
         """One thing to do, or that nothing is known to be wrong."""
-        return verdict.recommendation(self)
+        return _recommendation(self)
 
     @property
     def repair(self) -> str:
         """The recipe of `recalibrate` that is recommended; "" if none is."""
-        return verdict.repair(self)
+        return _repair(self)
 
     @property
     def not_seen(self) -> list[str]:
@@ -87,96 +75,91 @@ class Examination(Result):
         return rich.console.Group(*shown, *map(rich.text.Text, lines))
 
 
-@entry.holds_state
-def examine(
-    model: ModelOrPair,
-    variables: dict | None,
-    train_batches: Iterable | None = None,
-    test_batches: Iterable | None = None,
-    *,
-    example: Any = None,
-    labels: Any = None,
-    task: str | None = None,
-    score: Callable | None = None,
-    watch: Callable[[str], None] = lambda step: None,
-    **call: Any,
-) -> Examination:
-    """Examines a model: finds its noise and batch normalizations, says what is wrong and what helps.
+def _sentences(found: Examination) -> list[str]:
+    """What is wrong, in up to three sentences: about the shift, the gap, and what helps."""
+    shift = found.measured or found.predicted
+    said = [_of_shift(shift, bool(found.measured))] if shift else []
+    if found.gap:
+        said += [_of_gap(found.gap), _of_remedies(found.gap)]
+    elif found.lint.errors():
+        places = len(found.lint.errors())
+        said.append(f"Lint finds noise that shifts batch normalizations: {places} times.")
+    return said or ["Lint finds no noise that shifts a batch normalization."]
 
-    Ctrl-C ends the step that is under way; what was found before is kept.
 
-    Args:
-      model: any module of Linen or NNX, or a pair of Linen modules (for training, for test).
-      variables: its trained variables; they are not changed. With None, only lint is done. An NNX model holds
-        them: leave them out.
-      train_batches: as in training: of the same size, augmented and shuffled. Without them the shift is
-        predicted for inputs that are unit Gaussian, and not measured.
-      test_batches: with labels, of the same size, not augmented. Without them no gap is split and no remedy
-        is tried.
-      example: inputs of the model, of which only shapes and types matter, in the place of batches.
-      labels, task, score: see `dropbn.diagnose.gap.explain`.
-      watch: called with the name of each step as it begins.
-      **call: how the model is called; see `dropbn.diagnose.call.Call`.
+def _recommendation(found: Examination) -> str:
+    """One thing to do, or that nothing is known to be wrong."""
+    best = _best(found.gap) if found.gap else None
+    if best:
+        return f"Take {best['remedy']}: {best['call']}."
+    shift, errors = found.measured or found.predicted, found.lint.errors()
+    is_shifted = min(row["ratio"] for row in shift.rows) < ACCEPTED if shift else bool(errors)
+    if not is_shifted:
+        seen = " that was seen" if found.not_seen else ""
+        return f"Nothing{seen} is wrong with noise and batch normalization: leave the model as it is."
+    if found.measured and not found.gap:
+        return (
+            "Take the statistics again: recalibrate.recalibrate(model, variables, train_batches). What that "
+            "gains was not measured, for want of test batches."
+        )
+    changes = found.retraining.rows[1:] if found.retraining else []
+    known = [row for row in changes if row["ratio"] is not None]
+    if known:
+        row = min(known, key=lambda row: max(row["ratio"], 1 / row["ratio"]))
+        return (
+            "Leave this model as it is, as no remedy gains more than its error, and train the next one with "
+            if found.gap
+            else "Train with "
+        ) + f"{row['change']}: the predicted ratio is {row['ratio']:.2f}."
+    return errors[0]["advice"] if errors else "See the most shifted layers: no change was predicted to help."
 
-    Returns:
-      An `Examination`. rich prints it; `dropbn.page.examination` draws it.
 
-    Raises:
-      DropbnError: the model cannot be traced with these batches. What only one step refuses is in `skipped`.
-    """
-    called, variables = entry.model_of(model, variables, call)
-    watch(STEPS[0])
-    if train_batches is None and example is None:
-        raise DropbnError("Give batches, or example= with inputs of the model.")
-    data = [jax.tree.map(_gaussian, example)] if train_batches is None else train_batches
-    train = Batches(data, called.call.inputs if train_batches is not None else lambda x: x, labels)
-    args, kwargs = called.arguments(train.inputs(train.first))
-    known = called.shapes(args, kwargs) if variables is None else variables
-    layers = called.layers_of(known, args, kwargs)
-    named = {**call, "kwargs": {**call.get("kwargs", {}), **kwargs}}
-    found: dict[str, Any] = {"lint": lint.check(model, *args, variables=variables, **named)}
-    untrained = "No variables were given." * (variables is None)
-    without = untrained or "No batches were given." * (train_batches is None)
-    untested = without or "No test batches were given." * (test_batches is None)
-    # What each of the STEPS finds, how, and why it is not done.
-    steps: list[tuple[str, Callable[[], Any], str]] = [
-        ("predicted", lambda: shift.predict(model, variables, train, **call), untrained),
-        ("measured", lambda: shift.measure(model, variables, train, **call), without),
-        (
-            "gap",
-            lambda: gap.explain(
-                model, variables, train, test_batches, labels=labels, task=task, score=score, **call
-            ),
-            untested,
-        ),
-        (
-            "retraining",
-            lambda: retraining.compare(model, variables, train, layers, found["predicted"], **call),
-            untrained,
-        ),
-    ]
-    skipped = {}
-    for number, (name, step, why_not) in enumerate(steps, 1):
-        watch(STEPS[number])
-        try:
-            if why_not:
-                raise DropbnError(why_not)
-            found[name] = step()
-        except DropbnError as error:
-            skipped[STEPS[number]] = str(error)
-        except KeyboardInterrupt:
-            skipped |= dict.fromkeys(STEPS[number:], "Ctrl-C stopped it.")
-            break
-    return Examination(
-        inventory.of(layers, known).rows,
-        f"Examination of {called.name}",
-        name=called.name,
-        skipped=skipped,
-        **found,
+def _repair(found: Examination) -> str:
+    """The recipe of `recalibrate` that the recommendation names; "" if it names none."""
+    best = _best(found.gap) if found.gap else None
+    return _REPAIRS.get(best["remedy"], "") if best else ""
+
+
+def _best(gap):
+    """The remedy with the largest gain that exceeds its error; None if none does."""
+    helps = [row for row in gap.remedies.rows if row["error"] is not None and row["least"] > 0]
+    return max(helps, key=lambda row: row["gain"], default=None)
+
+
+def _of_shift(shift: Shift, is_measured: bool) -> str:
+    worst = shift.most_shifted(1)[0]
+    shifted = sum(not ACCEPTED <= row["ratio"] <= 1 / ACCEPTED for row in shift.rows)
+    how = "has" if is_measured else "is predicted to have"
+    return (
+        f"In test mode the input of '{worst['layer']}' {how} {worst['ratio']:.2f} times the variance that it "
+        f"remembers from training. Off by more than {100 * (1 - ACCEPTED):.0f} %: {shifted} of "
+        f"{len(shift.rows)} batch normalizations."
     )
 
 
-def _gaussian(leaf):
-    """Unit Gaussian values of the shape of an input; zeros of one that is no float."""
-    drawn = np.random.default_rng(0).normal(size=leaf.shape)
-    return np.asarray(drawn if np.issubdtype(leaf.dtype, np.floating) else 0 * drawn, leaf.dtype)
+def _of_gap(gap: Gap) -> str:
+    *causes, (_, whole) = zip((row["cause"] for row in gap.shares.rows), gap.shares.lost, strict=True)
+    sure = [(cause, lost) for cause, lost in causes if (lost.least(len(causes)) or 0) > 0]
+    sure.sort(key=lambda share: -share[1].value)
+    shares = ", ".join(f"{cause} {_words(gap, lost)}" for cause, lost in sure)
+    of_it = f"Of it: {shares}" if sure else "No cause has a share that exceeds its error"
+    changes = "loses" if whole.value >= 0 else "gains"
+    size = _words(gap, whole._replace(value=abs(whole.value)))
+    return f"From training mode on training data to test mode on test data it {changes} {size}. {of_it}."
+
+
+def _of_remedies(gap: Gap) -> str:
+    if best := _best(gap):
+        return f"On test data {best['remedy']} gains {_words(gap, Difference(best['gain'], best['error']))}."
+    if not gap.remedies.rows:
+        return "No remedy could be tried."
+    gains = ", ".join(
+        f"{row['remedy']} {_words(gap, Difference(row['gain'], row['error']))}" for row in gap.remedies.rows
+    )
+    return f"On test data no remedy gains more than its error: {gains}."
+
+
+def _words(gap, difference):
+    is_accuracy = gap.rows[0]["accuracy"] is not None
+    size = difference.words("correct" if is_accuracy else "loss").replace("+-", "±")
+    return f"{size} of accuracy" if is_accuracy else f"{size} of loss"
