@@ -65,7 +65,8 @@ def inputs_of_output(jaxpr: jax.extend.core.ClosedJaxpr) -> set[int]:
     needed = {var for var in jaxpr.jaxpr.outvars if not isinstance(var, jax.extend.core.Literal)}
     for eqn in reversed(jaxpr.jaxpr.eqns):
         if not needed.isdisjoint(eqn.outvars):
-            needed |= {var for var in eqn.invars if not isinstance(var, jax.extend.core.Literal)}
+            operands = eqn.invars[:1] if eqn.primitive is tracing.mark_p else eqn.invars
+            needed |= {var for var in operands if not isinstance(var, jax.extend.core.Literal)}
     return {number for number, var in enumerate(jaxpr.jaxpr.invars) if var in needed}
 
 

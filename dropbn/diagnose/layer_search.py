@@ -82,6 +82,7 @@ def _trace(model, arrays, rebuild, streams, testing):
     identities: dict[Path, int] = {}
     alike: dict[Path, int] = {}
     noisy: set[Path] = set()
+    drawn: dict[Path, Noise] = {}
     elsewhere: dict[Path, str] = {}
     moved: set[Path] = set()
 
@@ -97,7 +98,7 @@ def _trace(model, arrays, rebuild, streams, testing):
         interceptor = interception.interceptor(TEST if testing else TRAIN, note=note)
         variables, args, kwargs = rebuild(arrays)
         given = variables, args, kwargs, testing, rngs, interceptor, True, True
-        with model.intercepting(_Marker(called, identities, alike, noisy)):
+        with model.intercepting(_Marker(called, identities, alike, noisy, drawn)):
             try:
                 returned, updated = model.run_under(*given, keeps_stats=testing)
             except tracing.MissingKey:
@@ -113,8 +114,11 @@ def _trace(model, arrays, rebuild, streams, testing):
     jaxpr, returned = tracing.shapes(model.name, run, arrays, streams, jaxpr_of)
     marked = layer_marks.read(jaxpr)
     # Called as in training, but without a draw: its rate is 0.
-    idle = [path for path in noises if marked.get(tracing.name_of(path), _UNKNOWN).drawn == 0]
-    noises |= {path: (False, *noises[path][1:]) for path in idle}
+    idle = {path for path in noises if marked.get(tracing.name_of(path), _UNKNOWN).drawn == 0}
+    noises = {
+        path: (is_on and path not in idle, fewest, drawn.get(path, called_as))
+        for path, (is_on, fewest, called_as) in noises.items()
+    }
     is_key = [number >= len(jaxpr.jaxpr.invars) - len(streams) for number in range(len(jaxpr.jaxpr.invars))]
     draws, states = _apart(random_draws.reached(jaxpr, is_key))
     variables, *_ = rebuild([*range(len(arrays))])
@@ -161,13 +165,20 @@ class _Marker:
 
     Attributes:
       called, identities, alike, noisy: see `_Trace`.
+      drawn: what is known of the noises that run; surgery may run another than the one that is called.
       numbers: how many marks each layer has.
     """
 
     def __init__(
-        self, called: set[Path], identities: dict[Path, int], alike: dict[Path, int], noisy: set[Path]
+        self,
+        called: set[Path],
+        identities: dict[Path, int],
+        alike: dict[Path, int],
+        noisy: set[Path],
+        drawn: dict[Path, Noise],
     ) -> None:
         self.called, self.identities, self.alike, self.noisy = called, identities, alike, noisy
+        self.drawn = drawn
         self.numbers: collections.Counter[Path] = collections.Counter()
 
     def __call__(self, run: Callable, args: tuple, kwargs: dict, layer: Layer) -> Any:
@@ -189,6 +200,7 @@ class _Marker:
             kind, leaves = "norm", [layer.get(norm.mean.name)] if norm.is_measured else []
         elif noise:
             kind, leaves = "noise", []
+            self.drawn[layer.path] = noise_of(layer.module)
         else:
             kind, leaves = "state", leaves_of(layer) if isinstance(x, jax.Array) else []
         if kind == "state" and not leaves:

@@ -474,6 +474,17 @@ def test_shapes_are_checked_where_they_are_given():
         lint.check(model, jnp.ones((4, 5)), variables=jax.tree.map(lambda leaf: jnp.ones(leaf.shape), other))
 
 
+def test_noise_is_judged_as_surgery_left_it():
+    """Directly before a BN, on unit Gaussian inputs: 1 / (1 + s2)."""
+    model, x = Chain((nn.Dropout(0.5), nn.BatchNorm())), jnp.ones((8, 3))
+    for changed, s2 in (
+        (surgery.with_rates(model, {"*": 0.1}), 1 / 9),
+        (surgery.swap_noise(model, to=noise.Uout(0.3)), 0.3**2 / 3),
+    ):
+        [row] = lint.check(changed, x).errors()
+        assert row["ratio"] == pytest.approx(1 / (1 + s2), rel=1e-6)
+
+
 def test_refusals():
     bad = Chain((nn.Dropout(0.2), nn.BatchNorm()))
     with pytest.raises(DropbnError, match="cannot be traced"):

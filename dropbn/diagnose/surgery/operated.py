@@ -154,7 +154,12 @@ class Operated(nn.Module):
         scope.flags = scope.flags.copy({_fresh(): True})
         root: tuple[str, ...] = model.path
         calls: dict[str, NoiseCall | None] = {}
-        survey = functools.partial(_survey, *model.unbind(), {*scope.rngs, "params", "dropout"})
+        # The noises that are drawn by hand, and the draws that nothing here reaches.
+        by_hand, unswitched = _by_hand(*model.unbind(), args, kwargs, self.is_initializing())
+        if unswitched and not (self.noises or self.moves):
+            message = f"Random draws that belong to no noise of their own stay: {'; '.join(unswitched)}."
+            warnings.warn(message, stacklevel=2)
+        survey = functools.partial(_survey, *model.unbind(), {*scope.rngs, "params", "dropout"}, by_hand)
         ahead = functools.cache(lambda: survey(args, kwargs))
 
         def put(name, target, y):
@@ -169,11 +174,6 @@ class Operated(nn.Module):
                     y = _put(call, y, name, target, (*root, *noise.split("/")))
             return y
 
-        # The noises that are drawn by hand, and the draws that nothing here reaches.
-        by_hand, unswitched = _by_hand(*model.unbind(), args, kwargs, self.is_initializing())
-        if unswitched and not (self.noises or self.moves):
-            message = f"Random draws that belong to no noise of their own stay: {'; '.join(unswitched)}."
-            warnings.warn(message, stacklevel=2)
         with _operating(self.operation, calls, root, put, by_hand):
             output = model(*args, **kwargs)
         if self._refusal(calls):
@@ -196,7 +196,7 @@ class Operated(nn.Module):
         return next((unknown("layer", target, calls) for target in targets), None)
 
 
-def _survey(model, variables, streams, args, kwargs):
+def _survey(model, variables, streams, by_hand, args, kwargs):
     """The calls in a trace of the model with its noise off; nothing is computed."""
 
     def run():
@@ -204,7 +204,7 @@ def _survey(model, variables, streams, args, kwargs):
         model.apply(variables, *args, rngs=rngs, mutable=flax.core.DenyList(_fresh()), **kwargs)
 
     calls: dict[str, NoiseCall | None] = {}
-    with interception.hidden(), _turn(()), _operating(turned_off, calls):
+    with interception.hidden(), _turn(()), _operating(turned_off, calls, by_hand=by_hand):
         jax.eval_shape(run)
     return calls
 
