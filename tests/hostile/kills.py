@@ -51,7 +51,7 @@ def _kill(name, number, index):
         end, said = judge(again, "pass")
         if end != ACCEPTED:
             return end, said
-        wrong = [file for file, (_, new) in files.items() if struck.plain(file) != new]
+        wrong = [file for file, (_, new, _) in files.items() if struck.plain(file) != new]
         if name == "train" and struck.records(directory / "w") != struck.records(made.root() / "run"):
             wrong.append("metrics.jsonl")
         if name == "study" and struck.table_of(directory / "new") != struck.table_of(made.root() / "study"):

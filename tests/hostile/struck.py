@@ -2,6 +2,7 @@
 
 import json
 
+from dropbn.study.table_text import markdown
 from tests.hostile import made
 
 REPORTED = ("shift.csv", "shift.png", "flips.png", "report.json")
@@ -18,7 +19,7 @@ def words_of(name, directory):
 
 
 def before_and_after(name, directory):
-    """{file: (what stands there before, what the command leaves)}."""
+    """{file: (what stands there before, what the command leaves, what it leaves for a while)}."""
     if name in ("eval", "report"):
         root, names = made.copy("run", directory), [f"eval/{file}" for file in REPORTED]
         names = names if name == "eval" else ["report.html"]
@@ -32,7 +33,11 @@ def before_and_after(name, directory):
         # A report.html tells its workdir's name.
         new = plain(made.root() / root.name / each)
         (root / each).write_bytes(b"old")
-        found[root / each] = (b"old", new)
+        found[root / each] = (b"old", new, new)
+    if name == "collect":  # The numbers are written before the figures are drawn.
+        table = json.loads((made.root() / "study" / "table.json").read_text())
+        early = markdown(table | {"figures": []}).encode().replace(str(made.root()).encode(), b"W")
+        found[root / "table.md"] = *found[root / "table.md"][:2], early
     return found
 
 
@@ -49,7 +54,7 @@ def plain(file):
 
 
 def torn(files):
-    return [str(file) for file, (old, new) in files.items() if plain(file) not in (old, new)]
+    return [str(file) for file, whole in files.items() if plain(file) not in whole]
 
 
 def records(directory):
