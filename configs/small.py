@@ -3,11 +3,12 @@
     python -m dropbn study --config=configs/small.py:digits --workdir=runs/digits_study
     python -m dropbn study --config=configs/small.py:digits_few --workdir=runs/few_study --seeds=20
     python -m dropbn study --config=configs/small.py:cifar10 --workdir=runs/cifar_study --seeds=5
+    python -m dropbn study --config=configs/small.py:widths --workdir=runs/widths_study --seeds=3
     python train.py --config=configs/small.py:preresnet8,digits,place=P5,seed=3
 
 The first word of a cell is a network (`NETWORKS`), the second a dataset. Further words: place, rate (0.2) or
-beta, kind (of the noise), block (an order), seed, and `quick`. PreResNet-8 of width 16 trains 20 epochs on
-digits; PreResNet-20 of width 16 trains 10 epochs on 10,000 images of CIFAR-10 (pad-4 crop and flip;
+beta, kind (of the noise), block (an order), width, seed, and `quick`. PreResNet-8 of width 16 trains 20
+epochs on digits; PreResNet-20 of width 16 trains 10 epochs on 10,000 images of CIFAR-10 (pad-4 crop and flip;
 accuracies on all test images); the learning rate falls from 0.1 by a cosine.
 
 preresnet8_few is the same PreResNet-8 on few images, so that accuracies differ. Digits is divided into 800
@@ -16,12 +17,18 @@ trains 60 epochs in batches of 50. The number of training images, 100, was chose
 noise, with seeds 100 to 102, which the study does not use. That network is right on 89.8 % of the test images
 with 100 training images, on 92.1 % with 150 and on 94.7 % with 200.
 
-`sweep(table)` lists the cells of "digits", "digits_few" and "cifar10", each with the accuracy in % of a
-paper's PreResNet-110 on CIFAR-10 with the same noise: Li et al.'s in "cifar10" (2018, 100 - error of Tables 3
-and 4), Kim et al.'s in the others (2023, Table 1). They give the sign and the size of differences and are not
-targets. `claims(table)` lists what the papers claim about the cells, and in "digits_few" also that a less
-accurate cell has the larger test loss.
+"widths" and "widths_wrn" ask whether dropout 0.5 in (b) shifts less in wider networks, as Li et al. say:
+PreResNet-8 with 4 to 32 channels in its first stage, and WRN-10-k with k = 1, 2 and 4 (width = 16k), which
+trains as PreResNet-8 does.
+
+`sweep(table)` lists the cells of a table. Those of "digits", "digits_few" and "cifar10" have the accuracy in
+% of a paper's PreResNet-110 on CIFAR-10 with the same noise: Li et al.'s in "cifar10" (2018, 100 - error of
+Tables 3 and 4), Kim et al.'s in the others (2023, Table 1). They give the sign and the size of differences
+and are not targets. `claims(table)` lists what the papers claim about the cells, and in "digits_few" also
+that a less accurate cell has the larger test loss.
 """
+
+import itertools
 
 from configs import base, kim2023
 from dropbn.study import cells
@@ -29,6 +36,7 @@ from dropbn.study.claims import Side, compare, label
 from dropbn.study.placements import DATASETS
 
 _COSINE = {"model.name": "preresnet", "model.width": 16, "optimizer.schedule": "cosine"}
+_DIGITS = {"batch_size": 64, "duration": "20 epochs", "checkpoint_every": "10 epochs"}
 _QUICK = {
     "model.depth": 8,
     "model.width": 4,
@@ -37,15 +45,10 @@ _QUICK = {
     "data.subset_seed": -1,
 }
 NETWORKS = {
-    "preresnet8": {
-        "fields": {
-            **_COSINE,
-            "model.depth": 8,
-            "batch_size": 64,
-            "duration": "20 epochs",
-            "checkpoint_every": "10 epochs",
-        },
-        "quick": _QUICK,
+    "preresnet8": {"fields": {**_COSINE, "model.depth": 8, **_DIGITS}, "quick": _QUICK},
+    "wrn10": {
+        "fields": {**_COSINE, "model.name": "wrn", "model.depth": 10, **_DIGITS},
+        "quick": _QUICK | {"model.depth": 10},
     },
     "preresnet8_few": {
         "fields": {
@@ -77,7 +80,7 @@ PLACES = ("a", "b", "last", "ic", *(f"P{i}" for i in range(8)), "H4", "H5", "G1+
 
 
 def get_config(arg="preresnet8,digits"):
-    words = {"kind": "model.noise.kind", "block": "model.block"}
+    words = {"kind": "model.noise.kind", "block": "model.block", "width": "model.width"}
     config = cells.cell(base.get_config(), arg, NETWORKS, places=PLACES, rate=0.2, words=words)
     if config.data.subset_seed >= 0:
         config.data.subset_seed = config.get_ref("seed")  # Every seed draws its own images.
@@ -86,6 +89,7 @@ def get_config(arg="preresnet8,digits"):
 
 NAMES = {
     "preresnet8": "PreResNet-8",
+    "wrn10": "WRN-10",
     "preresnet8_few": "PreResNet-8, 100 images",
     "preresnet20": "PreResNet-20",
 }
@@ -190,7 +194,23 @@ _FEW_ACCURACIES = (
     (_BN_AFTER, "", "accuracy", 2.5, "caffenet-benchmark, batchnorm.md, CaffeNet, ImageNet", 1),
 )
 
+
+def _widths(network, *widths):
+    """The table of dropout 0.5 in (b): each width against the next, and the least against the largest."""
+    columns = [f",width={width},place=b,rate=0.5" for width in widths]
+    pairs = (*itertools.pairwise(columns), (columns[0], columns[-1]))
+    source = "Li et al. 2018, eq. 14 (d cos^2 theta grows with d)"
+    return {
+        "networks": (network,),
+        "columns": columns,
+        "paper": {"digits": ([None] * len(columns),)},
+        "claims": [(*pair, "shift", None, source, 1) for pair in pairs],
+    }
+
+
 TABLES = {
+    "widths": _widths("preresnet8", 4, 8, 16, 32),
+    "widths_wrn": _widths("wrn10", 16, 32, 64),
     "digits": {
         "networks": ("preresnet8",),
         "columns": (*_KIM, A, B, LAST, UOUT_A, UOUT_B, H4, H5, _IC),

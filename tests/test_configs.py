@@ -51,7 +51,7 @@ def test_sweeps_are_the_papers_tables():
     assert sizes["chen2019"] == {"orders": 16}
     assert all(number >= 2 for number in sizes["open_questions"].values())
     assert sizes["open_questions"]["all"] == 44
-    assert sizes["small"] == {"digits": 17, "digits_few": 25, "cifar10": 12}
+    assert sizes["small"] == {"widths": 4, "widths_wrn": 3, "digits": 17, "digits_few": 25, "cifar10": 12}
     assert sizes["noises"] == {"digits": 1 + 6 * 7}
     # The bars of Fig. 4 at drop 0.5 are Table 3 within 0.01.
     bars = {cell["arg"]: cell["paper"] for cell in li2018.sweep("figure4")}
