@@ -60,7 +60,7 @@ _CAPTIONS = {
 
 
 def draw(cells: list[Cell], directory: str | os.PathLike, metric: str = "error") -> list[dict]:
-    """Draws every figure that the cells allow, one file for each network and dataset.
+    """Draws every figure that the cells allow, one file for each network, dataset and width.
 
     Args:
       cells: cells of any networks and datasets.
@@ -71,12 +71,16 @@ def draw(cells: list[Cell], directory: str | os.PathLike, metric: str = "error")
       {"file": its name, "caption": what it shows, which part is ours, which the paper's} for every figure.
     """
     directory = writers.make_directory(directory)
-    groups: dict[tuple[str, str], list[Cell]] = {}
+    groups: dict[tuple[str, ...], list[Cell]] = {}
     drawn = []
     for cell in cells:
         if cell.members:
-            key = (cell.arg.partition(",")[0], cell.config["data"]["name"])
-            groups.setdefault(key, []).append(cell)
+            network, _, *words = cell.arg.split(",")
+            # Only `bn_places` tells widths apart.
+            widths = [
+                word for word in words if word.startswith("width=") and not placements.bn_side(cell.config)
+            ]
+            groups.setdefault((network, cell.config["data"]["name"], *widths), []).append(cell)
     for key, group in groups.items():
         figures = {
             "shift": shift_curves(group),

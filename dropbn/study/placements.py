@@ -34,10 +34,15 @@ _TWO_CONVOLUTIONS = ("preresnet", "wrn", "densenet")  # families whose own branc
 
 
 def describe(config: dict) -> str:
-    """The network and the dataset of a config in words, such as "PreResNet-8 on digits"."""
+    """The network and the dataset of a config in words, such as "PreResNet-8 on digits".
+
+    The width is told where it is not the published one.
+    """
     model, dataset = config["model"], config["data"]["name"]
     network = _NETWORKS.get(model["name"], model["name"])
     network = network.format(depth=model["depth"], widening=model["width"] / 16)
+    if model["name"] in ("preresnet", "resnet") and model["width"] != 16:
+        network += f" of width {model['width']}"
     return f"{network} on {DATASETS.get(dataset, dataset)}"
 
 

@@ -147,6 +147,16 @@ def test_draw_writes_what_the_cells_allow_for_each_network_and_dataset(tmp_path)
     assert "caffenet-benchmark" not in captions["bn_places_activation_digits.png"]  # nothing of it is drawn
 
 
+def test_draw_tells_widths_apart(tmp_path):
+    cells = [
+        digits(f",width={width},place=b,rate=0.5", member(ratios=[ratio]))
+        for width, ratio in ((4, 0.8), (16, 0.7))
+    ]
+    captions = {figure["file"]: figure["caption"] for figure in figures.draw(cells, tmp_path)}
+    assert "PreResNet-8 of width 4 on digits" in captions["shift_preresnet8_digits_width_4.png"]
+    assert "PreResNet-8 on digits" in captions["shift_preresnet8_digits_width_16.png"]
+
+
 def test_draw_nothing(tmp_path):
     assert figures.draw([], tmp_path / "figures") == []
 

@@ -12,6 +12,7 @@ from dropbn.study import papers, placements
     [
         (small, "preresnet8,digits", placements.NONE, "", "PreResNet-8 on digits"),
         (small, "preresnet8,digits,place=P4", ("dropout", 0.2), "a", "PreResNet-8 on digits"),
+        (small, "preresnet8,digits,width=4", placements.NONE, "", "PreResNet-8 of width 4 on digits"),
         (li2018, "preresnet110,cifar10,place=b,beta=0.1", ("uout", 0.1), "b", "PreResNet-164 on CIFAR-10"),
         (li2018, "wrn28_10,cifar100,place=a,rate=0", placements.NONE, "a", "WRN-28-10 on CIFAR-100"),
         (
