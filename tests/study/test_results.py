@@ -17,6 +17,7 @@ RESULTS = pathlib.Path(__file__).parents[2] / "docs" / "results"
     [
         (small, "digits", "digits"),
         (small, "digits_few", "digits_few"),
+        (small, "widths", "widths"),
         (small, "cifar10", "cifar10"),
         (noises, "digits", "noises"),
         (open_questions, "all", "open_questions"),
@@ -45,7 +46,7 @@ def test_committed_members_give_the_committed_table(module, name, directory):
         assert f"| {' | '.join(value.replace('|', chr(92) + '|') for value in row.values())} |" in text
 
 
-@pytest.mark.parametrize("name", ["digits", "digits_few"])
+@pytest.mark.parametrize("name", ["digits", "digits_few", "widths"])
 def test_configs_keep_the_digests_of_committed_members(name):
     for arg, of_cell in finished_runs.published(RESULTS / name).items():
         config = small.get_config(f"{arg},seed={of_cell[-1].seed}")
