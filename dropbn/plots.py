@@ -115,7 +115,7 @@ def finish(figure: Figure, title: str, looks: dict) -> Figure:
 
     Args:
       figure: a figure of `panels`.
-      title: the line above.
+      title: the line above; one that is too wide is broken where a semicolon stands.
       looks: label -> a color, or the properties of a line; a label with the gid "paper" appears only if the
         figure holds such a line.
     """
@@ -132,6 +132,8 @@ def finish(figure: Figure, title: str, looks: dict) -> Figure:
     rows = -(-len(handles) // max(1, int(figure.get_figwidth() // widest)))
     columns = -(-len(handles) // rows)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    if 0.08 * len(title) > figure.get_figwidth():  # inches of a character
+        title = title.replace("; ", "\n")
     figure.suptitle(title, x=0.01, ha="left")
     return figure
 

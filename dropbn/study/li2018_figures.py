@@ -59,7 +59,8 @@ def shift_curves(cells: list[Cell]) -> Figure | None:
         top = max(axes.get_ylim()[1], 1.2)
         axes.set_ylim(max(0.9, 1 - 0.05 * (top - 1)), top)
         plots.stretch(axes)
-    looks = {placements.noise_words(noise): color for noise, color in colors.items()}
+    drawn = set().union(*ours.values(), *theirs.values())
+    looks = {placements.noise_words(noise): color for noise, color in colors.items() if noise in drawn}
     return plots.finish(figure, _title(figure, cells), looks)
 
 

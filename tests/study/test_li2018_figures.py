@@ -58,7 +58,7 @@ def test_amounts_of_one_place_share_its_panel_and_uout_has_no_curve_of_the_paper
     assert len(drawn(ours)) == 3
     assert len(drawn(paper, True)) == 2
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["no noise", "dropout 0.1", "dropout 0.5", "uout 0.5"]
+    assert labels == ["dropout 0.1", "dropout 0.5", "uout 0.5"]  # no curve without noise
 
 
 def test_a_shift_far_beyond_the_others_is_on_a_logarithmic_axis():
@@ -169,3 +169,11 @@ def test_no_training_without_a_half():
         li2018_figures.training_curves([digits(""), digits(",place=a,rate=0.3"), digits(",place=b,rate=0.5")])
         is None
     )
+
+
+def test_a_title_too_wide_for_its_figure_is_broken():
+    figure = li2018_figures.error_bars([digits(",place=b,rate=0.5")])
+    assert figure.get_suptitle().split("\n") == [
+        "PreResNet-8 on digits",
+        "Li et al.: PreResNet-110 (bottlenecks) on CIFAR-10",
+    ]
