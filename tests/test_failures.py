@@ -178,8 +178,10 @@ def test_train_ends_with_a_sentence_and_its_status(line, status, message, tmp_pa
     assert not (tmp_path / "run").exists()
 
 
+# A process that a shell has started in the background ignores Ctrl-C, and so do its children.
 SLOW_IMPORT = """
-import os, runpy, sys
+import os, runpy, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 class Finder:
     def find_spec(self, name, *_):
         if name == "jax":

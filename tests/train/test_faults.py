@@ -316,9 +316,16 @@ def test_a_run_that_diverges_says_where_first(mlp_config, tmp_path):
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
 
 
-def test_an_update_that_overflows_is_named(mlp_config, tmp_path):
+def test_an_update_that_overflows_is_named(mlp_config, tmp_path, monkeypatch):
+    def scaled(outputs, batch):
+        sums = classify(outputs, batch)
+        return sums | {"loss": 1e4 * sums["loss"]}
+
+    classify = losses.classify
+    monkeypatch.setitem(losses.TASKS, "classify", scaled)
+    monkeypatch.setattr(programs, "_CACHED", {})
     mlp_config.duration = "1 steps"  # whose loss is finite: it is the state after it that must not be kept
-    mlp_config.optimizer.learning_rate = 1e39  # more than float32 holds
+    mlp_config.optimizer.learning_rate = 3e38  # times a gradient that is above 2: more than float32 holds
     said = _diverges(mlp_config, tmp_path / "run")
     assert said.startswith("The update of params/head/dense1/bias is not finite at step 1")
 
