@@ -75,7 +75,7 @@ def draw(cells: list[Cell], directory: str | os.PathLike, metric: str = "error")
     drawn = []
     for cell in cells:
         if cell.members:
-            network, _, *words = cell.arg.split(",")
+            network, *words = cell.arg.split(",")
             # Only `bn_places` tells widths apart.
             widths = [
                 word for word in words if word.startswith("width=") and not placements.bn_side(cell.config)
