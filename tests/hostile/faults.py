@@ -162,7 +162,9 @@ def _together(one, other, index):
                 return end, said
         if all(end == SENTENCE for end, _ in judged):
             return HOLE, f"neither was done: {judged}"
-        wrong = [str(file) for file, (_, new) in files.items() if one == other and struck.plain(file) != new]
+        wrong = [
+            str(file) for file, (_, new, _) in files.items() if one == other and struck.plain(file) != new
+        ]
         if one == "train" and struck.records(directory / "w") != struck.records(made.root() / "run"):
             wrong.append("metrics.jsonl")
         return (HOLE, f"another end: {wrong}") if wrong else max(judged)
