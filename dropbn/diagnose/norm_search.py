@@ -15,7 +15,7 @@ import numpy as np
 from dropbn.diagnose import registry
 from dropbn.diagnose.flags import FLAGS, flags_of
 from dropbn.diagnose.norm_probe import Probe, Unlike
-from dropbn.diagnose.norms import Leaf, Mask, Norm
+from dropbn.diagnose.norms import Leaf, Mask, Norm, Parameter
 from dropbn.diagnose.registry import Switch
 from dropbn.diagnose.seam import Layer
 from dropbn.diagnose.tracing import abstract
@@ -41,7 +41,8 @@ def norm_of(layer: Layer, args: tuple, kwargs: Mapping) -> Norm | None:
         axis, momentum, epsilon = (
             registry.attribute(module, name) for name in ("axis", "momentum", "epsilon")
         )
-        return Norm(switch, axis, momentum, epsilon, shape, shape, is_registered=True)
+        scale, bias = Parameter("scale", absent=1.0), Parameter("bias")
+        return Norm(switch, axis, momentum, epsilon, shape, shape, scale=scale, bias=bias)
     variables = {
         collection: {name: leaf for name, leaf in leaves.items() if not name.startswith(registry.OURS)}
         for collection, leaves in layer.leaves().items()

@@ -59,16 +59,18 @@ class Parameter(NamedTuple):
     """The scale or the bias of a batch normalization.
 
     Attributes:
-      name: of the leaf in `params`; "" if there is none.
+      name: of the leaf in `params`.
       added: the number that is added to the leaf.
+      absent: the number in the place of a leaf that is not there.
     """
 
     name: str = ""
     added: float = 0.0
+    absent: float = 0.0
 
     def of(self, leaves: Mapping[str, Any]) -> Any:
         """Its value, from the leaves by name."""
-        return self.added + (leaves[self.name] if self.name else np.zeros(1))
+        return self.added + (leaves[self.name] if self.name in leaves else np.full(1, self.absent))
 
 
 class Norm(NamedTuple):
@@ -83,9 +85,7 @@ class Norm(NamedTuple):
       mask: the argument that says which values count.
       is_unbiased: whether it remembers m / (m - 1) times the variance of m values.
       collection: in which the leaves are.
-      is_registered: whether its class is known, and so what its parameters mean.
-      scale, bias: by which it multiplies what it has normalized, and what it adds; None if unknown. One of a
-        registered class has leaves of these names, or none.
+      scale, bias: by which it multiplies what it has normalized, and what it adds; None if unknown.
     """
 
     switch: Switch | None
@@ -99,7 +99,6 @@ class Norm(NamedTuple):
     mask: Mask = Mask("mask")
     is_unbiased: bool = False
     collection: str = "batch_stats"
-    is_registered: bool = False
     scale: Parameter | None = None
     bias: Parameter | None = None
 

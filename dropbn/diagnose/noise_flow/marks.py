@@ -170,8 +170,6 @@ def _norm(path, norm, leaves, known, calls):
     if known and norm.axis == -1:
         own = {name: np.asarray(leaf) for name, leaf in own.items()}
         affine = [norm.scale and norm.scale.of(own), norm.bias and norm.bias.of(own)]
-        if norm.is_registered:
-            affine = [own.get("scale", np.ones(1)), own.get("bias", np.zeros(1))]
         affine = [a.ravel() if a is not None and a.size == math.prod(norm.channels) else a for a in affine]
         found = [*affine, *norm.split(own)]
         found = [None if value is None or value.ndim != 1 else np.float64(value) for value in found]
