@@ -78,13 +78,9 @@ class _Trace(NamedTuple):
 def _trace(model, arrays, rebuild, streams, testing):
     noises: dict[Path, tuple[bool, float, Noise]] = {}
     norms: dict[Path, tuple[bool, float, Norm]] = {}
-    called: set[Path] = set()
-    identities: dict[Path, int] = {}
-    alike: dict[Path, int] = {}
-    noisy: set[Path] = set()
-    drawn: dict[Path, Noise] = {}
     elsewhere: dict[Path, str] = {}
     moved: set[Path] = set()
+    marker = _Marker()
 
     def note(layer, norm, is_on, values):
         if norm and not norm.is_measured:
@@ -98,7 +94,7 @@ def _trace(model, arrays, rebuild, streams, testing):
         interceptor = interception.interceptor(TEST if testing else TRAIN, note=note)
         variables, args, kwargs = rebuild(arrays)
         given = variables, args, kwargs, testing, rngs, interceptor, True, True
-        with model.intercepting(_Marker(called, identities, alike, noisy, drawn)):
+        with model.intercepting(marker):
             try:
                 returned, updated = model.run_under(*given, keeps_stats=testing)
             except tracing.MissingKey:
@@ -116,7 +112,7 @@ def _trace(model, arrays, rebuild, streams, testing):
     # Called as in training, but without a draw: its rate is 0.
     idle = {path for path in noises if marked.get(tracing.name_of(path), _UNKNOWN).drawn == 0}
     noises = {
-        path: (is_on and path not in idle, fewest, drawn.get(path, called_as))
+        path: (is_on and path not in idle, fewest, marker.drawn.get(path, called_as))
         for path, (is_on, fewest, called_as) in noises.items()
     }
     is_key = [number >= len(jaxpr.jaxpr.invars) - len(streams) for number in range(len(jaxpr.jaxpr.invars))]
@@ -126,7 +122,7 @@ def _trace(model, arrays, rebuild, streams, testing):
     read = {path for path, number in _flat(variables).items() if number in inputs}
     traced = Traced(jaxpr, tuple(sorted(streams)))  # A tree's keys are in the order of their names.
     others = moved, read, elsewhere, draws, states, marked, layer_marks.coarsest(jaxpr), returned, traced
-    return _Trace(noises, norms, called, identities, alike, noisy, *others)
+    return _Trace(noises, norms, marker.called, marker.identities, marker.alike, marker.noisy, *others)
 
 
 _UNKNOWN = Marked(drawn=float("inf"))
@@ -169,16 +165,12 @@ class _Marker:
       numbers: how many marks each layer has.
     """
 
-    def __init__(
-        self,
-        called: set[Path],
-        identities: dict[Path, int],
-        alike: dict[Path, int],
-        noisy: set[Path],
-        drawn: dict[Path, Noise],
-    ) -> None:
-        self.called, self.identities, self.alike, self.noisy = called, identities, alike, noisy
-        self.drawn = drawn
+    def __init__(self) -> None:
+        self.called: set[Path] = set()
+        self.identities: dict[Path, int] = {}
+        self.alike: dict[Path, int] = {}
+        self.noisy: set[Path] = set()
+        self.drawn: dict[Path, Noise] = {}
         self.numbers: collections.Counter[Path] = collections.Counter()
 
     def __call__(self, run: Callable, args: tuple, kwargs: dict, layer: Layer) -> Any:
