@@ -3,6 +3,7 @@
 A path that cannot be written raises a DropbnError.
 """
 
+import io
 import os
 import pathlib
 from collections.abc import Collection, Sequence
@@ -15,6 +16,7 @@ from dropbn import writers
 from dropbn.errors import extra
 
 with extra("plot"):
+    import matplotlib
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -63,6 +65,14 @@ def finish_single(figure: Figure, path: str | os.PathLike | None = None, **legen
     """The figure of `single` with its legend, written to `path` if given."""
     figure.axes[0].legend(frameon=False, **legend)
     return _written(figure, path)
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as SVG; equal figures give equal bytes."""
+    drawn = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "dropbn"}):
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    return drawn.getvalue()
 
 
 def band(axes: Axes, at: ArrayLike, runs: ArrayLike, **look: Any) -> None:

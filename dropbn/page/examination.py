@@ -1,7 +1,5 @@
 """The page of an examination, for a reader who knows neither batch statistics nor the variance shift."""
 
-import io
-
 from dropbn.diagnose.examine import Examination
 from dropbn.diagnose.lint import RULES
 from dropbn.errors import DropbnError
@@ -78,8 +76,8 @@ def _shift(found):
     known = {label: shift for label, shift in curves.items() if shift}
     if not known:
         return ""
+    caption = "The ratio of every BN, in the order of a forward pass. 1 is no shift."
     try:
-        caption = "The ratio of every BN, in the order of a forward pass. 1 is no shift."
         drawn = parts.figure("ratios.svg", _curves(known), caption)
     except DropbnError as error:  # matplotlib is an extra.
         drawn = f"<p>{escape(error)}</p>\n"
@@ -100,9 +98,7 @@ def _curves(known):
     axes.axhline(1, color="0.6", linewidth=1, zorder=0)
     axes.locator_params(axis="x", integer=True)
     plots.stretch(axes)
-    drawn = io.BytesIO()
-    plots.finish_single(figure).savefig(drawn, format="svg", metadata={"Date": None})
-    return drawn.getvalue()
+    return plots.svg(plots.finish_single(figure))
 
 
 def _gap(found):

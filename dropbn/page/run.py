@@ -1,6 +1,5 @@
 """The page of a run."""
 
-import io
 import json
 
 from dropbn.page import parts
@@ -71,24 +70,19 @@ def curve(records: list[dict], score: str = "accuracy") -> bytes:
       records: the lines of metrics.jsonl.
       score: what "accuracy" means for the run's task.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     from dropbn import plots
 
-    # Without a fixed salt, two pages of the same run would differ.
-    with matplotlib.rc_context({"svg.hashsalt": "dropbn"}):
-        figure = Figure(figsize=(7, 3.6), layout="constrained")
-        axes = plots.style(figure.add_subplot(), "epoch", f"{score}, %")
-        for color, (key, (label, line)) in zip(plots.COLORS, _CURVES.items(), strict=False):
-            points = [(record["epoch"], 100 * record[key]) for record in records if key in record]
-            if points:
-                axes.plot(*zip(*points, strict=True), line, color=color, marker=".", label=label)
-        axes.locator_params(axis="x", integer=True)
-        axes.legend(frameon=False)
-        drawn = io.BytesIO()
-        figure.savefig(drawn, format="svg", metadata={"Date": None})
-    return drawn.getvalue()
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = plots.style(figure.add_subplot(), "epoch", f"{score}, %")
+    for color, (key, (label, line)) in zip(plots.COLORS, _CURVES.items(), strict=False):
+        points = [(record["epoch"], 100 * record[key]) for record in records if key in record]
+        if points:
+            axes.plot(*zip(*points, strict=True), line, color=color, marker=".", label=label)
+    axes.locator_params(axis="x", integer=True)
+    axes.legend(frameon=False)
+    return plots.svg(figure)
 
 
 def _run_terms(name, config, evaluation):
