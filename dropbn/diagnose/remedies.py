@@ -59,6 +59,12 @@ class Remedies(Result):
         return self.without("accuracy_before", "loss_before", "call").__rich__()
 
     @property
+    def best(self) -> dict | None:
+        """The row of the largest gain that exceeds its error; None if none does."""
+        helps = [row for row in self.rows if row["error"] is not None and row["least"] > 0]
+        return max(helps, key=lambda row: row["gain"], default=None)
+
+    @property
     def advice(self) -> str:
         """Which remedy to take, in sentences."""
         sentences = [f"Could not try {name}: {why}" for name, why in self.failed.items()]
@@ -69,9 +75,7 @@ class Remedies(Result):
                 f"One batch is too few to know the error of these gains on test images: {gains}."
             )
         known = [row for row in self.rows if row["error"] is not None]
-        helps = [row for row in known if row["least"] > 0]
-        if helps:
-            best = max(helps, key=lambda row: row["gain"])
+        if best := self.best:
             sentences.append(
                 f"The largest gain on test images that exceeds its error comes from {best['remedy']}: "
                 f"{_gain(best)} ({_change(best)}). The call is {best['call']}."

@@ -77,13 +77,18 @@ class Shares(Result):
         return self.without("before").__rich__()
 
     @property
-    def advice(self) -> str:
-        """The largest share that exceeds its error, and what training may change about it; "" without one."""
+    def sure(self) -> list[tuple[dict, Difference]]:
+        """The rows of the causes whose shares exceed their errors, with what they lose, the largest first."""
         *causes, _ = zip(self.rows, self.lost, strict=True)
         sure = [(row, lost) for row, lost in causes if (lost.least(len(causes)) or 0) > 0]
-        if not sure:
+        return sorted(sure, key=lambda share: share[1].value, reverse=True)
+
+    @property
+    def advice(self) -> str:
+        """The largest share that exceeds its error, and what training may change about it; "" without one."""
+        if not self.sure:
             return ""
-        row, lost = max(sure, key=lambda share: share[1].value)
+        row, lost = self.sure[0]
         size = lost.words("loss" if row["accuracy"] is None else "correct")
         where = f"from ({row['before']}) to ({row['after']})"
         return f"The largest share of the gap is {row['cause']}: {size} {where}. {CAUSES[row['cause']]}"

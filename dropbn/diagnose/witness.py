@@ -37,8 +37,8 @@ def unseen(model: Model, variables: dict, x: Any, layers: Layers) -> str:
 
     Two arrays of outputs differ if the RMS of their difference is above 1 % of the RMS of the outputs about
     their mean over the batch, and above 16 machine epsilons of the coarsest floats that the model computes. A
-    model with random draws that cannot be switched, or that are on in test mode too, is not
-    judged: its outputs differ in any case.
+    model with random draws that cannot be switched, or that are on in test mode too, is not judged: its
+    outputs differ in any case.
 
     Args:
       model: a model and how it is called.

@@ -27,23 +27,23 @@ from dropbn.page import examination
 def main(name: str) -> None:
     """Examines a model from the command line."""
     given = flags.FLAGS
-    if given.save and not (given.repair and given.variables and given.batches):
-        raise DropbnError(
-            "--save writes the variables that --repair changes: give --variables and --batches too."
-        )
+    repairs = given.repair, given.save
+    if any(repairs) and not all((*repairs, given.variables, given.batches)):
+        raise DropbnError("--save writes what --repair makes of --variables by --batches: give all four.")
     if given.save and os.path.isdir(given.save):
         raise DropbnError(f"--save={shown(given.save)} is a directory that is there: give a new path.")
     if not (given.batches or given.input):
         raise DropbnError("Give --batches, or the shape of the model's input, as in --input=2,32,32,3.")
     model, own = target.load_model(name)
-    train = target.load(given.batches, "iterable of batches") if given.batches else None
+    train = Batches(target.load(given.batches, "iterable of batches")) if given.batches else None
     test = target.load(given.test, "iterable of batches") if given.test else None
     shapes = tuple(map(target.shape, given.input))
     example = shapes[0] if len(shapes) == 1 else shapes or None
     source = None
     if given.variables:
         own, source = variables.read(given.variables, _shapes(model, train, example), within=given.within)
-        print(*source.hints, sep="\n", end="\n" * bool(source.hints))
+        for hint in source.hints:
+            print(hint)
     console = rich.console.Console(highlight=False)
     with rich.progress.Progress(console=console, transient=True) as progress:
         bar = progress.add_task("", total=len(STEPS))
@@ -56,7 +56,7 @@ def main(name: str) -> None:
     if given.html:
         writers.replace(given.html, examination.page(found))
         console.print(f"Written to {given.html}")
-    if given.repair and source and own:
+    if given.save and source and own:
         repaired = recalibrate.recalibrate(model, own, train, recipe=given.repair)
         variables.write(given.save, {**own, "batch_stats": repaired.batch_stats}, source)
         console.print(f"Repaired by {given.repair}: written to {given.save}")
@@ -65,7 +65,7 @@ def main(name: str) -> None:
 def _shapes(model, train, example):
     """The shapes of the variables that the model has for its inputs."""
     called, _ = entry.model_to_trace(model, None, Call())
-    x = example if train is None else (data := Batches(train)).inputs(data.first)
+    x = example if train is None else train.inputs(train.first)
     return called.shapes(*called.arguments(x))
 
 

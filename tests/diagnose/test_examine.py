@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dropbn.diagnose import gap
+from dropbn.diagnose import gap, shift
 from dropbn.diagnose.examine import STEPS, examine
 from dropbn.errors import DropbnError
 
@@ -52,7 +52,8 @@ def test_the_shift_and_its_cost_are_those_of_the_closed_forms(found):
     assert found.repair == "dropout_off"
     assert "Take recalibrated statistics" in found.recommendation
     shift, lost, helps = found.verdict
-    assert f"'norm' has {measured['ratio']:.2f} times the variance" in shift and "5 %: 1 of 1 batch" in shift
+    assert f"'norm' has {measured['ratio']:.2f} times the variance" in shift
+    assert "1 of 1 batch normalizations is off by more than 5 %" in shift
     assert "variance shift" in lost
     assert f"recalibrated statistics gains {100 * best['gain']:.1f} ±" in helps
     assert not found.not_seen
@@ -93,8 +94,59 @@ def test_without_data_it_says_what_was_not_done():
     untrained = examine(Threshold(), None, example=x)
     assert untrained.predicted is None and {*untrained.skipped} == {*STEPS[1:]}
     assert "Lint finds noise" in untrained.verdict[0]
+    assert found.not_seen[0] == f"The step '{STEPS[2]}' was not done: No batches were given."
     with pytest.raises(DropbnError, match="Give batches, or example="):
         examine(Threshold(), _variables(2.0))
+
+
+def test_several_inputs_are_drawn_without_batches():
+    class Sum(nn.Module):
+        @nn.compact
+        def __call__(self, x, y, train):
+            return Threshold()(x + 2 * y, train)
+
+    x = jax.ShapeDtypeStruct((2000, 1), jnp.float32)
+    variables = {"batch_stats": {"Threshold_0": _variables(2.0)["batch_stats"]}}
+    (row,) = examine(Sum(), variables, example=(x, x)).predicted.rows
+    # Both inputs have the same values, so their sum has variance 9.
+    np.testing.assert_allclose(row["real_var"], 9, rtol=0.1)
+
+
+def test_a_variance_that_is_remembered_too_small_is_wrong_too():
+    found = examine(Threshold(rate=0.0), _variables(0.2), _batches(0))
+    np.testing.assert_allclose(found.measured.rows[0]["ratio"], 5, rtol=0.05)
+    assert found.recommendation.startswith("Take the statistics again")
+
+
+def test_larger_batches_are_predicted_for_all_layers():
+    """Against a prediction in batches of twice as many images, with noise before one BN of two."""
+
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            clean = nn.BatchNorm(use_running_average=not train, name="clean")(x)
+            return Threshold()(x, train) + clean
+
+    x = np.random.default_rng(0).normal(size=(4000, 10, 1)).astype(np.float32)
+    norm = {"mean": jnp.zeros(1), "var": jnp.full(1, 2.0)}
+    variables = {"params": {"clean": {"scale": jnp.ones(1), "bias": jnp.zeros(1)}}}
+    variables["batch_stats"] = {"clean": norm, "Threshold_0": {"norm": norm}}
+    found = examine(Two(), variables, list(x))
+    twice = next(row for row in found.retraining.rows if row["change"].startswith("batches of twice"))
+    rows = shift.predict(Two(), variables, list(x.reshape(2000, 20, 1))).rows
+    wanted = min(rows, key=lambda row: row["ratio"])
+    assert twice["layer"] == wanted["layer"] == "Threshold_0/norm"
+    np.testing.assert_allclose(twice["ratio"], wanted["ratio"], rtol=0.02)
+
+
+def test_without_a_prediction_nothing_is_predicted_of_training(monkeypatch):
+    def refused(*args, **kwargs):
+        raise DropbnError("Refused.")
+
+    monkeypatch.setattr(shift, "predict", refused)
+    found = examine(Threshold(), _variables(2.0), _batches(0))
+    assert found.skipped[STEPS[1]] == "Refused." and found.skipped[STEPS[4]] == "The shift is not predicted."
+    assert found.measured
 
 
 def test_what_was_found_before_ctrl_c_is_kept(monkeypatch):
@@ -104,5 +156,5 @@ def test_what_was_found_before_ctrl_c_is_kept(monkeypatch):
     monkeypatch.setattr(gap, "explain", interrupted)
     found = examine(Threshold(), _variables(2.0), _batches(0), _batches(1))
     assert found.measured and found.gap is None and found.retraining is None
-    assert {*found.skipped} == {*STEPS[3:]} and "Ctrl-C" in found.not_seen[0]
+    assert {*found.skipped} == {*STEPS[3:]} and "Ctrl-C stopped it" in found.not_seen[0]
     assert "recalibrate.recalibrate" in found.recommendation

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import flax
 import jax.numpy as jnp
@@ -13,7 +14,9 @@ import pytest
 from test_page import NASTY, Document
 
 from dropbn.diagnose.examine import examine
+from dropbn.errors import DropbnError
 from dropbn.page import examination
+from dropbn.page import examine as command
 
 ROOT = pathlib.Path(__file__).parents[2]
 # A perceptron on two classes; its running variance is twice that of the data, as of dropout at rate 0.5.
@@ -32,6 +35,10 @@ class Net(nn.Module):
 build = Net()
 x = np.random.default_rng(0).normal(size=(4, 200, 3)).astype(np.float32)
 batches = [(each, (each[:, 0] > 0).astype(int)) for each in x]
+
+
+def once():
+    yield from batches
 """
 VARIABLES = {
     "params": {
@@ -56,6 +63,7 @@ def found(net):
 
 def test_the_page_shows_what_was_found(found):
     text = examination.page(dataclasses.replace(found, name=NASTY))
+    assert text == examination.page(dataclasses.replace(found, name=NASTY))
     document = Document(text)
     assert document.texts["h1"] == [NASTY] and "<script>alert" not in text
     assert {sentence for sentence in [*found.verdict]} <= {*document.texts["p"]}
@@ -77,14 +85,25 @@ def test_the_page_shows_what_was_found(found):
 def test_steps_that_were_not_done_are_said(net):
     found = examine(net["build"], VARIABLES, net["batches"])
     document = Document(examination.page(found))
-    assert any(text.startswith("Not done: splitting the gap") for text in document.texts["p"])
+    said = "The step 'splitting the gap and trying remedies' was not done: No test batches were given."
+    assert said in document.texts["p"]
     assert not any(table["caption"] == "Shares of the gap" for table in document.tables)
+
+
+@pytest.mark.parametrize(
+    "given", [{"repair": "dropout_off"}, {"save": "new"}, {"repair": "li2018", "save": "new"}]
+)
+def test_a_repair_needs_its_variables_its_batches_and_a_place(given, monkeypatch):
+    asked = types.SimpleNamespace(repair=None, save=None, variables=None, batches=None)
+    monkeypatch.setattr(command.flags, "FLAGS", types.SimpleNamespace(**{**vars(asked), **given}))
+    with pytest.raises(DropbnError, match="give all four"):
+        command.main("net:build")
 
 
 def test_the_command_examines_and_repairs(tmp_path, net):
     (tmp_path / "net.py").write_text(NET)
     (tmp_path / "model.msgpack").write_bytes(flax.serialization.to_bytes({**VARIABLES, "step": 7}))
-    flags = ["--batches=net:batches", "--test=net:batches", "--variables=model.msgpack", "--html=page.html"]
+    flags = ["--batches=net:once", "--test=net:batches", "--variables=model.msgpack", "--html=page.html"]
     flags += ["--repair=dropout_off", "--save=repaired.msgpack"]
     command = [sys.executable, "-m", "dropbn", "examine", "net:build", *flags]
     env = os.environ | {"PYTHONPATH": str(ROOT)}

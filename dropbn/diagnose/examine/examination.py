@@ -40,32 +40,59 @@ class Examination(Result):
 
     @property
     def verdict(self) -> list[str]:
-        """What is wrong, in up to three sentences."""
-        return _sentences(self)
+        """What is wrong, in up to three sentences: about the shift, the gap, and what helps."""
+        said = [_of_shift(self._shift, bool(self.measured))] if self._shift else []
+        if self.gap:
+            said += [_of_gap(self.gap), _of_remedies(self.gap)]
+        elif errors := self.lint.errors():
+            said.append(f"Lint finds noise that shifts batch normalizations: {len(errors)} times.")
+        return said or ["Lint finds no noise that shifts a batch normalization."]
 
     @property
     def recommendation(self) -> str:
         """One thing to do, or that nothing is known to be wrong."""
-        return _recommendation(self)
+        if self.gap and (best := self.gap.remedies.best):
+            return f"Take {best['remedy']}: {best['call']}."
+        errors = self.lint.errors()
+        if not (any(map(_is_off, self._shift.rows)) if self._shift else errors):
+            seen = " that was seen" if self.not_seen else ""
+            return f"Nothing{seen} is wrong with noise and batch normalization: leave the model as it is."
+        if self.measured and not self.gap:
+            return (
+                "Take the statistics again: recalibrate.recalibrate(model, variables, train_batches). What "
+                "that gains was not measured, because there are no results on test batches."
+            )
+        changes = self.retraining.rows[1:] if self.retraining else []
+        if known := [row for row in changes if row["ratio"] is not None]:
+            row = min(known, key=lambda row: max(row["ratio"], 1 / row["ratio"]))
+            before = "Leave this model as it is: no remedy gains more than its error. " * bool(self.gap)
+            train = "Train the next one" if self.gap else "Train"
+            return f"{before}{train} with {row['change']}: the predicted ratio is {row['ratio']:.2f}."
+        return errors[0]["advice"] if errors else "No change was predicted to help the most shifted layers."
 
     @property
     def repair(self) -> str:
-        """The recipe of `recalibrate` that is recommended; "" if none is."""
-        return _repair(self)
+        """The recipe of `recalibrate` that the recommendation names; "" if it names none."""
+        best = self.gap.remedies.best if self.gap else None
+        return _REPAIRS.get(best["remedy"], "") if best else ""
 
     @property
     def not_seen(self) -> list[str]:
         """What the tools do not understand, switch or measure, and steps that were not done."""
         draws = [row["layer"] for row in self.rows if row["kind"] == "random draw" and row["test"] == "off"]
         states = [row["layer"] for row in self.rows if row["kind"] == "other running state"]
-        said = [f"A random draw that no switch reaches: {where}." for where in draws]
-        said += [f"Running state that is not measured: {name}." for name in states]
+        said = [f"No switch reaches the random draw at {where}." for where in draws]
+        said += [f"The running state of {name} is not measured." for name in states]
         said += [self.gap.unseen] if self.gap and self.gap.unseen else []
-        return said + [f"Not done: {step}. {why}" for step, why in self.skipped.items()]
+        return said + [f"The step '{step}' was not done: {why}" for step, why in self.skipped.items()]
+
+    @property
+    def _shift(self):
+        return self.measured or self.predicted
 
     def __rich__(self) -> rich.console.RenderableType:
         shown: list[Any] = [rich.text.Text(self.title, "bold"), self.lint]
-        if found := self.measured or self.predicted:
+        if found := self._shift:
             shown.append(Shift(found.most_shifted(5), f"{found.title}, the most shifted layers"))
         if self.gap:
             shown += [self.gap.shares, self.gap.remedies]
@@ -75,88 +102,42 @@ class Examination(Result):
         return rich.console.Group(*shown, *map(rich.text.Text, lines))
 
 
-def _sentences(found: Examination) -> list[str]:
-    """What is wrong, in up to three sentences: about the shift, the gap, and what helps."""
-    shift = found.measured or found.predicted
-    said = [_of_shift(shift, bool(found.measured))] if shift else []
-    if found.gap:
-        said += [_of_gap(found.gap), _of_remedies(found.gap)]
-    elif found.lint.errors():
-        places = len(found.lint.errors())
-        said.append(f"Lint finds noise that shifts batch normalizations: {places} times.")
-    return said or ["Lint finds no noise that shifts a batch normalization."]
-
-
-def _recommendation(found: Examination) -> str:
-    """One thing to do, or that nothing is known to be wrong."""
-    best = _best(found.gap) if found.gap else None
-    if best:
-        return f"Take {best['remedy']}: {best['call']}."
-    shift, errors = found.measured or found.predicted, found.lint.errors()
-    is_shifted = min(row["ratio"] for row in shift.rows) < ACCEPTED if shift else bool(errors)
-    if not is_shifted:
-        seen = " that was seen" if found.not_seen else ""
-        return f"Nothing{seen} is wrong with noise and batch normalization: leave the model as it is."
-    if found.measured and not found.gap:
-        return (
-            "Take the statistics again: recalibrate.recalibrate(model, variables, train_batches). What that "
-            "gains was not measured, for want of test batches."
-        )
-    changes = found.retraining.rows[1:] if found.retraining else []
-    known = [row for row in changes if row["ratio"] is not None]
-    if known:
-        row = min(known, key=lambda row: max(row["ratio"], 1 / row["ratio"]))
-        return (
-            "Leave this model as it is, as no remedy gains more than its error, and train the next one with "
-            if found.gap
-            else "Train with "
-        ) + f"{row['change']}: the predicted ratio is {row['ratio']:.2f}."
-    return errors[0]["advice"] if errors else "See the most shifted layers: no change was predicted to help."
-
-
-def _repair(found: Examination) -> str:
-    """The recipe of `recalibrate` that the recommendation names; "" if it names none."""
-    best = _best(found.gap) if found.gap else None
-    return _REPAIRS.get(best["remedy"], "") if best else ""
-
-
-def _best(gap):
-    """The remedy with the largest gain that exceeds its error; None if none does."""
-    helps = [row for row in gap.remedies.rows if row["error"] is not None and row["least"] > 0]
-    return max(helps, key=lambda row: row["gain"], default=None)
+def _is_off(row):
+    """Whether a ratio is too far from 1 to be left as it is."""
+    return not ACCEPTED <= row["ratio"] <= 1 / ACCEPTED
 
 
 def _of_shift(shift: Shift, is_measured: bool) -> str:
     worst = shift.most_shifted(1)[0]
-    shifted = sum(not ACCEPTED <= row["ratio"] <= 1 / ACCEPTED for row in shift.rows)
+    shifted = sum(map(_is_off, shift.rows))
     how = "has" if is_measured else "is predicted to have"
     return (
         f"In test mode the input of '{worst['layer']}' {how} {worst['ratio']:.2f} times the variance that it "
-        f"remembers from training. Off by more than {100 * (1 - ACCEPTED):.0f} %: {shifted} of "
-        f"{len(shift.rows)} batch normalizations."
+        f"remembers from training. {shifted} of {len(shift.rows)} batch normalizations "
+        f"{'is' if shifted == 1 else 'are'} off by more than {100 * (1 - ACCEPTED):.0f} %."
     )
 
 
 def _of_gap(gap: Gap) -> str:
-    *causes, (_, whole) = zip((row["cause"] for row in gap.shares.rows), gap.shares.lost, strict=True)
-    sure = [(cause, lost) for cause, lost in causes if (lost.least(len(causes)) or 0) > 0]
-    sure.sort(key=lambda share: -share[1].value)
-    shares = ", ".join(f"{cause} {_words(gap, lost)}" for cause, lost in sure)
-    of_it = f"Of it: {shares}" if sure else "No cause has a share that exceeds its error"
+    whole = gap.shares.lost[-1]
+    shares = ", ".join(f"{row['cause']} {_words(gap, lost)}" for row, lost in gap.shares.sure)
+    causes = f"The shares that exceed their errors are {shares}" if shares else "No share exceeds its error"
     changes = "loses" if whole.value >= 0 else "gains"
     size = _words(gap, whole._replace(value=abs(whole.value)))
-    return f"From training mode on training data to test mode on test data it {changes} {size}. {of_it}."
+    return f"From training mode on training data to test mode on test data it {changes} {size}. {causes}."
 
 
 def _of_remedies(gap: Gap) -> str:
-    if best := _best(gap):
-        return f"On test data {best['remedy']} gains {_words(gap, Difference(best['gain'], best['error']))}."
+    if best := gap.remedies.best:
+        return f"On test data {' gains '.join(_gain(gap, best))}."
     if not gap.remedies.rows:
         return "No remedy could be tried."
-    gains = ", ".join(
-        f"{row['remedy']} {_words(gap, Difference(row['gain'], row['error']))}" for row in gap.remedies.rows
-    )
+    gains = ", ".join(" ".join(_gain(gap, row)) for row in gap.remedies.rows)
     return f"On test data no remedy gains more than its error: {gains}."
+
+
+def _gain(gap, row):
+    return row["remedy"], _words(gap, Difference(row["gain"], row["error"]))
 
 
 def _words(gap, difference):

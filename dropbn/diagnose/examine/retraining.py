@@ -48,17 +48,14 @@ def compare(
         try:
             rows.extend(filter(None, [row()]))
         except DropbnError as error:
-            rows.append({"change": change, "ratio": None, "layer": "", "note": str(error)})
+            rows.append(_cells(change, None, "", str(error)))
 
     if now["ratio"] < ACCEPTED and layers.switched_noises:
         add(_MOVED, lambda: _moved(model, variables, batches, predict, call))
         add("weaker noise", lambda: _weakened(model, layers, now["ratio"], predict))
-    if few := {name_of(path): use.values for path, use in layers.norms.items() if use.values < _FEW}:
-        layer = min(few, key=lambda name: few[name])
-        gain = (1 - 1 / few[layer]) / (1 - 0.5 / few[layer])
-        ratio = next((row["ratio"] for row in predicted.rows if row["layer"] == layer), math.nan)
-        note = f"closed form (m - 1) / m for the {few[layer]:g} values m per channel"
-        rows.append(_cells("batches of twice as many images", ratio * gain, layer, note))
+    sizes = {name_of(path): use.values for path, use in layers.norms.items() if use.train}
+    if min(sizes.values(), default=math.inf) < _FEW:
+        rows.append(_row("batches of twice as many images", _in_twice_the_batch(predicted, sizes), _TWICE))
     shared = (name for name, _, call in (row["layer"].partition("[call ") for row in predicted.rows) if call)
     for layer in dict.fromkeys(shared):
         rows.append(_cells("a batch normalization for each call", None, layer, "not predicted"))
@@ -66,6 +63,7 @@ def compare(
 
 
 _MOVED = "noise after the last batch normalization"
+_TWICE = "closed form: of m values, BN remembers 1 - 1 / m of the variance"
 
 
 def _moved(model, variables, batches, predict, call):
@@ -89,6 +87,16 @@ def _weakened(model, layers, ratio, predict):
     return row
 
 
+def _in_twice_the_batch(predicted, sizes):
+    """The shift where BN remembers 1 - 1 / 2m of the variance instead of 1 - 1 / m."""
+
+    def row(old):
+        few = 1 / sizes.get(old["layer"].partition("[")[0], math.inf)
+        return old | {"ratio": old["ratio"] * (1 - few) / (1 - few / 2)}
+
+    return Shift([*map(row, predicted.rows)])
+
+
 def _weaker(layers, factor):
     """Noise -> its law with an s2 that is `factor` times as large."""
     found = {}
@@ -109,9 +117,9 @@ def _words(weaker):
     return f"noise of {what} {amounts}{same}"
 
 
-def _row(change, found):
+def _row(change, found, note=""):
     worst = min(found.rows, key=lambda row: row["ratio"])
-    return _cells(change, worst["ratio"], worst["layer"])
+    return _cells(change, worst["ratio"], worst["layer"], note)
 
 
 def _cells(change, ratio, layer, note=""):

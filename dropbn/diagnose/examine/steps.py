@@ -11,7 +11,10 @@ from dropbn.diagnose.batches import Batches
 from dropbn.diagnose.entry import ModelOrPair
 from dropbn.diagnose.examine import inventory, retraining
 from dropbn.diagnose.examine.examination import Examination
+from dropbn.diagnose.gap import Gap
+from dropbn.diagnose.shift import Shift
 from dropbn.errors import DropbnError
+from dropbn.results import Result
 
 STEPS = (
     "finding noise and batch normalizations",
@@ -59,12 +62,14 @@ def examine(
     Raises:
       DropbnError: the model cannot be traced with these batches. What only one step refuses is in `skipped`.
     """
-    called, variables = entry.model_of(model, variables, call)
-    watch(STEPS[0])
     if train_batches is None and example is None:
         raise DropbnError("Give batches, or example= with inputs of the model.")
-    data = [jax.tree.map(_gaussian, example)] if train_batches is None else train_batches
-    train = Batches(data, called.call.inputs if train_batches is not None else lambda x: x, labels)
+    data = train_batches
+    if data is None:  # One batch, all of which are inputs.
+        data, call = [jax.tree.map(_gaussian, example)], {**call, "inputs": lambda batch: batch}
+    called, variables = entry.model_of(model, variables, call)
+    watch(STEPS[0])
+    train = Batches(data, called.call.inputs, labels)
     args, kwargs = called.arguments(train.inputs(train.first))
     known = called.shapes(args, kwargs) if variables is None else variables
     layers = called.layers_of(known, args, kwargs)
@@ -73,34 +78,40 @@ def examine(
     untrained = "No variables were given." * (variables is None)
     without = untrained or "No batches were given." * (train_batches is None)
     untested = without or "No test batches were given." * (test_batches is None)
+
+    def predicted() -> Shift:
+        return shift.predict(model, variables, train, **call)
+
+    def measured() -> Shift:
+        return shift.measure(model, variables, train, **call)
+
+    def explained() -> Gap:
+        given = {"labels": labels, "task": task, "score": score}
+        return gap.explain(model, variables, train, test_batches, **given, **call)
+
+    def retrained() -> Result:
+        if "predicted" not in found:
+            raise DropbnError("The shift is not predicted.")
+        return retraining.compare(model, variables, train, layers, found["predicted"], **call)
+
     # What each of the STEPS finds, how, and why it is not done.
     steps: list[tuple[str, Callable[[], Any], str]] = [
-        ("predicted", lambda: shift.predict(model, variables, train, **call), untrained),
-        ("measured", lambda: shift.measure(model, variables, train, **call), without),
-        (
-            "gap",
-            lambda: gap.explain(
-                model, variables, train, test_batches, labels=labels, task=task, score=score, **call
-            ),
-            untested,
-        ),
-        (
-            "retraining",
-            lambda: retraining.compare(model, variables, train, layers, found["predicted"], **call),
-            untrained,
-        ),
+        ("predicted", predicted, untrained),
+        ("measured", measured, without),
+        ("gap", explained, untested),
+        ("retraining", retrained, untrained),
     ]
-    skipped = {}
+    skipped = {STEPS[number]: why_not for number, (*_, why_not) in enumerate(steps, 1) if why_not}
     for number, (name, step, why_not) in enumerate(steps, 1):
+        if why_not:
+            continue
         watch(STEPS[number])
         try:
-            if why_not:
-                raise DropbnError(why_not)
             found[name] = step()
         except DropbnError as error:
             skipped[STEPS[number]] = str(error)
         except KeyboardInterrupt:
-            skipped |= dict.fromkeys(STEPS[number:], "Ctrl-C stopped it.")
+            skipped = dict.fromkeys(STEPS[number:], "Ctrl-C stopped it.") | skipped
             break
     return Examination(
         inventory.of(layers, known).rows,
