@@ -32,6 +32,12 @@ _BAD_TEXTS = {
 _BINARY = bytes(range(256)) * 4
 
 
+def _bad_writes():
+    """What may be put in the place of a file of JSON or text: name -> function of its path."""
+    writes = {name: lambda path, text=text: path.write_text(text) for name, text in _BAD_TEXTS.items()}
+    return writes | {"binary": lambda path: path.write_bytes(_BINARY)} | made.INSTEAD
+
+
 def _runs():
     doors = {
         "train": [*made.TRAIN[:1], "--workdir={}/run", *made.MLP, "--config.duration=3 epochs"],
@@ -46,9 +52,7 @@ def _runs():
         "eval/report.json": ("report",),
     }
     for file, commands in reading.items():
-        writes = {name: lambda path, text=text: path.write_text(text) for name, text in _BAD_TEXTS.items()}
-        writes |= {"binary": lambda path: path.write_bytes(_BINARY)} | made.INSTEAD
-        for name, write in writes.items():
+        for name, write in _bad_writes().items():
             for command in commands:
 
                 def prepare(directory, file=file, write=write):
@@ -134,9 +138,7 @@ def _studies():
     }
     doors = {"collect": collect, "report": report, "again": again}
     for file, commands in reading.items():
-        writes = {name: lambda path, text=text: path.write_text(text) for name, text in _BAD_TEXTS.items()}
-        writes |= {"binary": lambda path: path.write_bytes(_BINARY)} | made.INSTEAD
-        for name, write in writes.items():
+        for name, write in _bad_writes().items():
             for command in commands:
 
                 def prepare(directory, file=file, write=write):
